@@ -1,0 +1,1 @@
+"""Which clips exist: data set definitions, and official annotations read into one table of clips."""

@@ -1,0 +1,119 @@
+"""Annotation files as text: encodings, line ends, rows with their line numbers, repeated rows."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from bmlpipe.manifests.schema import SPLITS, Clip, ManifestError
+
+
+def read_text(path: Path) -> str:
+    r"""Read a text file as UTF-8 with or without byte-order mark, or UTF-16 with one; line ends become `\n`.
+
+    Raises:
+        ManifestError: The file cannot be opened, is in another encoding or is no text.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read: {error.strerror}") from error
+    encoding = "utf-16" if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ManifestError(
+            f"{path}, line {line}: byte 0x{raw[error.start]:02x} is not {encoding}: save the file as UTF-8"
+        ) from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ManifestError(f"{path}, line {line}: holds a NUL character, so this is no text file")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines that are not blank, stripped, each with its number from 1."""
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            yield number, line.strip()
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Rows of a CSV file that are not blank, fields stripped, each with the number of its first line.
+
+    Raises:
+        ManifestError: A quote is not closed, or closed in the middle of a field.
+    """
+    rows = csv.reader(io.StringIO(read_text(path)), strict=True)
+    line = 1
+    try:
+        for row in rows:
+            fields = [field.strip() for field in row]
+            if any(fields):
+                yield line, fields
+            line = rows.line_num + 1
+    except csv.Error as error:
+        raise ManifestError(f"{path}, line {line}: {error}: check the quotes") from error
+
+
+def distinct(rows: Iterable[tuple[Path, int, Clip]]) -> tuple[list[Clip], tuple[str, ...]]:
+    """Drop rows that repeat an earlier one.
+
+    Args:
+        rows: File, line and clip, in the order of the annotation.
+
+    Returns:
+        The clips without repetitions, and a note where there were some.
+
+    Raises:
+        ManifestError: Two rows have the same id and differ.
+    """
+    first: dict[str, tuple[Path, int, Clip]] = {}
+    repeated: list[str] = []
+    for path, line, clip in rows:
+        seen = first.setdefault(clip.id, (path, line, clip))
+        if seen[2] is clip:
+            continue
+        if seen[2] != clip:
+            differing = ", ".join(
+                f"{name} {getattr(clip, name)!r} and {getattr(seen[2], name)!r}"
+                for name in ("split", "label", "path", "start", "duration", "group")
+                if getattr(clip, name) != getattr(seen[2], name)
+            )
+            raise ManifestError(
+                f"{path}, line {line}: clip {clip.id!r} contradicts {seen[0].name}, line {seen[1]}: "
+                f"{differing}: keep one of the two rows"
+            )
+        repeated.append(f"{path.name}, line {line}")
+    notes = (f"{len(repeated)} repeated rows dropped, the first at {repeated[0]}",) if repeated else ()
+    return [clip for _, _, clip in first.values()], notes
+
+
+def split_files(annotations: Path, pattern: str) -> list[tuple[str, Path]]:
+    """Find lists that are told apart by their names, one a split.
+
+    Args:
+        annotations: Folder of the lists, or one of them; the others then stand beside it.
+        pattern: File name with `{}` for the split: `"{}.csv"`.
+
+    Returns:
+        Split and file of each list that exists, in the order train, val, test.
+
+    Raises:
+        ManifestError: There is none, or the file has another name.
+    """
+    names = {split: pattern.format(split) for split in SPLITS}
+    one = not annotations.is_dir()
+    if one and annotations.name not in names.values():
+        raise ManifestError(
+            f"{annotations}: the split of such a list is its name, expected one of {', '.join(names.values())}"
+        )
+    folder = annotations.parent if one else annotations
+    found = [(split, folder / name) for split, name in names.items() if (folder / name).is_file()]
+    if not found:
+        raise ManifestError(f"{folder}: none of {', '.join(names.values())} is here")
+    return found

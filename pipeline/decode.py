@@ -1,0 +1,339 @@
+"""Demux and decode one file with PyAV: its pictures with exact times, and those shown at whole seconds.
+
+All times are exact: rational seconds, or integer ticks of a stream's time base. "Zero" is the video stream's start.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import av.error
+from av.container import InputContainer
+
+from bmlpipe.pipeline.features import ClipError
+
+# Demuxers of single files. Playlists, scripts, image sequences and everything else that opens further files is left
+# out, and no protocol is allowed: the opened file object is all that libavformat ever reads.
+FORMATS = (
+    "mov,matroska,avi,flv,live_flv,mpeg,mpegts,mpegvideo,h264,hevc,m4v,ivf,obu,asf,ogg,rm,dv,mxf,nut,swf,gif,"
+    "yuv4mpegpipe,3g2,amr,aac,mp3,flac,wav,w64,caf,aiff,au,ac3,eac3"
+)
+
+_SIGNATURES = (b"\x1aE\xdf\xa3", b"FLV", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3", b"OggS", b"0&\xb2u", b"RIFF", b"\x47")
+_GEN_PTS = 1  # AVFMT_FLAG_GENPTS, which PyAV sets: it invents times that AVI files do not have
+
+#: A part of the declared length that may be missing before a file counts as cut off, in seconds.
+TRUNCATED = Fraction(1, 2)
+
+
+class DamageError(Exception):
+    """The decoder met an error while decoding strictly, or a seek landed too late; decode again in another way."""
+
+
+@contextmanager
+def open_media(path: Path) -> Iterator[InputContainer]:
+    """Open a media file for reading; nothing but this file is ever opened.
+
+    Raises:
+        ClipError: `unreadable_file`, `empty_file`, `not_media` or `damaged_container`.
+    """
+    try:
+        file = path.open("rb")
+    except (OSError, ValueError) as error:
+        raise ClipError("unreadable_file", f"{path}: {error}") from error
+    with file:
+        try:
+            head = file.read(12)
+            file.seek(0)
+            if not head:
+                raise ClipError("empty_file", f"{path} holds no bytes: copy or download it again")
+            options = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
+            container = av.open(file, mode="r", options=options, metadata_errors="replace")
+        except av.error.FFmpegError as error:
+            known = head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide") or head.startswith(_SIGNATURES)
+            reason = "damaged_container" if known and not isinstance(error, ValueError) else "not_media"
+            raise ClipError(reason, f"{path} cannot be opened as a video: {error.strerror}") from error
+        except OSError as error:
+            raise ClipError("unreadable_file", f"{path}: {error}") from error
+        with container:
+            container.flags = int(container.flags) & ~_GEN_PTS
+            yield container
+
+
+class Demuxer:
+    """Reads the packets of a container once, in file order, and hands them out by stream.
+
+    Attributes:
+        ended: The end of the file (or of what can be read of it) was reached.
+        damaged: The demuxer met an error.
+        sought: Reading began somewhere in the middle.
+        end: Latest end of a packet of any stream read so far, in seconds of the container's clock.
+    """
+
+    def __init__(self, container: InputContainer, wanted: list[Any]) -> None:
+        self.ended = False
+        self.damaged = False
+        self.end = Fraction(0)
+        self.sought = False
+        self._container = container
+        self._queues: dict[int, deque[Any]] = {stream.index: deque() for stream in wanted}
+        streams = [stream for stream in container.streams if stream.type in ("video", "audio")]
+        self._source = container.demux(*streams)
+
+    def seek(self, stream: Any, time: Fraction) -> None:
+        """Go on from a key frame at or before a time, seconds from the stream's start, as far as the file's index knows one."""
+        try:
+            self._container.seek(math.floor((zero(stream) + time) / stream.time_base), stream=stream)
+        except (av.error.FFmpegError, OSError) as error:
+            raise DamageError from error
+        self.sought = True
+
+    def packets(self, stream: Any) -> Iterator[Any]:
+        """Yield the packets of a stream in decoding order, reading on in the file as needed."""
+        queue = self._queues[stream.index]
+        while queue or self._read():
+            if queue:
+                yield queue.popleft()
+
+    def _read(self) -> bool:
+        try:
+            packet = next(self._source, None)
+        except (av.error.InvalidDataError, av.error.EOFError):
+            packet, self.damaged = None, True
+        except OSError as error:
+            raise ClipError("unreadable_file", f"reading failed in the middle of the file: {error}") from error
+        if packet is None:
+            self.ended = True
+            return False
+        if packet.size or packet.dts is not None:
+            time = packet.pts if packet.pts is not None else packet.dts
+            if time is not None:
+                self.end = max(self.end, (time + (packet.duration or 0)) * packet.time_base)
+            if packet.stream_index in self._queues:
+                self._queues[packet.stream_index].append(packet)
+        return True
+
+
+class Window:
+    """The stretch of a file that is one clip, in exact seconds.
+
+    Attributes:
+        start: From the file's beginning to the clip's.
+        length: None: to the end of the file.
+        seconds: Instants at most, and the length of the sound; None: every instant.
+        instants: Instants that there should be; None: as many as there are.
+    """
+
+    def __init__(self, start: float = 0.0, duration: float | None = None, seconds: int | None = None) -> None:
+        self.start = Fraction(repr(float(start)))  # the decimal number that was written, not its binary neighbour
+        self.length = None if duration is None else Fraction(repr(float(duration)))
+        self.seconds = seconds
+        limits = [limit for limit in (seconds, None if self.length is None else math.ceil(self.length)) if limit is not None]
+        self.instants = min(limits) if limits else None
+
+
+def zero(stream: Any) -> Fraction:
+    """When a stream starts, in seconds of its own clock."""
+    return Fraction((stream.start_time or 0) * stream.time_base)
+
+
+class Shot(NamedTuple):
+    """One decoded picture: the tick at which it is first shown, and the picture."""
+
+    tick: int
+    frame: av.VideoFrame
+
+
+@dataclass
+class Pictures:
+    """The video of a clip, decoded in display order.
+
+    Attributes:
+        stream: The video stream.
+        demuxer: Where its packets come from.
+        strict: Raise `DamageError` at the first sign of damage; else go on as far as possible and note it.
+        choose: Takes the packets and yields those that need to be decoded; None: all of them.
+        lost: Ticks of pictures that could not be decoded, or not wholly.
+        damaged: Some packet could not be decoded.
+        mended: Times ran backwards and were replaced.
+        end: Tick at which the last picture so far ends.
+        count: Pictures decoded so far.
+    """
+
+    stream: Any
+    demuxer: Demuxer
+    strict: bool = True
+    choose: Callable[[Iterator[Any]], Iterator[Any]] | None = None
+    lost: list[int] = field(default_factory=list)
+    damaged: bool = False
+    mended: bool = False
+    end: int = 0
+    count: int = 0
+
+    def tick(self, window: Window, instant: int) -> int:
+        """The last tick not after an instant of a clip, in whole seconds from its start."""
+        return math.floor((zero(self.stream) + window.start + instant) / self.stream.time_base)
+
+    def seconds(self, tick: int, window: Window) -> float:
+        """A tick as seconds from a clip's start."""
+        return float(tick * self.stream.time_base - zero(self.stream) - window.start)
+
+    def __iter__(self) -> Iterator[Shot]:
+        context = self.stream.codec_context
+        context.thread_count = 1
+        context.thread_type = "NONE"
+        if self.strict:
+            context.options = {"err_detect": "explode"}
+        by_dts = self.stream.container.format.name == "avi"  # AVI holds no presentation times: shown as they come out
+        rate = self.stream.average_rate
+        step = max(1, round(1 / (rate * self.stream.time_base))) if rate else 1
+        first = last = delay = None
+        packets = self.demuxer.packets(self.stream)
+        for packet in self.choose(packets) if self.choose else packets:
+            if first is None:
+                first = packet.dts
+            for frame in self._decode(packet):
+                self.count += 1
+                tick = frame.pts
+                if by_dts or tick is None:
+                    tick = frame.dts
+                    if tick is not None and by_dts:
+                        delay = tick - (first or 0) if delay is None else delay
+                        tick -= delay
+                if tick is None:
+                    tick = (self.stream.start_time or 0) if last is None else last + step
+                if last is not None and tick <= last:
+                    self.mended = True
+                    tick = last + step
+                if frame.is_corrupt:
+                    self._note(tick)
+                    continue
+                last, self.end = tick, tick + (frame.duration or step)
+                yield Shot(tick, frame)
+
+    def _decode(self, packet: Any) -> list[Any]:
+        if packet.is_corrupt:
+            self._note(packet.pts if packet.pts is not None else packet.dts)
+        try:
+            return list(self.stream.codec_context.decode(packet if packet.size else None))
+        except av.error.EOFError:
+            return []
+        except (av.error.FFmpegError, ValueError) as error:
+            if not self.count and not isinstance(error, av.error.InvalidDataError):
+                name = self.stream.codec_context.name
+                raise ClipError("decoder_error", f"the {name} decoder refused the stream: {error}") from error
+            self._note(packet.pts if packet.pts is not None else packet.dts)
+            return []
+
+    def _note(self, tick: int | None) -> None:
+        if self.strict:
+            raise DamageError
+        self.damaged = True
+        if tick is not None:
+            self.lost.append(tick)
+
+
+class Pick(NamedTuple):
+    """What is shown at one instant.
+
+    Attributes:
+        instant: Whole seconds from the clip's start.
+        shown: The picture shown at the instant.
+        shots: That picture and the `after` pictures that follow it; fewer follow: the last `after` + 1 pictures.
+        late: The first picture comes after the instant.
+        moved: Fewer than `after` pictures follow.
+    """
+
+    instant: int
+    shown: Shot
+    shots: tuple[Shot, ...]
+    late: bool
+    moved: bool
+
+
+def pick(pictures: Pictures, window: Window, after: int = 0) -> Iterator[Pick]:
+    """Pick the picture shown at each whole second of a clip: the last one whose time is not after it.
+
+    Stops decoding with the last picture needed. Holds `after` + 2 pictures at a time, or as many as two instants are apart.
+
+    Args:
+        pictures: Decoded pictures in display order.
+        window: The clip.
+        after: Pictures that must follow in each window.
+
+    Raises:
+        ClipError: `no_frames` or `too_few_frames` (fewer than `after` + 1 pictures in all).
+    """
+    held: deque[Shot] = deque()  # pictures number `count - len(held)` to `count - 1`
+    pending: deque[tuple[int, int, bool]] = deque()  # instants whose window is not complete: instant, number, late
+    count = instant = 0
+    limit = window.instants
+
+    def made(instant: int, number: int, late: bool) -> Pick:
+        base = count - len(held)
+        begin = min(number, count - 1 - after) - base
+        shots = tuple(held[index] for index in range(begin, begin + after + 1))
+        return Pick(instant, held[number - base], shots, late, moved=begin < number - base)
+
+    for shot in pictures:
+        while (limit is None or instant < limit) and shot.tick > pictures.tick(window, instant):
+            pending.append((instant, max(count - 1, 0), count == 0))
+            instant += 1
+        held.append(shot)
+        count += 1
+        while pending and count > pending[0][1] + after:
+            yield made(*pending.popleft())
+        if limit is not None and instant == limit and not pending:
+            return
+        needed = min(pending[0][1] if pending else count - 1, count - 1 - after)
+        while count - len(held) < needed:
+            held.popleft()
+    while (limit is None or instant < limit) and count and pictures.tick(window, instant) < pictures.end:
+        pending.append((instant, count - 1, False))
+        instant += 1
+    if not count:
+        raise ClipError("no_frames", "not one picture of the video stream can be decoded")
+    if pending and count <= after:
+        raise ClipError("too_few_frames", f"the clip has {count} decodable pictures, optical flow needs {after + 1}")
+    while pending:
+        yield made(*pending.popleft())
+
+
+def check_complete(pictures: Pictures, window: Window, instants: int) -> None:
+    """Refuse a clip whose file ends before what its header promises, so that instants are missing.
+
+    Raises:
+        ClipError: `truncated`, or `start_past_end` where the clip begins after the video's end.
+    """
+    if instants == window.instants:
+        return
+    stream = pictures.stream
+    base = stream.time_base
+    if missing_end(stream, pictures.demuxer, pictures.end * base, (zero(stream) + window.start + instants)):
+        end = float(pictures.end * base - zero(stream))
+        raise ClipError("truncated", f"the video ends after {end:.2f} s, its header promises more: copy or download it again")
+    if not instants:
+        end = float(pictures.end * base - zero(stream))
+        raise ClipError("start_past_end", f"the clip begins at {float(window.start):g} s, the video ends after {end:.2f} s")
+
+
+def missing_end(stream: Any, demuxer: Demuxer, end: Fraction, needed: Fraction) -> bool:
+    """Whether a stream that ended at `end` (seconds of its clock) should have gone on beyond `needed` by its header."""
+    container = stream.container
+    name = container.format.name
+    declared = None
+    if name.startswith("mov") or name == "avi":
+        declared = zero(stream) + stream.duration * stream.time_base if stream.duration else None
+    elif name.startswith(("matroska", "flv")) and container.duration:
+        # These state the length of the whole file only: it is cut off if every stream ends early.
+        declared = Fraction(container.duration + (container.start_time or 0), av.time_base)
+        end = max(end, demuxer.end)
+    return declared is not None and declared - TRUNCATED > max(end, needed)

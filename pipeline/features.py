@@ -1,0 +1,89 @@
+"""What extraction makes of one clip: plain data, between the decoder and the feature store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+class ClipError(Exception):
+    """A clip that cannot be used. Becomes a row of the ledger, never stops a run.
+
+    Attributes:
+        reason: Stable code (docs/reasons.md), for counting and `--retry-failed=REASON`.
+        message: Cause with its value, for people.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Frames at whole seconds.
+
+    Attributes:
+        jpegs: One baseline JPEG an instant.
+        times: Presentation time in seconds, relative to the clip's start, of the frame shown at instant 0, 1, 2 …
+        height: Rows of each picture.
+        width: Columns of each picture.
+    """
+
+    jpegs: tuple[bytes, ...]
+    times: tuple[float, ...]
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Spectrogram:
+    """A log spectrogram.
+
+    Attributes:
+        values: (frequency bins, windows), float16 as it is stored; bin b is b · rate / window Hz.
+    """
+
+    values: npt.NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Optical flow at the same instants as the frames.
+
+    Attributes:
+        jpegs: jpegs[instant][step] = (x, y): grey JPEGs, 128 = still, 1 grey level = bound / 127 pixels.
+        times: Presentation time of each instant's first frame, seconds from the clip's start.
+        height: Rows of each field.
+        width: Columns of each field.
+        bound: Displacements are clipped to ± bound pixels.
+    """
+
+    jpegs: tuple[tuple[tuple[bytes, bytes], ...], ...]
+    times: tuple[float, ...]
+    height: int
+    width: int
+    bound: float
+
+
+@dataclass(frozen=True)
+class Features:
+    """Everything that one decode of a clip gave.
+
+    Attributes:
+        flags: Conditions that did not fail the clip (docs/reasons.md), sorted: `short_video`, `silent_audio` …
+        media: What the source is: codecs, width, height, frame rate, rotation, duration, sample rate, channels.
+    """
+
+    frames: Frames | None = None
+    spectrogram: Spectrogram | None = None
+    flow: Flow | None = None
+    flags: tuple[str, ...] = ()
+    media: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,130 @@
+"""Features → shards: the clips that the ledger calls ok, as samples in an order shuffled once."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bmlpipe.manifests.schema import SPLITS, Clip, read_clips
+from bmlpipe.pipeline.extract import DATASET_FILE, MANIFEST_FILE, ExtractionError
+from bmlpipe.pipeline.ledger import read_ledger
+from bmlpipe.pipeline.store import FeatureStore, Stored, StoreError
+from bmlpipe.shards import spec
+from bmlpipe.shards.order import shuffled
+from bmlpipe.shards.spec import KINDS, Sample
+from bmlpipe.shards.writer import ShardWriter
+
+
+def sample_of(stored: Stored, clip: Clip, label: int, kinds: Iterable[str]) -> Sample:
+    """Turn one clip's features into a sample."""
+    features, members = stored.features, dict[str, bytes]()
+    meta: dict[str, Any] = {
+        "id": clip.id,
+        "label": clip.label,
+        "split": clip.split,
+        "start": clip.start,
+        "duration": clip.duration,
+        "flags": list(features.flags),
+        "media": features.media,
+        "source_sha256": [source.sha256 for source in stored.sources],
+    }
+    for kind in kinds:
+        if kind == "frames" and features.frames is not None:
+            frames = features.frames
+            members.update((spec.frame_member(i), jpeg) for i, jpeg in enumerate(frames.jpegs))
+            meta["frames"] = {"times": frames.times, "height": frames.height, "width": frames.width}
+        elif kind == "spectrogram" and features.spectrogram is not None:
+            file = io.BytesIO()
+            np.save(file, features.spectrogram.values, allow_pickle=False)
+            members[spec.SPECTROGRAM_MEMBER] = file.getvalue()
+        elif kind == "flow" and features.flow is not None:
+            flow = features.flow
+            for i, fields in enumerate(flow.jpegs):
+                for step, pair in enumerate(fields):
+                    members.update((spec.flow_member(i, step, axis), jpeg) for axis, jpeg in zip("xy", pair))
+            meta["flow"] = {"times": flow.times, "height": flow.height, "width": flow.width, "bound": flow.bound}
+    return Sample(spec.key_of(clip.id), label, members, meta)
+
+
+def write_shards(
+    dataset: str,
+    features: Path,
+    out: Path,
+    *,
+    kinds: Iterable[str] | None = None,
+    samples_per_shard: int = 1000,
+    seed: int = 0,
+    start: Callable[[int], None] = lambda total: None,
+    progress: Callable[[], None] = lambda: None,
+) -> Mapping[str, int]:
+    """Write the shards of an extraction.
+
+    Args:
+        dataset: Data set name; must be that of the features.
+        features: Feature folder (`bmlpipe extract`).
+        out: Folder of the shards; an old set there is replaced as a whole.
+        kinds: Feature kinds to take, None for all that were extracted.
+        samples_per_shard: Samples of a shard.
+        seed: Seed of the written order.
+        start: Called once with the number of samples to come.
+        progress: Called after each sample.
+
+    Returns:
+        Number of samples of each split.
+
+    Raises:
+        ExtractionError: There is no finished extraction of this data set here, it lacks a kind, or no clip is ok.
+        StoreError: A feature file that should be there is not, or is damaged.
+    """
+    try:
+        about = json.loads((features / DATASET_FILE).read_text(encoding="utf-8"))
+        rows = read_ledger(features)
+    except FileNotFoundError as error:
+        raise ExtractionError(
+            f"{features} holds no finished extraction ({error}): run bmlpipe extract first"
+        ) from error
+    if about["dataset"] != dataset:
+        raise ExtractionError(f"{features} holds features of {about['dataset']}, not of {dataset}: correct --dataset")
+    parameters = {kind: about["features"][kind] for kind in KINDS if kind in about["features"]}
+    if kinds is not None:
+        if unknown := set(kinds) - set(parameters):
+            raise ExtractionError(
+                f"{features} has no {', '.join(sorted(unknown))}, only {', '.join(parameters)}: extract it first "
+                "(what is there is kept)"
+            )
+        parameters = {kind: value for kind, value in parameters.items() if kind in set(kinds)}
+    ready = {row.id for row in rows if row.status == "ok"}
+    if not ready:
+        raise ExtractionError(f"no clip of {features} is ok: see the reasons in its ledger.csv")
+    clips = {clip.id: clip for clip in read_clips(features / MANIFEST_FILE) if clip.id in ready}
+    labels = {name: number for number, name in enumerate(about["classes"])}
+    store, counts = FeatureStore(features), dict[str, int]()
+    start(len(clips))
+    with ShardWriter(
+        out,
+        dataset=dataset,
+        classes=about["classes"],
+        features=parameters,
+        samples_per_shard=samples_per_shard,
+        seed=seed,
+    ) as writer:
+        for split in SPLITS:
+            order = shuffled((clip.id for clip in clips.values() if clip.split == split), seed)
+            counts[split] = len(order)
+            for clip_id in order:
+                stored = store.read(clip_id, parameters)
+                for kind, wanted in parameters.items():
+                    if stored.parameters[kind] != wanted:
+                        raise StoreError(
+                            f"{store.path(clip_id)}: {kind} was made with other parameters than the rest: "
+                            "run bmlpipe extract again to its end"
+                        )
+                clip = clips[clip_id]
+                writer.write(split, sample_of(stored, clip, labels[clip.label], parameters))
+                progress()
+    return counts

@@ -1,0 +1,182 @@
+"""What one worker does with a batch of clips: look whether there is anything to do, extract, store, report.
+
+Runs in Dask workers and without Dask alike; everything that goes in and out is plain data.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bmlpipe.manifests.locate import Source
+from bmlpipe.manifests.schema import Clip
+from bmlpipe.pipeline.clip import extract_clip
+from bmlpipe.pipeline.features import ClipError, Features
+from bmlpipe.pipeline.flow import FlowOptions
+from bmlpipe.pipeline.frames import FrameOptions
+from bmlpipe.pipeline.ledger import Row
+from bmlpipe.pipeline.software import software
+from bmlpipe.pipeline.spectrogram import SpectrogramOptions
+from bmlpipe.pipeline.store import FeatureStore, SourceFile, Stored, StoreError, StoreWriteError
+from bmlpipe.shards.spec import digest
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Which features to make, and how; None: that one is not wanted.
+
+    Attributes:
+        seconds: Length of the front ends in seconds; None: the whole clip (no spectrogram then).
+    """
+
+    seconds: int | None
+    frames: FrameOptions | None = None
+    spectrogram: SpectrogramOptions | None = None
+    flow: FlowOptions | None = None
+
+    def __post_init__(self) -> None:
+        if self.seconds is not None and self.seconds < 1:
+            raise ValueError(f"seconds is {self.seconds}: must be at least 1")
+        if self.spectrogram is not None and self.seconds is None:
+            raise ValueError(
+                "a spectrogram has a fixed length: give it with --seconds (10 for 257×1004, 3 for 257×299)"
+            )
+        if not self.parameters:
+            raise ValueError("no feature is wanted: name at least one of frames, spectrogram, flow")
+
+    @cached_property
+    def parameters(self) -> dict[str, dict[str, Any]]:
+        """Feature kind → everything that determines its values."""
+        found: dict[str, dict[str, Any]] = {}
+        if self.frames is not None:
+            found["frames"] = {**self.frames.parameters(), "seconds": self.seconds}
+        if self.spectrogram is not None and self.seconds is not None:
+            found["spectrogram"] = self.spectrogram.parameters(self.seconds)
+        if self.flow is not None:
+            found["flow"] = {**self.flow.parameters(), "seconds": self.seconds}
+        return found
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of all parameters."""
+        return digest(self.parameters)
+
+    def only(self, kinds: set[str]) -> Recipe:
+        """The same recipe for some of its feature kinds."""
+        dropped = {kind: None for kind in ("frames", "spectrogram", "flow") if kind not in kinds}
+        return replace(self, **dropped)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One clip to be extracted, and the file it lies in."""
+
+    clip: Clip
+    source: Source
+
+
+def stamp(source: Source) -> str:
+    """Size and modification time of a clip's files: equal stamps mean that nothing has changed.
+
+    Raises:
+        OSError: A file is gone or cannot be looked at.
+    """
+    files = [source.video] + ([source.audio] if source.audio else [])
+    return " ".join(f"{status.st_size}:{status.st_mtime_ns}" for status in map(os.stat, files))
+
+
+def extract_batch(tasks: Sequence[Task], recipe: Recipe, out: Path, videos: Path) -> list[Row]:
+    """Extract clips one after the other; a bad clip becomes a row and the next one is taken.
+
+    Args:
+        tasks: Clips.
+        recipe: What to make of them.
+        out: Feature folder.
+        videos: Folder that the ledger's source names are relative to.
+
+    Returns:
+        A ledger row for each clip, in order.
+
+    Raises:
+        StoreWriteError: The feature folder cannot be written (full disk, no permission): the run must stop, nothing
+            is lost.
+    """
+    store = FeatureStore(out)
+    return [_row(task, recipe, store, videos) for task in tasks]
+
+
+def _row(task: Task, recipe: Recipe, store: FeatureStore, videos: Path) -> Row:
+    name = os.path.relpath(task.source.video, videos)
+    row = Row(task.clip.id, task.clip.split, "ok", source=name, parameters=recipe.sha256)
+    try:
+        row = replace(row, stamp=stamp(task.source))
+        flags = _bring_up_to_date(task, recipe, store)
+    except StoreWriteError:
+        raise
+    except ClipError as error:
+        return replace(row, status="failed", reason=error.reason, message=error.message)
+    except OSError as error:
+        return replace(row, status="failed", reason="unreadable_file", message=str(error))
+    except Exception as error:  # a fault of ours must cost one clip, not a night
+        _logger.exception("internal error in clip %s", task.clip.id)
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        message = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+        return replace(row, status="failed", reason="internal_error", message=message)
+    return replace(row, flags=" ".join(flags))
+
+
+def _bring_up_to_date(task: Task, recipe: Recipe, store: FeatureStore) -> tuple[str, ...]:
+    """Extract what is missing or was made otherwise, keep the rest; returns the clip's flags."""
+    clip, source = task.clip, task.source
+    paths = [source.video] + ([source.audio] if source.audio else [])
+    old = _usable(clip, paths, store)
+    stored = old.parameters if old else {}
+    missing = {kind for kind, wanted in recipe.parameters.items() if stored.get(kind) != wanted}
+    if old is not None and not missing:
+        return old.features.flags
+    part = recipe.only(missing)
+    features = extract_clip(
+        source.video,
+        audio=source.audio,
+        start=clip.start,
+        duration=clip.duration,
+        seconds=recipe.seconds,
+        frames=part.frames,
+        spectrogram=part.spectrogram,
+        flow=part.flow,
+    )
+    kept = {kind: parameters for kind, parameters in stored.items() if kind not in missing}
+    if kept:
+        features = _merged(store.read(clip.id, kept).features, features)
+    sources = tuple(SourceFile.of(path) for path in paths)
+    whole = Stored(clip.id, (clip.start, clip.duration), sources, {**kept, **part.parameters}, features)
+    store.write(whole, software())
+    return features.flags
+
+
+def _usable(clip: Clip, paths: Sequence[Path], store: FeatureStore) -> Stored | None:
+    """The provenance of what is stored, if it was made from the same stretch of the same bytes."""
+    try:
+        old = store.read(clip.id, ())
+    except StoreError:
+        return None
+    same_clip = old.id == clip.id and old.clip == (clip.start, clip.duration) and len(old.sources) == len(paths)
+    return old if same_clip and all(file.same_content(path) for file, path in zip(old.sources, paths)) else None
+
+
+def _merged(old: Features, new: Features) -> Features:
+    return Features(
+        frames=new.frames or old.frames,
+        spectrogram=new.spectrogram or old.spectrogram,
+        flow=new.flow or old.flow,
+        flags=tuple(sorted({*old.flags, *new.flags})),
+        media=new.media or old.media,
+    )

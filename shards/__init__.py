@@ -1,0 +1,1 @@
+"""The sample format: write, index, verify, order and read shards. Knows no video and no model."""

@@ -1,0 +1,96 @@
+"""What a sample is: the fields, the names of their tar members, keys, and the version of the format.
+
+The written specification is docs/format.md; this module is its only implementation of names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+FORMAT = "bmlpipe-shards"
+VERSION = 1
+
+#: Feature kinds that a sample may have, in the order in which their members stand.
+KINDS = ("frames", "spectrogram", "flow")
+
+#: Training modality → the feature kind that it is read from.
+MODALITY_KIND = {"visual": "frames", "audio": "spectrogram", "flow": "flow"}
+
+_MAX_KEY = 64  # leaves room for ".flow_000_09_x.jpg" in USTAR's 100 characters
+_SAFE = re.compile(r"[A-Za-z0-9_-]+")
+
+
+class ShardError(ValueError):
+    """A shard, index or sample that is not what it should be; the message names file, key and member."""
+
+
+def key_of(clip_id: str) -> str:
+    """The sample key of a clip: its id where that is a safe file name, else a readable, collision-free stand-in.
+
+    Keys hold letters, digits, `_` and `-` only (WebDataset splits names at the first dot and drops folders), at
+    most 64 of them.
+
+    >>> key_of("-Qowmc0P9ic_000034")
+    '-Qowmc0P9ic_000034'
+    >>> key_of("v_Archery.g01/c 01")
+    'v_Archery_g01_c_01-b7958a182a'
+    """
+    if _SAFE.fullmatch(clip_id) and len(clip_id) <= _MAX_KEY:
+        return clip_id
+    digest = hashlib.sha256(clip_id.encode("utf-8", "surrogatepass")).hexdigest()[:10]
+    readable = re.sub(r"[^A-Za-z0-9_-]", "_", clip_id)[: _MAX_KEY - 11]
+    return f"{readable}-{digest}"
+
+
+def digest(parameters: Mapping[str, Any]) -> str:
+    """SHA-256 of parameters as canonical JSON: equal hashes mean features made in the same way."""
+    canonical = json.dumps(parameters, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def frame_member(instant: int) -> str:
+    """Member suffix of the frame at an instant: `frame_003.jpg`."""
+    return f"frame_{instant:03d}.jpg"
+
+
+def flow_member(instant: int, step: int, component: str) -> str:
+    """Member suffix of one flow component: `flow_003_00_x.jpg`, the step-th field at the instant."""
+    return f"flow_{instant:03d}_{step:02d}_{component}.jpg"
+
+
+SPECTROGRAM_MEMBER = "spectrogram.npy"
+CLASS_MEMBER = "cls"
+JSON_MEMBER = "json"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample as bytes, ready to be written.
+
+    Attributes:
+        key: See `key_of`.
+        label: Class id.
+        members: Member suffix → bytes, without `cls` and `json`.
+        meta: What the JSON member holds (id, label name, flags, times…); values must be JSON.
+    """
+
+    key: str
+    label: int
+    members: Mapping[str, bytes]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def files(self) -> list[tuple[str, bytes]]:
+        """All members of the sample, full names, sorted: the order in which they stand in the tar.
+
+        The JSON member also lists the size and CRC-32 of each of `members`, so that damage can be named.
+        """
+        listed = {suffix: [len(data), zlib.crc32(data)] for suffix, data in self.members.items()}
+        text = json.dumps({**self.meta, "members": listed}, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        whole = {**self.members, CLASS_MEMBER: str(self.label).encode(), JSON_MEMBER: text.encode()}
+        return [(f"{self.key}.{suffix}", whole[suffix]) for suffix in sorted(whole)]

@@ -1,0 +1,182 @@
+"""Write a set of shards: deterministic bytes, and all or nothing.
+
+Everything is written into a folder beside the target, flushed to disk, indexed, and then renamed into place: a
+reader sees the old set or the new one, and a run that was killed leaves no valid-looking rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import tarfile
+import uuid
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from bmlpipe.shards.index import INDEX_FILE, SAMPLE_DTYPE, SAMPLES_FILE, Index, Shard, write_index
+from bmlpipe.shards.spec import Sample, ShardError
+
+
+class _Recorder(io.RawIOBase):
+    """Passes bytes on to a file; keeps the SHA-256 of all and the CRC-32 since the last mark."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.crc32 = 0
+        self.position = 0
+
+    def write(self, data: Any) -> int:  # the signature of RawIOBase
+        self._file.write(data)
+        self.sha256.update(data)
+        self.crc32 = zlib.crc32(data, self.crc32)
+        self.position += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self.position
+
+
+class ShardWriter:
+    """Writes `{split}-000000.tar …` and the index; use it as a context manager.
+
+    Samples of one split must come one after the other. Leaving the block without an exception puts the set in place;
+    leaving it with one removes what was written and keeps what was there before.
+
+    Args:
+        out: Folder of the set. What it holds is replaced if it is a set of shards, and refused if it is anything else.
+        dataset: Data set name.
+        classes: Class names by class id.
+        features: Feature kind → parameters (JSON).
+        samples_per_shard: Samples of a shard, its last one of a split aside.
+        seed: Seed of the samples' order, recorded.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        *,
+        dataset: str,
+        classes: Sequence[str],
+        features: Mapping[str, Mapping[str, Any]],
+        samples_per_shard: int = 1000,
+        seed: int = 0,
+    ) -> None:
+        if samples_per_shard < 1:
+            raise ValueError(f"samples_per_shard is {samples_per_shard}: must be at least 1")
+        if out.is_dir() and any(out.iterdir()) and not (out / INDEX_FILE).is_file():
+            raise ShardError(
+                f"{out} exists and is not a set of shards: choose an empty or new folder, nothing was changed"
+            )
+        self.out = out.absolute()
+        self._about = (dataset, tuple(classes), dict(features), seed)
+        self._per_shard = samples_per_shard
+        self._shards: list[Shard] = []
+        self._records: list[tuple[bytes, int, int, int, int, int]] = []
+        self._keys: set[str] = set()
+        self._splits: list[str] = []
+        self._tar: tarfile.TarFile | None = None
+        self._in_shard = 0
+
+    def __enter__(self) -> ShardWriter:
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        for rest in self.out.parent.glob(f".{self.out.name}.writing-*"):  # of a run that was killed
+            shutil.rmtree(rest)
+        self._folder = self.out.parent / f".{self.out.name}.writing-{uuid.uuid4().hex[:8]}"
+        self._folder.mkdir()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+            elif self._tar is not None:
+                self._file.close()
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def write(self, split: str, sample: Sample) -> None:
+        """Append one sample.
+
+        Raises:
+            ShardError: The key was written before, the split was closed before, or a name does not fit USTAR.
+        """
+        if sample.key in self._keys:
+            raise ShardError(f"key {sample.key!r} occurs twice: keys must be unique in a set of shards")
+        if not self._splits or self._splits[-1] != split:
+            if split in self._splits:
+                raise ShardError(f"split {split!r} comes again after {self._splits[-1]!r}: write split by split")
+            self._close_shard()
+            self._splits.append(split)
+        elif self._in_shard == self._per_shard:
+            self._close_shard()
+        if self._tar is None:
+            self._open_shard(split)
+        assert self._tar is not None
+        start, self._recorder.crc32 = self._recorder.position, 0
+        for name, data in sample.files():
+            member = tarfile.TarInfo(name)  # mtime, uid, gid 0 and mode 0644: the same bytes on every machine
+            member.size = len(data)
+            self._tar.addfile(member, io.BytesIO(data))
+        self._keys.add(sample.key)
+        length = self._recorder.position - start
+        self._records.append(
+            (sample.key.encode(), start, length, self._recorder.crc32, len(self._shards), sample.label)
+        )
+        self._in_shard += 1
+
+    def _open_shard(self, split: str) -> None:
+        number = sum(shard.split == split for shard in self._shards)
+        self._name = f"{split}-{number:06d}.tar"
+        self._file = (self._folder / self._name).open("wb")
+        self._recorder = _Recorder(self._file)
+        self._tar = tarfile.open(fileobj=self._recorder, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self._in_shard = 0
+
+    def _close_shard(self) -> None:
+        if self._tar is None:
+            return
+        self._tar.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        about = (
+            self._name,
+            self._splits[-1],
+            self._in_shard,
+            self._recorder.position,
+            self._recorder.sha256.hexdigest(),
+        )
+        self._shards.append(Shard(*about))
+        self._tar = None
+
+    def _finish(self) -> None:
+        self._close_shard()
+        dataset, classes, features, seed = self._about
+        samples = np.array(self._records, dtype=SAMPLE_DTYPE)
+        write_index(self._folder, Index(dataset, classes, features, tuple(self._shards), samples, seed))
+        for name in (SAMPLES_FILE, INDEX_FILE, "."):
+            _sync(self._folder / name)
+        old = self._folder.with_name(self._folder.name + "-old")
+        if self.out.exists():
+            self.out.rename(old)
+        self._folder.rename(self.out)
+        _sync(self.out.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

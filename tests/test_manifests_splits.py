@@ -1,0 +1,152 @@
+"""Properties of the validation split."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bmlpipe.manifests.schema import Clip, ManifestError
+from bmlpipe.manifests.splits import add_validation
+
+labels = st.sampled_from("abcd")
+rows = st.lists(st.tuples(st.sampled_from(["train", "train", "train", "test"]), labels, st.integers(0, 6)), max_size=60)
+fractions = st.floats(0.01, 0.99)
+
+
+def clips_of(made: list[tuple[str, str, int]], *, groups: bool, class_wise: bool = False) -> list[Clip]:
+    return [
+        Clip(f"clip{i}", split, label, group=(f"{label}_{g}" if class_wise else f"g{g}") if groups else "")
+        for i, (split, label, g) in enumerate(made)
+    ]
+
+
+def val_ids(clips: list[Clip]) -> set[str]:
+    return {clip.id for clip in clips if clip.split == "val"}
+
+
+@given(rows, fractions, st.integers(0, 3), st.booleans(), st.randoms(use_true_random=False))
+def test_order_of_the_input_does_not_matter(made, fraction, seed, by_group, random) -> None:
+    clips = clips_of(made, groups=True)
+    result = add_validation(clips, fraction=fraction, seed=seed, by_group=by_group)
+    shuffled = random.sample(clips, len(clips))
+    again = add_validation(shuffled, fraction=fraction, seed=seed, by_group=by_group)
+    assert val_ids(again) == val_ids(result)
+    assert [clip.id for clip in again] == [clip.id for clip in shuffled]
+
+
+@given(rows, fractions, st.booleans())
+def test_nothing_but_the_split_of_training_clips_changes(made, fraction, by_group) -> None:
+    clips = clips_of(made, groups=True)
+    result = add_validation(clips, fraction=fraction, seed=0, by_group=by_group)
+    for before, after in zip(clips, result, strict=True):
+        if after.split == "val":
+            assert before == replace(after, split="train")
+        else:
+            assert before == after
+
+
+@given(rows, fractions, st.integers(0, 3))
+def test_each_label_gives_its_share_from_the_top_of_the_ranking(made, fraction, seed) -> None:
+    clips = clips_of(made, groups=False)
+    ranked = defaultdict(list)
+    for clip in sorted(clips, key=lambda clip: hashlib.sha256(f"{seed}:{clip.id}".encode()).hexdigest()):
+        if clip.split == "train":
+            ranked[clip.label].append(clip.id)
+    expected = set()
+    for names in ranked.values():
+        if len(names) >= 2:
+            expected |= set(names[: min(max(1, round(fraction * len(names))), len(names) - 1)])
+    assert val_ids(add_validation(clips, fraction=fraction, seed=seed, by_group=False)) == expected
+
+
+@given(rows, fractions)
+def test_no_group_is_parted_and_no_label_loses_training(made, fraction) -> None:
+    clips = clips_of(made, groups=True)
+    result = add_validation(clips, fraction=fraction, seed=0, by_group=True)
+    parts = {name: {clip.group for clip in result if clip.split == name} for name in ("train", "val")}
+    assert not parts["train"] & parts["val"]
+    trained = {clip.label for clip in clips if clip.split == "train"}
+    assert {clip.label for clip in result if clip.split == "train"} == trained
+
+
+@given(rows, st.floats(0.01, 0.5))
+def test_class_wise_groups_come_within_half_a_group_of_the_share(made, fraction) -> None:
+    clips = clips_of(made, groups=True, class_wise=True)
+    result = add_validation(clips, fraction=fraction, seed=0, by_group=True)
+    total = Counter(clip.label for clip in clips if clip.split == "train")
+    sizes = defaultdict(Counter)
+    for clip in clips:
+        if clip.split == "train":
+            sizes[clip.label][clip.group] += 1
+    taken = Counter(clip.label for clip in result if clip.split == "val")
+    for label, n in total.items():
+        aim = min(max(1, round(fraction * n)), n - 1)
+        if len(sizes[label]) == 1:
+            assert taken[label] == 0  # its only group has to train
+        else:
+            smallest = min(sizes[label].values())
+            assert abs(taken[label] - aim) <= max(max(sizes[label].values()) / 2, smallest - aim)
+            assert taken[label] >= 1
+
+
+def test_groups_that_cross_labels_come_near_the_share() -> None:
+    clips = [
+        Clip(f"{actor}_{e}_{i}", "train", e, group=f"{actor}") for actor in range(50) for e in "xyz" for i in range(7)
+    ]
+    result = add_validation(clips, fraction=0.1, seed=0, by_group=True)
+    assert Counter(clip.label for clip in result if clip.split == "val") == {"x": 35, "y": 35, "z": 35}
+
+
+def test_few_large_groups_still_give_a_validation_split() -> None:
+    clips = [Clip(f"{speaker}_{i}", "train", "xy"[i % 2], group=speaker) for speaker in "abcde" for i in range(20)]
+    result = add_validation(clips, fraction=0.1, seed=0, by_group=True)
+    assert len({clip.group for clip in result if clip.split == "val"}) == 1
+
+
+def test_another_seed_gives_another_split() -> None:
+    clips = [Clip(f"c{i}", "train", "x") for i in range(100)]
+    splits = {frozenset(val_ids(add_validation(clips, fraction=0.1, seed=s, by_group=False))) for s in range(5)}
+    assert len(splits) == 5
+
+
+def test_an_existing_validation_clip_stays() -> None:
+    clips = [Clip("a", "val", "x"), *(Clip(f"c{i}", "train", "x") for i in range(4))]
+    result = add_validation(clips, fraction=0.5, seed=0, by_group=False)
+    assert result[0] == clips[0]
+    assert len(val_ids(result)) == 3
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
+def test_fraction_out_of_range(fraction: float) -> None:
+    with pytest.raises(ManifestError, match="must lie between 0 and 1"):
+        add_validation([], fraction=fraction, seed=0, by_group=False)
+
+
+def test_same_in_every_process() -> None:
+    code = (
+        "from bmlpipe.manifests.schema import Clip\n"
+        "from bmlpipe.manifests.splits import add_validation\n"
+        "clips = [Clip(f'c{i}', 'train', 'xyz'[i % 3], group=f'g{i % 17}') for i in range(200)]\n"
+        "found = add_validation(clips, fraction=0.1, seed=3, by_group=True)\n"
+        "print(*[clip.id for clip in found if clip.split == 'val'])"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for hash_seed in ("1", "2")
+    }
+    assert len(outputs) == 1
+    assert len(outputs.pop().split()) in range(10, 31)

@@ -1,0 +1,1 @@
+"""From shards to a model: loader, encoders, fusion, modulation, loop, evaluation, journals."""

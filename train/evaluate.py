@@ -1,0 +1,81 @@
+"""Predictions for a split: each sample once, whatever the number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from bmlpipe.train.loader import encoder_input
+from bmlpipe.train.model import MultimodalModel
+from bmlpipe.train.scores import unimodal_logits
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions in the order of sample numbers.
+
+    Attributes:
+        numbers: (N,), sample numbers of the index.
+        labels: (N,), class ids.
+        logits: (N, K), of all modalities together.
+        branches: Modality → (N, K), of that modality alone (`bmlpipe.train.scores`).
+    """
+
+    numbers: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    logits: npt.NDArray[np.float32]
+    branches: Mapping[str, npt.NDArray[np.float32]]
+
+
+@torch.no_grad()
+def predict(
+    model: MultimodalModel, batches: Iterable[dict[str, Any]], classes: int, device: torch.device
+) -> Predictions:
+    """Run the model over this rank's share of a split and gather all ranks' predictions.
+
+    Args:
+        model: The model itself, not its data-parallel wrapper; put into evaluation mode and left there.
+        batches: This rank's batches (`bmlpipe.train.loader.evaluation_batches`); ranks may have different numbers.
+        classes: K.
+        device: Where to compute.
+
+    Returns:
+        The same on every rank.
+    """
+    model.eval()
+    modalities = tuple(model.encoders)
+    parts: list[Tensor] = []
+    numbers: list[Tensor] = []
+    for batch in batches:
+        inputs = {m: encoder_input(m, batch[m].to(device, non_blocking=True)) for m in modalities}
+        features = model.encode(inputs)
+        alone = unimodal_logits(model.head, features)
+        parts.append(torch.stack([model.head(features).float(), *(alone[m] for m in modalities)], dim=1))
+        numbers.append(torch.stack([batch["number"], batch["label"]], dim=1))
+    values = torch.cat(parts) if parts else torch.empty(0, 1 + len(modalities), classes, device=device)
+    about = torch.cat(numbers).to(device) if numbers else torch.empty(0, 2, dtype=torch.int64, device=device)
+    logits, ids = _gathered(values).cpu().numpy(), _gathered(about).cpu().numpy()
+    order = np.argsort(ids[:, 0], kind="stable")
+    branches = {m: logits[order, 1 + i] for i, m in enumerate(modalities)}
+    return Predictions(ids[order, 0], ids[order, 1], logits[order, 0], branches)
+
+
+def _gathered(mine: Tensor) -> Tensor:
+    """All ranks' rows one after the other, though their numbers differ."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return mine
+    world = dist.get_world_size()
+    counts = [torch.zeros(1, dtype=torch.int64, device=mine.device) for _ in range(world)]
+    dist.all_gather(counts, torch.tensor([len(mine)], device=mine.device))
+    most = max(int(count) for count in counts)
+    padded = torch.cat([mine, mine.new_zeros(most - len(mine), *mine.shape[1:])])
+    gathered = [torch.empty_like(padded) for _ in range(world)]
+    dist.all_gather(gathered, padded)
+    return torch.cat([part[: int(count)] for part, count in zip(gathered, counts, strict=True)])

@@ -1,0 +1,312 @@
+"""The training loop: forward with drop, backward, modulated gradients, a journal row, and nothing that waits."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from bmlpipe.shards.index import Index
+from bmlpipe.train import checkpoint
+from bmlpipe.train.config import ConfigError, TrainConfig
+from bmlpipe.train.encoders import ResNet18, load_imagenet, make_encoder
+from bmlpipe.train.evaluate import predict
+from bmlpipe.train.fusion import make_fusion
+from bmlpipe.train.journal import DelayedRows, Journal, Row
+from bmlpipe.train.loader import ClipDataset, TrainBatches, encoder_input, evaluation_batches, make_loader
+from bmlpipe.train.metrics import summarise
+from bmlpipe.train.model import MultimodalModel
+from bmlpipe.train.modulation import make_modulation, optimizer_advice, row_advice
+from bmlpipe.train.parallel import Place
+from bmlpipe.train.progress import ProgressLine
+from bmlpipe.train.scores import scores, unimodal_logits
+from bmlpipe.train.stopping import StopRequest
+
+_logger = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+
+
+class DivergedError(Exception):
+    """The loss is not a number any more; the message says where and what to try."""
+
+
+def build_model(config: TrainConfig, index: Index) -> MultimodalModel:
+    """Encoders for the configured modalities and a head for the shards' classes, initialised by the seed."""
+    torch.manual_seed(config.seed)
+    channels = {"audio": 1, "visual": 3, "flow": 2 * int(index.features.get("flow", {}).get("stack", 1))}
+    encoders: dict[str, nn.Module] = {}
+    for modality in config.chosen:
+        encoder = make_encoder(config.encoder, modality, channels=channels[modality])
+        if config.weights != "none" and isinstance(encoder, ResNet18):
+            load_imagenet(encoder, None if config.weights == "imagenet" else Path(str(config.weights)))
+        encoders[modality] = encoder
+    dims = {modality: int(encoder.features) for modality, encoder in encoders.items()}  # type: ignore[arg-type]
+    return MultimodalModel(encoders, make_fusion(config.fusion, dims, len(index.classes)))
+
+
+@dataclass
+class Progress:
+    """Where a run stands: all of it goes into a checkpoint.
+
+    Attributes:
+        step: Optimiser steps done, over all epochs: the position in the data too.
+        best_epoch: Epoch of the highest validation accuracy so far, −1 before the first.
+        best_accuracy: That accuracy.
+    """
+
+    step: int = 0
+    best_epoch: int = -1
+    best_accuracy: float = -1.0
+
+
+class Training:
+    """One run, on one rank.
+
+    Args:
+        config: Resolved configuration.
+        place: This process among the ranks.
+
+    Raises:
+        ConfigError, ShardError: The configuration, the shards or the checkpoint do not fit together.
+    """
+
+    def __init__(self, config: TrainConfig, place: Place) -> None:
+        if config.batch_norm == "sync" and place.device.type != "cuda":
+            raise ConfigError("batch_norm is 'sync', which torch offers on CUDA only: choose local or frozen")
+        self.config, self.place, self.folder = config, place, Path(config.out)
+        self.data = ClipDataset(
+            Path(config.shards),
+            config.chosen,
+            frames=config.frames or 1,
+            image_size=config.image_size,
+            augment=config.augment == "standard",
+            seed=config.seed,
+        )
+        self.index = self.data.reader.index
+        self.index.split_shards("val")  # the best epoch is chosen on it: say early if it is not there
+        model = build_model(config, self.index)
+        if config.batch_norm == "sync":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        self.model = model.to(place.device)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+        self.balance = make_modulation(
+            config.modulation,
+            config.chosen,
+            seed=config.seed,
+            q_base=config.q_base,
+            lam=config.lam,
+            alpha=config.alpha,
+            noise=config.noise,
+        )
+        self.progress = Progress()
+        if config.resume and self._path(checkpoint.LAST).is_file():
+            self._load(checkpoint.LAST)
+        self.batches = TrainBatches(
+            [shard.samples for shard in self.index.split_shards("train")],
+            batch_size=config.batch_size,
+            epochs=config.epochs,
+            seed=config.seed,
+            window=config.window,
+            rank=place.rank,
+            world=place.world,
+            first_step=self.progress.step,
+        )
+        self.rows = DelayedRows([*self.balance.columns, "loss", "stop"])
+        self.stop = StopRequest()
+        self.stopping = False
+
+    def run(self) -> Row | None:
+        """Train to the end, then evaluate the best epoch on the test split, once.
+
+        Returns:
+            The last row of metrics (the same on every rank); None where the run was asked to stop and can be resumed.
+
+        Raises:
+            DivergedError: The loss is not a number any more.
+        """
+        advice = optimizer_advice(self.balance, self.optimizer)
+        if advice and self.place.first:
+            _logger.warning(advice)
+        first, options = self.place.first, self.config
+        with (
+            Journal(self.folder, first_step=self.progress.step, tensorboard=options.tensorboard)
+            if first
+            else nullcontext() as journal,
+            self.stop.on_sigterm(),
+        ):
+            line = ProgressLine(self.batches.steps) if first else None
+            loader = iter(make_loader(self.data, self.batches, workers=options.workers, pin_memory=self._on_cuda))
+            wrapped = self._wrapped()
+            metrics: Row = {}
+            while self.progress.step < self.batches.steps:
+                epoch = self.progress.step // self.batches.steps_per_epoch
+                self._epoch(epoch, wrapped, loader, journal, line)
+                if self.stopping:
+                    self._save(checkpoint.LAST)
+                    return None
+                metrics = self._evaluate("val", epoch, journal)
+                if metrics["accuracy"] > self.progress.best_accuracy:
+                    self.progress.best_epoch, self.progress.best_accuracy = epoch, metrics["accuracy"]
+                    self._save(checkpoint.BEST)
+                self._save(checkpoint.LAST)
+            if any(shard.split == "test" for shard in self.index.shards):
+                self._barrier()
+                best = checkpoint.load(self._path(checkpoint.BEST), self.place.device)
+                self.model.load_state_dict(best["model"])
+                metrics = self._evaluate("test", self.progress.best_epoch, journal)
+            return metrics
+
+    @property
+    def _on_cuda(self) -> bool:
+        return self.place.device.type == "cuda"
+
+    def _wrapped(self) -> nn.Module:
+        if self.place.world == 1:
+            return self.model
+        return DistributedDataParallel(self.model, device_ids=[self.place.device] if self._on_cuda else None)
+
+    def _epoch(
+        self,
+        epoch: int,
+        wrapped: nn.Module,
+        loader: Iterator[dict[str, Any]],
+        journal: Journal | None,
+        line: ProgressLine | None,
+    ) -> None:
+        """Take the steps of one epoch, or of what is left of it; ends early where the ranks agree to stop."""
+        config = self.config
+        wrapped.train()
+        if config.batch_norm == "frozen":
+            _freeze_batch_norm(self.model)
+        self.balance.epoch = epoch
+        lr = config.lr * (config.lr_gamma ** (epoch // config.lr_step) if config.lr_step else 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        end = (epoch + 1) * self.batches.steps_per_epoch
+        before = time.perf_counter()
+        while self.progress.step < end and not self.stopping:
+            batch = next(loader)
+            loaded = time.perf_counter()
+            values = self._step(wrapped, batch)
+            now = time.perf_counter()
+            about: Row = {"step": self.progress.step, "epoch": epoch, "lr": lr, "data_s": loaded - before}
+            about |= {"step_s": now - before, "samples_per_s": config.batch_size / (now - before)}
+            before = now
+            self.progress.step += 1
+            self._read(self.rows.push(about, values), journal, line)
+            if config.checkpoint_every and self.progress.step % config.checkpoint_every == 0:
+                self._flush(journal, line)
+                self._save(checkpoint.LAST)
+        self._flush(journal, line)
+
+    def _step(self, wrapped: nn.Module, batch: dict[str, Any]) -> Tensor:
+        """One optimiser step; returns the journal's numbers, on the device."""
+        device = self.place.device
+        raw = {m: batch[m].to(device, non_blocking=True) for m in self.config.chosen}
+        labels = batch["label"].to(device, non_blocking=True)
+        numbers = batch["number"]
+
+        def between(features: dict[str, Tensor]) -> dict[str, Tensor]:
+            alone = scores(unimodal_logits(self.model.head, features), labels)
+            return self.balance.forward(features, alone, numbers.to(device, non_blocking=True))
+
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            logits = wrapped({m: encoder_input(m, value) for m, value in raw.items()}, between=between)
+            loss = functional.cross_entropy(logits.float(), labels)
+        weighted = loss.detach() / self.place.world  # ranks have equal shares, so the mean over ranks is the batch's
+        self.balance.reduce(torch.stack([weighted, torch.full_like(weighted, float(self.stop.requested))]))
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.balance.backward(self.model.encoders)  # type: ignore[arg-type]
+        self.optimizer.step()
+        return torch.cat([self.balance.row, self.balance.extra])
+
+    def _read(self, row: Row | None, journal: Journal | None, line: ProgressLine | None) -> None:
+        """Act on a row that has arrived, alike on every rank."""
+        if row is None:
+            return
+        self.stopping |= row.pop("stop") > 0
+        if journal is not None:
+            journal.step(row)
+        if line is not None:
+            line.step(row, row_advice({name: row[name] for name in self.balance.columns}))
+        if not math.isfinite(row["loss"]):
+            raise DivergedError(
+                f"the loss is {row['loss']} at step {row['step']} (epoch {row['epoch']}): lower --lr (now "
+                f"{row['lr']:g}), or look at the gradient norms in steps.jsonl; the last checkpoint is from before"
+            )
+
+    def _flush(self, journal: Journal | None, line: ProgressLine | None) -> None:
+        for row in self.rows.flush():
+            self._read(row, journal, line)
+
+    def _evaluate(self, split: str, epoch: int, journal: Journal | None) -> Row:
+        """Evaluate a split on all ranks; every rank gets the row that the first one journals."""
+        place = self.place
+        batches = evaluation_batches(
+            self.index.split_range(split),
+            batch_size=max(1, self.config.batch_size // place.world),
+            rank=place.rank,
+            world=place.world,
+        )
+        loader = make_loader(self.data, batches, workers=self.config.workers, pin_memory=self._on_cuda)
+        found = predict(self.model, loader, len(self.index.classes), place.device)
+        row: Row = {"epoch": epoch, "step": self.progress.step, "split": split}
+        row |= summarise(found.logits, found.branches, found.labels)
+        if journal is not None:
+            journal.metrics(row)
+            _logger.info(
+                "%s", "  ".join([f"{split} after epoch {epoch}:", *(f"{k} {v:.3f}" for k, v in list(row.items())[3:])])
+            )
+        return row
+
+    def _path(self, name: str) -> Path:
+        return self.folder / CHECKPOINTS / name
+
+    def _barrier(self) -> None:
+        if self.place.world > 1:
+            torch.distributed.barrier()
+
+    def _save(self, name: str) -> None:
+        if self.place.first:
+            content = {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "modulation": self.balance.state_dict(),
+                "progress": vars(self.progress),
+                "config": self.config.as_dict(),
+                "dataset": self.index.dataset,
+                "classes": list(self.index.classes),
+                "features": dict(self.index.features),
+                "features_sha256": self.index.features_sha256,
+            }
+            checkpoint.save(self._path(name), content)
+
+    def _load(self, name: str) -> None:
+        path = self._path(name)
+        state = checkpoint.load(path, self.place.device)
+        checkpoint.check_same_run(state, self.config.as_dict(), self.index.features_sha256, path)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.balance.load_state_dict(state["modulation"])
+        self.progress = Progress(**state["progress"])
+
+
+def _freeze_batch_norm(model: nn.Module) -> None:
+    """Use the running statistics and leave them; the affine parameters go on training."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()

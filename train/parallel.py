@@ -1,0 +1,122 @@
+"""Data parallelism: the process group of a run, and a check that its replicas are bitwise equal."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands.
+
+    Attributes:
+        rank: Its number among all processes, from 0.
+        world: Number of processes.
+        local_rank: Its number on this machine.
+        device: What it computes on.
+    """
+
+    rank: int
+    world: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes files and speaks."""
+        return self.rank == 0
+
+
+@contextmanager
+def process_group(device: str = "auto", *, timeout: timedelta = timedelta(minutes=30)) -> Iterator[Place]:
+    """The processes of this run, for the length of a `with` block.
+
+    Under torchrun a process group is made from its environment variables (NCCL on CUDA, gloo on the CPU) and torn down
+    at the end. Without torchrun there is one process and no group.
+
+    Args:
+        device: `auto` (CUDA where there is one), `cpu`, `cuda` (the GPU numbered as the local rank) or `cuda:N`.
+        timeout: How long a collective may take before the run is given up.
+
+    Yields:
+        This process's place.
+
+    Raises:
+        ValueError: A device that is not there, or torchrun's variables only in part.
+    """
+    given = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in os.environ}
+    if given and len(given) < 3:
+        raise ValueError(
+            f"of torchrun's RANK, WORLD_SIZE and LOCAL_RANK only {', '.join(given)} is set; set all or none"
+        )
+    rank, world, local_rank = (int(given.get(name, default)) for name, default in _ALONE.items())
+    place = Place(rank, world, local_rank, _device(device, local_rank))
+    if place.device.type == "cuda":
+        torch.cuda.set_device(place.device)
+    if not given:
+        yield place
+        return
+    on_cuda = place.device.type == "cuda"
+    dist.init_process_group("nccl" if on_cuda else "gloo", timeout=timeout, device_id=place.device if on_cuda else None)
+    try:
+        yield place
+    finally:
+        dist.destroy_process_group()
+
+
+def differing(module: nn.Module) -> list[str]:
+    """Names of the parameters and buffers that are not the same on all ranks, bit for bit.
+
+    Costs a copy to the host and a hash of each tensor: for tests and for finding faults. Every rank calls it.
+    """
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    if not (dist.is_available() and dist.is_initialized()) or not state:
+        return []
+    digests = torch.stack([_digest(tensor) for tensor in state.values()]).to(next(iter(state.values())).device)
+    gathered = [torch.empty_like(digests) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, digests)
+    unequal = (torch.stack(gathered) != digests).flatten(start_dim=2).any(dim=2).any(dim=0)
+    return [name for name, differs in zip(state, unequal.tolist(), strict=True) if differs]
+
+
+def all_equal(module: nn.Module) -> bool:
+    """Whether all parameters and buffers are bitwise equal on all ranks; the same answer on each of them."""
+    return not differing(module)
+
+
+_ALONE = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, not {name!r}") from error
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type != "cuda":
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, not {name!r}")
+    index = local_rank if device.index is None else device.index
+    if index >= torch.cuda.device_count():
+        raise ValueError(
+            f"GPU number {index} is asked for, this machine has {torch.cuda.device_count()}; start fewer processes "
+            "(--nproc-per-node) or choose --device cpu"
+        )
+    return torch.device("cuda", index)
+
+
+def _digest(tensor: Tensor) -> Tensor:
+    """SHA-256 of a tensor's bytes, (32,), uint8."""
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return torch.tensor(list(hashlib.sha256(data.tobytes()).digest()), dtype=torch.uint8)

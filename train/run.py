@@ -1,0 +1,91 @@
+"""Train a model from shards: `torchrun --nproc-per-node N train/run.py …`, or without torchrun.
+
+Exit status: 0 finished, 1 an error that the message explains, 2 wrong usage, 143 stopped by SIGTERM after saving
+(go on with --resume).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from bmlpipe.train.config import ConfigError, TrainConfig, flags, parse, read_file
+
+_logger = logging.getLogger("bmlpipe.train")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.option(
+    "--config",
+    "file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="YAML of options; flags go before it.",
+)
+@flags
+def main(file: Path | None, **given: Any) -> None:
+    """Train a multimodal model from shards, with on-the-fly modulation (OPM, OGM) and a journal row every step."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    try:
+        values = {**(read_file(file) if file else {}), **chosen}
+        config = parse(values, str(file) if file else "the command line").resolved()
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+    sys.exit(train(config))
+
+
+def train(config: TrainConfig) -> int:
+    """Run a resolved configuration on this rank; returns the exit status."""
+    import torch
+
+    from bmlpipe.shards.spec import ShardError
+    from bmlpipe.train.loop import DivergedError, Training
+    from bmlpipe.train.parallel import process_group
+
+    torch.backends.cudnn.benchmark = True
+    with process_group(config.device) as place:
+        level = logging.INFO if place.first else logging.ERROR
+        logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+        try:
+            if place.first:
+                prepare(config)
+            if place.world > 1:
+                torch.distributed.barrier()
+            metrics = Training(config, place).run()
+        except (ConfigError, ShardError, DivergedError, ValueError) as error:
+            _logger.error("%s", error)  # noqa: TRY400  (the message says it; a traceback would hide it)
+            return 1
+    if metrics is None:
+        _logger.info("stopped on request, everything is saved: go on with --resume")
+        return 143
+    _logger.info(
+        "finished: %s of epoch %d, accuracy %.3f, in %s",
+        metrics["split"],
+        metrics["epoch"],
+        metrics["accuracy"],
+        config.out,
+    )
+    return 0
+
+
+def prepare(config: TrainConfig) -> None:
+    """Make the run's folder and write the resolved configuration into it.
+
+    Raises:
+        ConfigError: The folder holds another run's checkpoint and `resume` is off.
+    """
+    folder = Path(config.out)
+    if (folder / "checkpoints").is_dir() and not config.resume:
+        raise ConfigError(f"{folder} holds a run already: go on with --resume, or choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(dataclasses.replace(config, resume=False).as_dict(), sort_keys=False, allow_unicode=True)
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
