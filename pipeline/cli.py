@@ -53,11 +53,7 @@ def _errors_explained() -> Iterator[None]:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(package_name="bmlpipe")
 def main() -> None:
-    """From raw audio-visual clips to a balanced multimodal model.
-
-    \b
-    bmlpipe extract → bmlpipe shard → torchrun train/run.py
-    """
+    """From raw audio-visual clips to a balanced multimodal model: extract, shard, then torchrun train/run.py."""
 
 
 @main.command()
@@ -90,10 +86,8 @@ def datasets() -> None:
     "--flow-stack", default=1, show_default=True, type=click.IntRange(1, 10), help="Consecutive fields an instant."
 )
 @click.option("--fold", default=1, show_default=True, type=click.IntRange(1, 3), help="UCF-101's split.")
-@click.option(
-    "--val-fraction", default=0.1, show_default=True, help="Share of train for a set without validation split."
-)
-@click.option("--val-by-group", is_flag=True, help="Make that split by group (CREMA-D: actors).")
+@click.option("--val-fraction", default=0.1, show_default=True, help="Share of train, for a set without val.")
+@click.option("--val-by-group", is_flag=True, help="By group (CREMA-D: actors).")
 @click.option("--workers", type=click.IntRange(0), help="Processes; 0: in this one, without Dask.  [all cores]")
 @click.option("--scheduler", help="Address of an existing Dask scheduler, tcp://…, instead.")
 @click.option("--batch", default=8, show_default=True, type=click.IntRange(1), help="Clips a task.")
@@ -176,9 +170,7 @@ def extract(
     found = counts["ok"] + counts["failed"]
     click.echo(f"ok {counts['ok']}, failed {counts['failed']}, absent {counts['absent']}: see {out / 'ledger.csv'}")
     if not found:
-        raise click.ClickException(
-            f"no file of any clip was found below {videos}: see `bmlpipe datasets` for file names"
-        )
+        raise click.ClickException(f"no clip has a file below {videos}: see `bmlpipe datasets` for file names")
     if counts["failed"] > max_failed * found:
         raise click.ClickException(
             f"{counts['failed']} of {found} clips failed, more than --max-failed {max_failed:g}: "
@@ -215,7 +207,7 @@ def shard(
                 samples_per_shard=samples_per_shard,
                 seed=seed,
                 start=start,
-                progress=lambda: meters[0].advance(),
+                progress=lambda: meters[0].advance(),  # noqa: PLW0108  (made by start)
             )
         finally:
             for meter in meters:

@@ -11,7 +11,8 @@ import av
 from av.container import InputContainer
 from av.stream import Disposition
 
-from bmlpipe.pipeline.decode import DamageError, Demuxer, Pick, Pictures, Window, check_complete, open_media, pick, zero
+from bmlpipe.pipeline.container import DamageError, Demuxer, open_media, zero
+from bmlpipe.pipeline.decode import Pick, Pictures, Window, check_complete, pick
 from bmlpipe.pipeline.features import ClipError, Features, Flow, Frames, Spectrogram
 from bmlpipe.pipeline.flow import FlowOptions, encode_fields, estimator
 from bmlpipe.pipeline.frames import FrameOptions, Scaler, encode
@@ -47,7 +48,7 @@ def extract_clip(
         audio: A separate file with the sound; both files begin at the same moment.
         start: Seconds from the file's beginning at which the clip begins.
         duration: Seconds that the clip lasts; None: to the end of the file.
-        seconds: Instants taken at most (0, 1, 2 … s), and the length that sound is tiled or cut to; None: every instant.
+        seconds: Instants at most (0, 1, 2 … s), and the length that sound is tiled or cut to; None: every instant.
         frames: How to store frames; None: not wanted.
         spectrogram: Which spectrogram; None: not wanted.
         flow: How to compute optical flow; None: not wanted.
@@ -106,7 +107,9 @@ def _attempt(
             if seek:
                 demuxer.seek(wanted[0], window.start - PREROLL)
             if picture is not None and (frames or flow):
-                found_frames, found_flow = _visual(Pictures(picture, demuxer, strict), window, frames, flow, flags)
+                pictures = Pictures(picture, demuxer, strict)
+                found_frames, found_flow = _visual(pictures, window, frames, flow, flags)
+                media["rotation"] = pictures.rotation
             if voice is not None and spectrogram:
                 begin = zero(voice)
                 if picture is not None and abs(begin - zero(picture)) > OFFSET:
@@ -191,9 +194,13 @@ def _sound(
     sound = Sound(stream, demuxer, begin + window.start, round(length * RATE))
     samples = sound.read()
     if sound.lost > sound.count:
-        raise ClipError("damaged_audio", f"{sound.lost} of {sound.lost + sound.count} packets of sound cannot be decoded")
+        raise ClipError(
+            "damaged_audio", f"{sound.lost} of {sound.lost + sound.count} packets of sound cannot be decoded"
+        )
     if not samples.size:
-        raise ClipError("missing_audio", f"the audio stream holds no sound at {float(window.start):g} s, where the clip begins")
+        raise ClipError(
+            "missing_audio", f"the audio stream holds no sound at {float(window.start):g} s, where the clip begins"
+        )
     sound.check_complete(samples.size)
     if sound.lost:
         flags.add("damaged_audio")

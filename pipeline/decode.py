@@ -1,6 +1,6 @@
-"""Demux and decode one file with PyAV: its pictures with exact times, and those shown at whole seconds.
+"""Decode a video with PyAV: its pictures with exact times, and those shown at whole seconds.
 
-All times are exact: rational seconds, or integer ticks of a stream's time base. "Zero" is the video stream's start.
+All times are exact: rational seconds, or integer ticks of the stream's time base. A stream's time zero is its start.
 """
 
 from __future__ import annotations
@@ -8,118 +8,16 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
+from itertools import chain
 from typing import Any, NamedTuple
 
 import av
 import av.error
-from av.container import InputContainer
 
+from bmlpipe.pipeline.container import DamageError, Demuxer, missing_end, zero
 from bmlpipe.pipeline.features import ClipError
-
-# Demuxers of single files. Playlists, scripts, image sequences and everything else that opens further files is left
-# out, and no protocol is allowed: the opened file object is all that libavformat ever reads.
-FORMATS = (
-    "mov,matroska,avi,flv,live_flv,mpeg,mpegts,mpegvideo,h264,hevc,m4v,ivf,obu,asf,ogg,rm,dv,mxf,nut,swf,gif,"
-    "yuv4mpegpipe,3g2,amr,aac,mp3,flac,wav,w64,caf,aiff,au,ac3,eac3"
-)
-
-_SIGNATURES = (b"\x1aE\xdf\xa3", b"FLV", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3", b"OggS", b"0&\xb2u", b"RIFF", b"\x47")
-_GEN_PTS = 1  # AVFMT_FLAG_GENPTS, which PyAV sets: it invents times that AVI files do not have
-
-#: A part of the declared length that may be missing before a file counts as cut off, in seconds.
-TRUNCATED = Fraction(1, 2)
-
-
-class DamageError(Exception):
-    """The decoder met an error while decoding strictly, or a seek landed too late; decode again in another way."""
-
-
-@contextmanager
-def open_media(path: Path) -> Iterator[InputContainer]:
-    """Open a media file for reading; nothing but this file is ever opened.
-
-    Raises:
-        ClipError: `unreadable_file`, `empty_file`, `not_media` or `damaged_container`.
-    """
-    try:
-        file = path.open("rb")
-    except (OSError, ValueError) as error:
-        raise ClipError("unreadable_file", f"{path}: {error}") from error
-    with file:
-        try:
-            head = file.read(12)
-            file.seek(0)
-            if not head:
-                raise ClipError("empty_file", f"{path} holds no bytes: copy or download it again")
-            options = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
-            container = av.open(file, mode="r", options=options, metadata_errors="replace")
-        except av.error.FFmpegError as error:
-            known = head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide") or head.startswith(_SIGNATURES)
-            reason = "damaged_container" if known and not isinstance(error, ValueError) else "not_media"
-            raise ClipError(reason, f"{path} cannot be opened as a video: {error.strerror}") from error
-        except OSError as error:
-            raise ClipError("unreadable_file", f"{path}: {error}") from error
-        with container:
-            container.flags = int(container.flags) & ~_GEN_PTS
-            yield container
-
-
-class Demuxer:
-    """Reads the packets of a container once, in file order, and hands them out by stream.
-
-    Attributes:
-        ended: The end of the file (or of what can be read of it) was reached.
-        damaged: The demuxer met an error.
-        sought: Reading began somewhere in the middle.
-        end: Latest end of a packet of any stream read so far, in seconds of the container's clock.
-    """
-
-    def __init__(self, container: InputContainer, wanted: list[Any]) -> None:
-        self.ended = False
-        self.damaged = False
-        self.end = Fraction(0)
-        self.sought = False
-        self._container = container
-        self._queues: dict[int, deque[Any]] = {stream.index: deque() for stream in wanted}
-        streams = [stream for stream in container.streams if stream.type in ("video", "audio")]
-        self._source = container.demux(*streams)
-
-    def seek(self, stream: Any, time: Fraction) -> None:
-        """Go on from a key frame at or before a time, seconds from the stream's start, as far as the file's index knows one."""
-        try:
-            self._container.seek(math.floor((zero(stream) + time) / stream.time_base), stream=stream)
-        except (av.error.FFmpegError, OSError) as error:
-            raise DamageError from error
-        self.sought = True
-
-    def packets(self, stream: Any) -> Iterator[Any]:
-        """Yield the packets of a stream in decoding order, reading on in the file as needed."""
-        queue = self._queues[stream.index]
-        while queue or self._read():
-            if queue:
-                yield queue.popleft()
-
-    def _read(self) -> bool:
-        try:
-            packet = next(self._source, None)
-        except (av.error.InvalidDataError, av.error.EOFError):
-            packet, self.damaged = None, True
-        except OSError as error:
-            raise ClipError("unreadable_file", f"reading failed in the middle of the file: {error}") from error
-        if packet is None:
-            self.ended = True
-            return False
-        if packet.size or packet.dts is not None:
-            time = packet.pts if packet.pts is not None else packet.dts
-            if time is not None:
-                self.end = max(self.end, (time + (packet.duration or 0)) * packet.time_base)
-            if packet.stream_index in self._queues:
-                self._queues[packet.stream_index].append(packet)
-        return True
 
 
 class Window:
@@ -136,13 +34,10 @@ class Window:
         self.start = Fraction(repr(float(start)))  # the decimal number that was written, not its binary neighbour
         self.length = None if duration is None else Fraction(repr(float(duration)))
         self.seconds = seconds
-        limits = [limit for limit in (seconds, None if self.length is None else math.ceil(self.length)) if limit is not None]
+        limits = [
+            limit for limit in (seconds, None if self.length is None else math.ceil(self.length)) if limit is not None
+        ]
         self.instants = min(limits) if limits else None
-
-
-def zero(stream: Any) -> Fraction:
-    """When a stream starts, in seconds of its own clock."""
-    return Fraction((stream.start_time or 0) * stream.time_base)
 
 
 class Shot(NamedTuple):
@@ -166,6 +61,7 @@ class Pictures:
         mended: Times ran backwards and were replaced.
         end: Tick at which the last picture so far ends.
         count: Pictures decoded so far.
+        rotation: Degrees, counter-clockwise, by which the file asks to turn its pictures.
     """
 
     stream: Any
@@ -177,10 +73,12 @@ class Pictures:
     mended: bool = False
     end: int = 0
     count: int = 0
+    rotation: int = 0
 
     def tick(self, window: Window, instant: int) -> int:
         """The last tick not after an instant of a clip, in whole seconds from its start."""
-        return math.floor((zero(self.stream) + window.start + instant) / self.stream.time_base)
+        base: Fraction = self.stream.time_base
+        return math.floor((zero(self.stream) + window.start + instant) / base)
 
     def seconds(self, tick: int, window: Window) -> float:
         """A tick as seconds from a clip's start."""
@@ -197,8 +95,8 @@ class Pictures:
         step = max(1, round(1 / (rate * self.stream.time_base))) if rate else 1
         first = last = delay = None
         packets = self.demuxer.packets(self.stream)
-        for packet in self.choose(packets) if self.choose else packets:
-            if first is None:
+        for packet in chain(self.choose(packets) if self.choose else packets, (None,)):
+            if first is None and packet is not None:
                 first = packet.dts
             for frame in self._decode(packet):
                 self.count += 1
@@ -216,21 +114,25 @@ class Pictures:
                 if frame.is_corrupt:
                     self._note(tick)
                     continue
+                if last is None:
+                    self.rotation = frame.rotation
                 last, self.end = tick, tick + (frame.duration or step)
                 yield Shot(tick, frame)
 
     def _decode(self, packet: Any) -> list[Any]:
-        if packet.is_corrupt:
-            self._note(packet.pts if packet.pts is not None else packet.dts)
+        """Decode a packet; None takes out what the decoder still holds."""
+        tick = None if packet is None else packet.dts if packet.pts is None else packet.pts
+        if packet is not None and packet.is_corrupt:
+            self._note(tick)
         try:
-            return list(self.stream.codec_context.decode(packet if packet.size else None))
+            return list(self.stream.codec_context.decode(packet))
         except av.error.EOFError:
             return []
         except (av.error.FFmpegError, ValueError) as error:
             if not self.count and not isinstance(error, av.error.InvalidDataError):
                 name = self.stream.codec_context.name
                 raise ClipError("decoder_error", f"the {name} decoder refused the stream: {error}") from error
-            self._note(packet.pts if packet.pts is not None else packet.dts)
+            self._note(tick)
             return []
 
     def _note(self, tick: int | None) -> None:
@@ -262,7 +164,7 @@ class Pick(NamedTuple):
 def pick(pictures: Pictures, window: Window, after: int = 0) -> Iterator[Pick]:
     """Pick the picture shown at each whole second of a clip: the last one whose time is not after it.
 
-    Stops decoding with the last picture needed. Holds `after` + 2 pictures at a time, or as many as two instants are apart.
+    Stops decoding with the last picture needed. Holds `after` + 2 pictures, more only while windows overlap.
 
     Args:
         pictures: Decoded pictures in display order.
@@ -319,21 +221,11 @@ def check_complete(pictures: Pictures, window: Window, instants: int) -> None:
     base = stream.time_base
     if missing_end(stream, pictures.demuxer, pictures.end * base, (zero(stream) + window.start + instants)):
         end = float(pictures.end * base - zero(stream))
-        raise ClipError("truncated", f"the video ends after {end:.2f} s, its header promises more: copy or download it again")
+        raise ClipError(
+            "truncated", f"the video ends after {end:.2f} s, its header promises more: copy or download it again"
+        )
     if not instants:
         end = float(pictures.end * base - zero(stream))
-        raise ClipError("start_past_end", f"the clip begins at {float(window.start):g} s, the video ends after {end:.2f} s")
-
-
-def missing_end(stream: Any, demuxer: Demuxer, end: Fraction, needed: Fraction) -> bool:
-    """Whether a stream that ended at `end` (seconds of its clock) should have gone on beyond `needed` by its header."""
-    container = stream.container
-    name = container.format.name
-    declared = None
-    if name.startswith("mov") or name == "avi":
-        declared = zero(stream) + stream.duration * stream.time_base if stream.duration else None
-    elif name.startswith(("matroska", "flv")) and container.duration:
-        # These state the length of the whole file only: it is cut off if every stream ends early.
-        declared = Fraction(container.duration + (container.start_time or 0), av.time_base)
-        end = max(end, demuxer.end)
-    return declared is not None and declared - TRUNCATED > max(end, needed)
+        raise ClipError(
+            "start_past_end", f"the clip begins at {float(window.start):g} s, the video ends after {end:.2f} s"
+        )

@@ -1,15 +1,15 @@
 """Optical flow between consecutive frames, stored as pairs of grey JPEGs.
 
-The fields are computed on the scaled luma planes. A displacement v (pixels, at the stored size; x to the right, y downwards) is
-clipped to ±bound and stored as the grey level round(128 + v · 127 / bound). With the default bound of 20 a grey level is
-0.157 pixels, so that quantisation alone errs by 0.079 pixels at most; what JPEG adds at quality 90 is measured in
-tests/test_flow.py (0.1 pixels root mean square on natural motion).
+The fields are computed on the scaled luma planes. A displacement v (pixels at the stored size; x to the right, y
+downwards) is clipped to ±bound and stored as the grey level round(128 + v · 127 / bound). With the default bound of 20
+a grey level is 0.157 pixels, so that quantisation alone errs by 0.079 pixels at most.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ class FlowOptions:
     """How optical flow is computed and stored.
 
     Attributes:
-        algorithm: `dis` (OpenCV's DIS, preset fast), `farneback` or `tvl1` (OpenCV's default, about 500 times slower than `dis`).
+        algorithm: `dis` (OpenCV's DIS, preset fast), `farneback`, or `tvl1` (OpenCV's defaults, 500 times slower).
         stack: Consecutive fields at each instant (L), 1 to 10.
         bound: Displacements are clipped to ± bound pixels.
         quality: JPEG quality, 1 to 100.
@@ -67,7 +67,7 @@ class FlowOptions:
 
 
 def estimator(algorithm: str) -> Estimate:
-    """A function from two grey pictures to the field that carries the first to the second, (h, w, 2) float32 pixels (x, y).
+    """A function from two grey pictures to the field that carries the first to the second: (h, w, 2) float32, (x, y).
 
     OpenCV's thread count is a setting of the whole process; it is set to 1 here, as extraction runs one process a core.
     """
@@ -82,9 +82,9 @@ def estimator(algorithm: str) -> Estimate:
 
         return farneback
     if algorithm == "tvl1":
-        method = cv2.optflow.DualTVL1OpticalFlow_create()
+        method: Any = cv2.optflow.DualTVL1OpticalFlow_create()  # type: ignore[attr-defined]
     else:
-        method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)  # type: ignore[attr-defined]
 
     def calculate(first: Plane, second: Plane) -> Field:
         return np.asarray(method.calc(first, second, None), np.float32)
@@ -94,7 +94,8 @@ def estimator(algorithm: str) -> Estimate:
 
 def quantise(component: Field, bound: float) -> Plane:
     """One component of a field as grey levels 1 to 255; 128 is no motion."""
-    return np.rint(128 + np.clip(component, -bound, bound) * (127 / bound)).astype(np.uint8)
+    levels: Plane = np.rint(128 + np.clip(component, -bound, bound) * (127 / bound)).astype(np.uint8)
+    return levels
 
 
 def dequantise(levels: Plane, bound: float) -> Field:
@@ -102,7 +103,9 @@ def dequantise(levels: Plane, bound: float) -> Field:
     return (levels.astype(np.float32) - 128) * np.float32(bound / 127)
 
 
-def encode_fields(pictures: Sequence[Plane], estimate: Estimate, bound: float, quality: int) -> tuple[tuple[bytes, bytes], ...]:
+def encode_fields(
+    pictures: Sequence[Plane], estimate: Estimate, bound: float, quality: int
+) -> tuple[tuple[bytes, bytes], ...]:
     """The fields between consecutive pictures as (x, y) JPEGs.
 
     Args:
@@ -118,5 +121,5 @@ def encode_fields(pictures: Sequence[Plane], estimate: Estimate, bound: float, q
         data: bytes = simplejpeg.encode_jpeg(grey, quality=quality, colorspace="GRAY")
         return data
 
-    fields = (estimate(first, second) for first, second in zip(pictures, pictures[1:]))
+    fields = (estimate(first, second) for first, second in pairwise(pictures))
     return tuple((jpeg(field[..., 0]), jpeg(field[..., 1])) for field in fields)

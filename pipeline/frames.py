@@ -42,7 +42,13 @@ class FrameOptions:
 
     def parameters(self) -> dict[str, Any]:
         """Everything that the bytes depend on, for hashing."""
-        return {"version": VERSION, "fps": 1, "short_side": self.short_side, "jpeg_quality": self.quality, "subsampling": "4:2:0"}
+        return {
+            "version": VERSION,
+            "fps": 1,
+            "short_side": self.short_side,
+            "jpeg_quality": self.quality,
+            "subsampling": "4:2:0",
+        }
 
 
 def check_short_side(value: int) -> None:
@@ -75,8 +81,9 @@ class Scaler:
     """Brings frames of one video to their stored form: upright, square pixels, short side as asked for.
 
     The size follows from the first frame; later frames of another size are brought to the same. Scaling is bicubic
-    (libswscale, exact arithmetic: the same bytes on every machine). A source that names no matrix is taken for BT.709 if it
-    is high definition (1280 columns or more, or more than 576 rows), else for BT.601, as players do.
+    (libswscale's bit-exact arithmetic). A source that names no matrix is taken for BT.709 if it is high definition
+    (longer side 1280 or more, or shorter side above 576), else for BT.601, as players do; one that names no range is
+    taken for limited range.
 
     Args:
         short_side: Pixels of the shorter side after scaling; the other is rounded to an even number.
@@ -131,11 +138,11 @@ def _array(plane: Any) -> Plane:
 
 
 def _matrix(frame: av.VideoFrame) -> int:
-    """libavutil's number of the frame's colour matrix; 6 (BT.601) for RGB, which libswscale converts itself."""
+    """The frame's colour matrix as libavutil numbers them; 6 (BT.601) for RGB, which libswscale converts itself."""
     if frame.format.is_rgb:
         return 6
     if frame.colorspace in (0, 2, 3):
-        return 1 if frame.width >= 1280 or frame.height > 576 else 6
+        return 1 if max(frame.width, frame.height) >= 1280 or min(frame.width, frame.height) > 576 else 6
     return int(frame.colorspace)
 
 
@@ -144,7 +151,9 @@ def _to_bt601(planes: Planes, matrix: int) -> Planes:
     if matrix not in _WEIGHTS:
         return planes
     source, target = _ycbcr_to_rgb(*_WEIGHTS[matrix]), _ycbcr_to_rgb(*_WEIGHTS_601)
-    mix = (np.linalg.inv(target) @ source).astype(np.float32)  # rows and columns: Y, Cb, Cr; the first column is 1, 0, 0
+    mix = (np.linalg.inv(target) @ source).astype(
+        np.float32
+    )  # rows and columns: Y, Cb, Cr; the first column is 1, 0, 0
     cb, cr = planes.cb.astype(np.float32) - 128, planes.cr.astype(np.float32) - 128
     shift = np.rint(mix[0, 1] * cb + mix[0, 2] * cr).astype(np.int16)
     rows, columns = planes.luma.shape
@@ -162,7 +171,8 @@ def _ycbcr_to_rgb(kr: float, kb: float) -> npt.NDArray[np.float64]:
 
 
 def _turn(frame: av.VideoFrame) -> tuple[int, bool]:
-    """Quarter turns counter-clockwise, and whether the picture is then mirrored left to right, by its display matrix."""
+    """What the display matrix asks for: quarter turns counter-clockwise, then whether to mirror left to right."""
+    data: Any
     for data in frame.side_data:
         if data.type.name == "DISPLAYMATRIX":
             a, b, _, c, d = np.frombuffer(data, np.int32)[:5].astype(np.int64)

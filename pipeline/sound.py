@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from typing import Any
 
 import av
 import av.error
 import numpy as np
 
-from bmlpipe.pipeline.decode import Demuxer, missing_end, zero
+from bmlpipe.pipeline.container import Demuxer, missing_end, zero
 from bmlpipe.pipeline.features import ClipError
 from bmlpipe.pipeline.spectrogram import RATE, Floats
 
@@ -96,17 +97,19 @@ class Sound:
         end = self.begin + Fraction(samples, RATE)
         if samples < self.samples and missing_end(self.stream, self.demuxer, end, end):
             got = float(end - zero(self.stream))
-            raise ClipError("truncated", f"the sound ends after {got:.2f} s, its header promises more: copy or download it again")
+            raise ClipError(
+                "truncated", f"the sound ends after {got:.2f} s, its header promises more: copy or download it again"
+            )
 
     def _frames(self) -> Iterator[Any]:
         context = self.stream.codec_context
         context.thread_count = 1
         context.thread_type = "NONE"
-        for packet in self.demuxer.packets(self.stream):
-            if packet.pts is not None:
+        for packet in chain(self.demuxer.packets(self.stream), (None,)):
+            if packet is not None and packet.pts is not None:
                 self._end = max(self._end, (packet.pts + (packet.duration or 0)) * packet.time_base)
             try:
-                frames = context.decode(packet if packet.size else None)
+                frames = context.decode(packet)
             except av.error.EOFError:
                 frames = []
             except (av.error.FFmpegError, ValueError):

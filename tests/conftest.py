@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
 
+import av
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 
@@ -16,3 +21,192 @@ def real_data() -> Path:
     if not (folder / "clips" / "manifest.csv").is_file():
         pytest.skip(f"no real clips at {folder}: set BMLPIPE_TEST_DATA to a folder with clips/ and annotations/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def toy_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of 96 + 24 + 25 samples of 4 classes: audio (257 × 40) easy to learn, visual (4 frames, 40 × 48) hard."""
+    import io
+
+    import simplejpeg
+
+    from bmlpipe.shards import spec
+    from bmlpipe.shards.writer import ShardWriter
+
+    out = tmp_path_factory.mktemp("toy") / "shards"
+    features = {"frames": {"short_side": 40}, "spectrogram": {"preset": "toy"}, "flow": {"stack": 1}}
+    random = np.random.default_rng(0)
+    with ShardWriter(out, dataset="folder", classes=list("abcd"), features=features, samples_per_shard=20) as writer:
+        for split, count in (("train", 96), ("val", 24), ("test", 25)):
+            for number in range(count):
+                label = number % 4
+                sound = random.normal(size=(257, 40)).astype(np.float16)
+                sound[60 * label : 60 * label + 30] += 1.5
+                pixels = random.integers(0, 200, (4, 40, 48, 3)).astype(np.uint8)
+                pixels[:, 10 * label : 10 * label + 8, 4:44] += 30
+                file = io.BytesIO()
+                np.save(file, sound)
+                members = {
+                    spec.frame_member(i): simplejpeg.encode_jpeg(image, 95, colorspace="RGB")
+                    for i, image in enumerate(pixels)
+                }
+                members[spec.SPECTROGRAM_MEMBER] = file.getvalue()
+                for i, image in enumerate(pixels):
+                    for axis in "xy":
+                        grey = np.ascontiguousarray(image[..., :1])
+                        members[spec.flow_member(i, 0, axis)] = simplejpeg.encode_jpeg(grey, 95, colorspace="GRAY")
+                size = {"times": [0.0, 1.0, 2.0, 3.0], "height": 40, "width": 48}
+                meta = {"id": f"{split}{number}", "label": "abcd"[label], "frames": size, "flow": {**size, "bound": 20}}
+                writer.write(split, spec.Sample(f"{split}-{number:03d}", label, members, meta))
+    return out
+
+
+# ----- tiny media, made on the spot -----
+
+_BITS = 16  # of the frame number that is drawn into each picture, 8 columns by 2 rows of blocks
+
+
+def _draw(number: int, width: int, height: int) -> npt.NDArray[np.uint8]:
+    """A picture (luma, 0–255) whose upper half spells its number and whose lower half drifts to the right."""
+    picture = np.full((height, width), 128, np.uint8)
+    for bit in range(_BITS):
+        row, column = divmod(bit, 8)
+        top, left = row * height // 4, column * width // 8
+        picture[top : top + height // 4, left : left + width // 8] = 220 if number >> bit & 1 else 30
+    texture = np.random.default_rng(0).integers(40, 210, (height // 8 + 1, width // 4 + 1), np.uint8)
+    texture = texture.repeat(4, axis=0).repeat(4, axis=1)[: height - height // 2, :width]
+    picture[height // 2 :] = np.roll(texture, 2 * number, axis=1)
+    return picture
+
+
+def _frame_number(luma: npt.NDArray[np.uint8]) -> int:
+    height, width = luma.shape
+    number = 0
+    for bit in range(_BITS):
+        row, column = divmod(bit, 8)
+        top, left = (2 * row + 1) * height // 8, (2 * column + 1) * width // 16
+        number |= int(luma[top - 1 : top + 2, left - 1 : left + 2].mean() > 125) << bit
+    return number
+
+
+@pytest.fixture(scope="session")
+def frame_number() -> Callable[[bytes | npt.NDArray[np.uint8]], int]:
+    """Reads the number of a picture that `make_clip` drew: from a JPEG, or from a luma plane."""
+
+    def read(picture: bytes | npt.NDArray[np.uint8]) -> int:
+        if isinstance(picture, bytes):
+            import simplejpeg
+
+            picture = simplejpeg.decode_jpeg(picture, colorspace="GRAY")[..., 0]
+        return _frame_number(picture)
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def make_clip() -> Callable[..., Path]:
+    """A function that writes a small video file; see `_make_clip` for its arguments."""
+    return _make_clip
+
+
+def _make_clip(
+    path: Path,
+    *,
+    seconds: float = 3.0,
+    fps: Fraction | float = 25,
+    size: tuple[int, int] = (112, 80),
+    codec: str | None = "libx264",
+    gop: int = 12,
+    options: dict[str, str] | None = None,
+    pix_fmt: str = "yuv420p",
+    times: Sequence[Fraction] | None = None,
+    rotation: int = 0,
+    audio_codec: str | None = "aac",
+    audio_rate: int = 44100,
+    channels: int = 2,
+    tone: float = 1000.0,
+    audio_seconds: float | None = None,
+    audio_start: float = 0.0,
+    video_start: float = 0.0,
+) -> Path:
+    """Write a clip: numbered pictures (`frame_number` reads them), and a tone at half of full scale in every channel.
+
+    Args:
+        path: Its suffix decides the container.
+        seconds: Length.
+        fps: Pictures a second.
+        size: Columns, rows.
+        codec: Video encoder; None: no video.
+        gop: Pictures from key frame to key frame at most.
+        options: The encoder's options.
+        pix_fmt: Pixel format given to the encoder.
+        times: Presentation times in seconds, instead of seconds and fps: a variable rate.
+        rotation: Degrees, counter-clockwise, in the display matrix.
+        audio_codec: Audio encoder; None: no sound.
+        audio_rate: Samples a second.
+        channels: 1, 2 or 6.
+        tone: Hz; 0: silence.
+        audio_seconds: Length of the sound; None: that of the video.
+        audio_start: When the sound begins, seconds.
+        video_start: When the pictures begin, seconds.
+    """
+    rate = Fraction(fps).limit_denominator(1001)
+    with av.open(str(path), "w") as container:
+        if codec is not None:
+            video = container.add_stream(codec, rate=rate, options=dict(options or {}))
+            video.width, video.height = size
+            video.pix_fmt = pix_fmt
+            video.gop_size = gop
+            video.codec_context.thread_count = 1
+            base = Fraction(1, 1000) if times is not None else 1 / rate
+            video.codec_context.time_base = base
+            if rotation:
+                video.set_display_rotation(rotation)
+        if audio_codec is not None:
+            layout = {1: "mono", 2: "stereo", 6: "5.1"}[channels]
+            audio = container.add_stream(audio_codec, rate=audio_rate, layout=layout)
+        if codec is not None:
+            shown = times if times is not None else [number / rate for number in range(round(seconds * rate))]
+            for number, time in enumerate(shown):
+                frame = av.VideoFrame.from_ndarray(_draw(number, *size), format="gray").reformat(format=pix_fmt)
+                frame.pts = round((time + Fraction(video_start)) / base)
+                frame.time_base = base
+                container.mux(video.encode(frame))
+            container.mux(video.encode(None))
+        if audio_codec is not None:
+            count = round((audio_seconds if audio_seconds is not None else seconds) * audio_rate)
+            wave = 0.5 * np.sin(2 * np.pi * tone * np.arange(count) / audio_rate)
+            fifo = av.AudioResampler(audio.format, layout, audio_rate, frame_size=audio.codec_context.frame_size or 1024)
+            sound = av.AudioFrame.from_ndarray(
+                np.ascontiguousarray(np.tile(wave.astype(np.float32), (channels, 1))), format="fltp", layout=layout
+            )
+            sound.sample_rate = audio_rate
+            sound.pts, sound.time_base = round(audio_start * audio_rate), Fraction(1, audio_rate)
+            for frame in [*fifo.resample(sound), *fifo.resample(None)]:
+                container.mux(audio.encode(frame))
+            container.mux(audio.encode(None))
+    return path
+
+
+@pytest.fixture(scope="session")
+def ffmpeg_frames() -> Callable[..., list[tuple[Fraction, str]]]:
+    """An independent full decode by the ffmpeg program: each picture's time in seconds and the MD5 of its planes."""
+
+    def read(path: Path, stream: int = 0) -> list[tuple[Fraction, str]]:
+        import ffmpeg
+        import imageio_ffmpeg
+
+        command = ffmpeg.input(str(path), noautorotate=None, threads=1)[f"v:{stream}"].output(
+            "pipe:", format="framemd5", fps_mode="passthrough", copyts=None, pix_fmt="yuv420p"
+        )
+        out, _ = command.run(cmd=imageio_ffmpeg.get_ffmpeg_exe(), capture_stdout=True, capture_stderr=True)
+        frames, base = [], Fraction(1)
+        for line in out.decode().splitlines():
+            if line.startswith("#tb 0:"):
+                base = Fraction(line.split(":")[1].strip())
+            elif line and not line.startswith("#"):
+                values = [value.strip() for value in line.split(",")]
+                frames.append((int(values[2]) * base, values[5]))
+        return frames
+
+    return read

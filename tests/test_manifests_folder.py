@@ -141,7 +141,7 @@ def test_csv_absolute_path_inside_the_videos(tmp_path: Path) -> None:
     touch(tmp_path / "videos", "c/x.mp4")
     clip = read_manifest("folder", path, videos=tmp_path / "videos").clips[0]
     assert (clip.id, clip.path) == ("c/x", "c/x.mp4")
-    with pytest.raises(ManifestError, match="line 2: path .* must name a file inside"):
+    with pytest.raises(ManifestError, match=r"line 2: path .* must name a file inside"):
         read_manifest("folder", path, videos=touch(tmp_path / "other", "y.mp4"))
 
 

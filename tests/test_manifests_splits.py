@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bmlpipe.manifests.schema import Clip, ManifestError
@@ -32,6 +32,7 @@ def val_ids(clips: list[Clip]) -> set[str]:
     return {clip.id for clip in clips if clip.split == "val"}
 
 
+@settings(deadline=None)
 @given(rows, fractions, st.integers(0, 3), st.booleans(), st.randoms(use_true_random=False))
 def test_order_of_the_input_does_not_matter(made, fraction, seed, by_group, random) -> None:
     clips = clips_of(made, groups=True)
@@ -42,6 +43,7 @@ def test_order_of_the_input_does_not_matter(made, fraction, seed, by_group, rand
     assert [clip.id for clip in again] == [clip.id for clip in shuffled]
 
 
+@settings(deadline=None)
 @given(rows, fractions, st.booleans())
 def test_nothing_but_the_split_of_training_clips_changes(made, fraction, by_group) -> None:
     clips = clips_of(made, groups=True)
@@ -53,6 +55,7 @@ def test_nothing_but_the_split_of_training_clips_changes(made, fraction, by_grou
             assert before == after
 
 
+@settings(deadline=None)
 @given(rows, fractions, st.integers(0, 3))
 def test_each_label_gives_its_share_from_the_top_of_the_ranking(made, fraction, seed) -> None:
     clips = clips_of(made, groups=False)
@@ -67,6 +70,7 @@ def test_each_label_gives_its_share_from_the_top_of_the_ranking(made, fraction, 
     assert val_ids(add_validation(clips, fraction=fraction, seed=seed, by_group=False)) == expected
 
 
+@settings(deadline=None)
 @given(rows, fractions)
 def test_no_group_is_parted_and_no_label_loses_training(made, fraction) -> None:
     clips = clips_of(made, groups=True)
@@ -77,6 +81,7 @@ def test_no_group_is_parted_and_no_label_loses_training(made, fraction) -> None:
     assert {clip.label for clip in result if clip.split == "train"} == trained
 
 
+@settings(deadline=None)
 @given(rows, st.floats(0.01, 0.5))
 def test_class_wise_groups_come_within_half_a_group_of_the_share(made, fraction) -> None:
     clips = clips_of(made, groups=True, class_wise=True)

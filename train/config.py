@@ -45,7 +45,9 @@ class TrainConfig:
     q_base: float = _option(0.5, "OPM: base drop probability (Eq. 8).")
     lam: float = _option(0.5, "OPM: λ, how strongly the discrepancy raises it (Eq. 8).")
     alpha: float = _option(0.8, "OGM: α, how strongly the discrepancy damps the gradient (Eq. 11).")
-    noise: bool = _option(True, "OGM: restore the gradient's noise (Eq. 17).")
+    noise: str = _option(
+        "all", "OGM: restore the noise of every encoder (Eq. 17), of damped ones, or of none.", "all", "damped", "off"
+    )
     epochs: int = _option(100, "Epochs.")
     batch_size: int = _option(32, "Global batch: samples of one optimiser step, all ranks together.")
     lr: float = _option(1e-3, "Learning rate of SGD.")

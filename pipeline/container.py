@@ -1,0 +1,152 @@
+"""One media file: opened so that nothing else can be, and its packets."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import av.error
+from av.container import InputContainer
+
+from bmlpipe.pipeline.features import ClipError
+
+# Demuxers of single files. Playlists, scripts, image sequences and everything else that opens further files is left
+# out, and no protocol is allowed: the opened file object is all that libavformat ever reads.
+FORMATS = (
+    "mov,matroska,avi,flv,live_flv,mpeg,mpegts,mpegvideo,h264,hevc,m4v,ivf,obu,asf,ogg,rm,dv,mxf,nut,swf,gif,"
+    "yuv4mpegpipe,3g2,amr,aac,mp3,flac,wav,w64,caf,aiff,au,ac3,eac3"
+)
+
+_SIGNATURES = (
+    b"\x1aE\xdf\xa3",
+    b"FLV",
+    b"\x00\x00\x01\xba",
+    b"\x00\x00\x01\xb3",
+    b"OggS",
+    b"0&\xb2u",
+    b"RIFF",
+    b"\x47",
+)
+_GEN_PTS = 1  # AVFMT_FLAG_GENPTS, which PyAV sets: it invents times that AVI files do not have
+
+#: A part of the declared length that may be missing before a file counts as cut off, in seconds.
+TRUNCATED = Fraction(1, 2)
+
+
+class DamageError(Exception):
+    """The decoder met an error while decoding strictly, or a seek landed too late; decode again in another way."""
+
+
+@contextmanager
+def open_media(path: Path) -> Iterator[InputContainer]:
+    """Open a media file for reading; nothing but this file is ever opened.
+
+    Raises:
+        ClipError: `unreadable_file`, `empty_file`, `not_media` or `damaged_container`.
+    """
+    try:
+        file = path.open("rb")
+    except (OSError, ValueError) as error:
+        raise ClipError("unreadable_file", f"{path}: {error}") from error
+    with file:
+        try:
+            head = file.read(12)
+            file.seek(0)
+            if not head:
+                raise ClipError("empty_file", f"{path} holds no bytes: copy or download it again")
+            options = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
+            container = av.open(file, mode="r", options=options, metadata_errors="replace")
+        except av.error.FFmpegError as error:
+            known = head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide") or head.startswith(_SIGNATURES)
+            if known and not isinstance(error, av.error.ArgumentError):
+                raise ClipError("damaged_container", f"{path} is cut off or damaged: {error.strerror}") from error
+            raise ClipError("not_media", f"{path} is not a video in one of the accepted containers") from error
+        except OSError as error:
+            raise ClipError("unreadable_file", f"{path}: {error}") from error
+        with container:
+            container.flags = int(container.flags) & ~_GEN_PTS
+            yield container
+
+
+class Demuxer:
+    """Reads the packets of a container once, in file order, and hands them out by stream.
+
+    Attributes:
+        ended: The end of the file (or of what can be read of it) was reached.
+        damaged: The demuxer met an error.
+        sought: Reading began somewhere in the middle.
+        end: Latest end of a packet of any stream read so far, in seconds of the container's clock.
+    """
+
+    def __init__(self, container: InputContainer, wanted: list[Any]) -> None:
+        self.ended = False
+        self.damaged = False
+        self.end = Fraction(0)
+        self.sought = False
+        self._container = container
+        self._queues: dict[int, deque[Any]] = {stream.index: deque() for stream in wanted}
+        streams = [stream for stream in container.streams if stream.type in ("video", "audio")]
+        self._source = container.demux(*streams)
+
+    def seek(self, stream: Any, time: Fraction) -> None:
+        """Go on from a key frame at or before a time, in seconds from the stream's start.
+
+        Raises:
+            DamageError: The file cannot be sought in.
+        """
+        try:
+            self._container.seek(math.floor((zero(stream) + time) / stream.time_base), stream=stream)
+        except (av.error.FFmpegError, OSError) as error:
+            raise DamageError from error
+        self.sought = True
+
+    def packets(self, stream: Any) -> Iterator[Any]:
+        """Yield the packets of a stream in decoding order, reading on in the file as needed."""
+        queue = self._queues[stream.index]
+        while queue or self._read():
+            if queue:
+                yield queue.popleft()
+
+    def _read(self) -> bool:
+        try:
+            packet = next(self._source, None)
+        except (av.error.InvalidDataError, av.error.EOFError):
+            packet, self.damaged = None, True
+        except OSError as error:
+            raise ClipError("unreadable_file", f"reading failed in the middle of the file: {error}") from error
+        if packet is None:
+            self.ended = True
+            return False
+        if packet.size:  # AVI has empty packets for dropped frames; PyAV ends with one that means "flush"
+            time = packet.pts if packet.pts is not None else packet.dts
+            if time is not None:
+                self.end = max(self.end, (time + (packet.duration or 0)) * packet.time_base)
+            if packet.stream_index in self._queues:
+                self._queues[packet.stream_index].append(packet)
+        return True
+
+
+def zero(stream: Any) -> Fraction:
+    """When a stream starts, in seconds of its own clock."""
+    return Fraction((stream.start_time or 0) * stream.time_base)
+
+
+def missing_end(stream: Any, demuxer: Demuxer, end: Fraction, needed: Fraction) -> bool:
+    """Whether a stream that ended at `end` (seconds of its clock) should have gone on beyond `needed` by its header."""
+    container = stream.container
+    name = container.format.name
+    declared = None
+    if name.startswith("mov") or name == "avi":
+        ticks = max(stream.duration or 0, stream.frames if name == "avi" else 0)  # AVI counts frames in ticks
+        declared = zero(stream) + ticks * stream.time_base if ticks else None
+    elif name.startswith(("matroska", "flv")) and container.duration:
+        # These state the length of the whole file only: it is cut off if every stream ends early.
+        declared = Fraction(container.duration + (container.start_time or 0), av.time_base)
+        end = max(end, demuxer.end)
+    return declared is not None and declared - TRUNCATED > max(end, needed)

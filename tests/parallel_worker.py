@@ -1,0 +1,112 @@
+"""One rank of test_parallel: trains under every modulation and writes what came out as JSON.
+
+Run as a script with torchrun's environment variables, or without them as the only process:
+`parallel_worker.py OUT.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+from bmlpipe.train.fusion import make_fusion
+from bmlpipe.train.model import MultimodalModel
+from bmlpipe.train.modulation import OGM, OPM, Modulation, Rule
+from bmlpipe.train.parallel import Place, all_equal, differing, process_group
+from bmlpipe.train.scores import scores, unimodal_logits
+
+NAMES = ("audio", "visual")
+STEPS = 8
+GLOBAL_BATCH = 12
+RULES: dict[str, tuple[Rule, ...]] = {
+    "none": (),
+    "opm": (OPM(),),
+    "ogm": (OGM(),),
+    "opm+ogm": (OPM(), OGM()),
+    "same step": (OPM(same_step=True, p_exe=0.7, rescale=True), OGM(form="cvpr", parameters="convolutions")),
+    "batch unit": (OPM(unit="batch"), OGM(noise="damped")),
+}
+
+
+class OwnNoise(Rule):
+    """The fault that `all_equal` is there to find: noise from each rank's own generator."""
+
+    def backward(self, encoders: Any, step: Any) -> None:
+        """Add numbers that no other rank draws."""
+        for encoder in encoders.values():
+            for parameter in encoder.parameters():
+                parameter.grad.add_(torch.randn_like(parameter))
+
+
+def train(place: Place, rules: tuple[Rule, ...], micro: int = 1) -> dict[str, Any]:
+    """A few steps on this rank's share of each global batch."""
+    torch.manual_seed(0)
+    encoders = {m: nn.Sequential(nn.Flatten(1, 2), nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten()) for m in NAMES}
+    model = MultimodalModel(encoders, make_fusion("concat", dict.fromkeys(NAMES, 64), 3))
+    wrapped = DistributedDataParallel(model) if place.world > 1 else model
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    modulation = Modulation(NAMES, *rules, seed=3)
+    data = torch.Generator().manual_seed(1)
+    torch.manual_seed(place.rank)  # from here on the ranks' own generators differ
+    rows, extras = [], []
+    for index in range(STEPS):
+        labels = torch.randint(3, (GLOBAL_BATCH,), generator=data)
+        inputs = {m: torch.randn(GLOBAL_BATCH, 1, 1, 6, 6, generator=data) for m in NAMES}
+        inputs["audio"][torch.arange(GLOBAL_BATCH), 0, 0, :, labels] += 2
+        ids = torch.arange(GLOBAL_BATCH) + GLOBAL_BATCH * index
+        optimizer.zero_grad()
+        mine = torch.arange(GLOBAL_BATCH)[place.rank :: place.world]
+        loss = torch.zeros(())
+        parts = mine.chunk(micro)
+        for part in parts:
+
+            def between(features: Any, part: Any = part, labels: Any = labels, ids: Any = ids) -> Any:
+                alone = scores(unimodal_logits(model.head, features), labels[part])
+                return modulation.forward(features, alone, ids[part])
+
+            loss = cross_entropy(wrapped({m: value[part] for m, value in inputs.items()}, between), labels[part])
+            if part is parts[-1]:
+                modulation.reduce(torch.stack([loss, torch.tensor(float(place.rank))]))
+            (loss / micro).backward()
+        modulation.backward(model.encoders)
+        optimizer.step()
+        rows.append({name: value.item() for name, value in modulation.telemetry().items()})
+        extras.append(modulation.extra.tolist())
+    parameters = torch.cat([p.detach().flatten() for p in model.parameters()])
+    return {
+        "rows": rows,
+        "extras": extras,
+        "parameters": parameters.tolist(),
+        "sha256": hashlib.sha256(parameters.numpy().tobytes()).hexdigest(),
+        "all_equal": all_equal(model),
+        "differing": differing(model),
+    }
+
+
+def main(out: Path) -> None:
+    """Everything that test_parallel looks at."""
+    torch.set_num_threads(1)
+    with process_group("cpu") as place:
+        result: dict[str, Any] = {"place": [place.rank, place.world, place.local_rank, str(place.device)]}
+        result |= {name: train(place, rules) for name, rules in RULES.items()}
+        result["accumulated"] = train(place, RULES["opm+ogm"], micro=2)
+        result["own noise"] = train(place, (OwnNoise(),))
+        layer = nn.BatchNorm1d(3)
+        if place.rank == 1:
+            layer.running_mean[1] = -0.0  # equal to 0.0, but not bitwise
+        result["buffers"] = differing(layer)
+        result["group"] = torch.distributed.is_initialized()
+    result["group after"] = torch.distributed.is_initialized()
+    out.write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,104 @@
+"""Options: one dataclass, a file, flags; unknown ones are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from bmlpipe.train.config import ConfigError, TrainConfig, parse, read_file
+from bmlpipe.train.run import main
+
+BASE = {"shards": "s", "out": "o"}
+
+
+def test_the_defaults_are_the_papers() -> None:
+    config = parse(BASE, "test").resolved()
+    assert (config.lr, config.momentum, config.batch_size) == (1e-3, 0.9, 32)
+    assert (config.modulation, config.q_base, config.lam, config.noise) == ("none", 0.5, 0.5, "all")
+    assert config.chosen == ("audio", "visual")
+    assert (config.frames, config.weights, config.image_size) == (3, "none", 224)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "modalities", "frames", "weights"),
+    [("cremad", ("audio", "visual"), 1, "none"), ("ucf101", ("visual", "flow"), 3, "imagenet")],
+)
+def test_the_data_set_fills_in_its_setting(
+    dataset: str, modalities: tuple[str, ...], frames: int, weights: str
+) -> None:
+    config = parse({**BASE, "dataset": dataset}, "test").resolved()
+    assert (config.chosen, config.frames, config.weights) == (modalities, frames, weights)
+
+
+def test_given_values_win_over_the_setting() -> None:
+    config = parse({**BASE, "dataset": "ucf101", "frames": 5, "modalities": "visual"}, "test").resolved()
+    assert (config.frames, config.chosen) == (5, ("visual",))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epocs": 3}, "unknown option 'epocs'; did you mean 'epochs'"),
+        ({"lr": "fast"}, "lr is 'fast': expected float"),
+        ({"epochs": 2.5}, "epochs is 2.5: expected int"),
+        ({"epochs": True}, "epochs is True"),
+        ({"resume": "yes"}, "resume is 'yes': expected bool"),
+        ({"modalities": 3}, "expected names"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse({**BASE, **values}, "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"shards": ""}, "--shards is missing"),
+        ({"modulation": "opmm"}, "must be one of none, opm, ogm"),
+        ({"modalities": "audio,smell"}, "smell is not known"),
+        ({"modalities": "audio,audio"}, "name each once"),
+        ({"modalities": "audio", "modulation": "opm"}, "nothing to balance"),
+        ({"encoder": "cnn4", "weights": "imagenet"}, "only resnet18"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"lr": 0}, "above 0"),
+    ],
+)
+def test_impossible_values_are_refused_with_their_remedy(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse({**BASE, **values}, "test").resolved()
+
+
+def test_a_file_holds_options_and_flags_win(tmp_path: Path) -> None:
+    file = tmp_path / "base.yaml"
+    file.write_text("shards: here\nout: there\nlr: 1e-2\nmodalities: [audio, visual]\n", encoding="utf-8")
+    config = parse({**read_file(file), "lr": 0.5}, str(file)).resolved()
+    assert (config.lr, config.shards, config.chosen) == (0.5, "here", ("audio", "visual"))
+    assert parse(config.as_dict(), "again").resolved() == config
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1\n", ""])
+def test_a_file_of_another_form_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"bad\.yaml"):
+        read_file(file)
+
+
+def test_every_option_is_a_flag_with_a_help_text() -> None:
+    result = CliRunner().invoke(main, ["--help"])
+    assert result.exit_code == 0
+    for name in TrainConfig.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in result.output
+    assert all(
+        field.metadata["help"].endswith((".", "imagenet (downloaded once) or a file of torchvision's."))
+        for field in TrainConfig.__dataclass_fields__.values()
+    )
+
+
+def test_a_wrong_flag_ends_with_usage_and_status_2() -> None:
+    result = CliRunner().invoke(main, ["--shards", "s", "--out", "o", "--batch-size", "0"])
+    assert result.exit_code == 2
+    assert "batch_size is 0" in result.output
