@@ -44,7 +44,7 @@ def _errors_explained() -> Iterator[None]:
 
     try:
         yield
-    except (ManifestError, ExtractionError, StoreError, StoreWriteError, ShardError, ValueError) as error:
+    except (ManifestError, ExtractionError, StoreError, StoreWriteError, ShardError, ValueError, RuntimeError) as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt as error:
         raise click.ClickException("interrupted: run the same command again, it goes on where it stopped") from error
@@ -229,3 +229,91 @@ def verify(shards: Path) -> None:
         click.echo("\t".join([fault.shard, fault.key or "-", fault.member or "-", fault.message]))
     click.echo(f"{len(index.shards)} shards, {len(index.samples)} samples, {len(faults)} faults", err=True)
     sys.exit(1 if faults else 0)
+
+
+def _print_table(runs: list[Path], out: Path | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from bmlpipe.train.report import markdown, picture, read_run, table
+
+    found = [read_run(folder) for folder in runs]
+    titles, rows = table(found)
+    if sys.stdout.isatty():
+        shown = Table(*titles)
+        for row in rows:
+            shown.add_row(*row)
+        Console().print(shown)
+    else:
+        click.echo(markdown(titles, rows), nl=False)
+    if out is not None:
+        picture(found, out)
+        click.echo(f"picture: {out}")
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=_EXISTING)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Picture to write: .png, .svg or .pdf.")
+def report(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Runs side by side: a table, and a picture of ρ and accuracies."""
+    with _errors_explained():
+        _print_table(list(runs), out)
+
+
+@main.command()
+@click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--dataset", type=click.Choice(list(DATASETS)), help="Replaces the recipe's.")
+@click.option("--shards", type=_EXISTING, help="Replaces the recipe's.")
+@click.option("--out", required=True, type=_FOLDER, help="Folder of all runs: OUT/<name>/seed-<seed>.")
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Runs at a time.")
+@click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="Picture to write at the end.")
+def sweep(recipe: Path, dataset: str | None, shards: Path | None, out: Path, jobs: int, picture: Path | None) -> None:
+    """Run what a recipe's comparison lacks, then print its table; killed sweeps go on."""
+    from bmlpipe.train.sweep import read_recipe, run_jobs
+
+    with _errors_explained():
+        planned = read_recipe(recipe, out, dataset=dataset, shards=str(shards) if shards else None)
+        click.echo(f"{len(planned)} runs, {sum(job.finished for job in planned)} finished before", err=True)
+        failed = run_jobs(planned, parallel=jobs, say=lambda line: click.echo(line, err=True))
+        _print_table([job.folder for job in planned if job.finished], picture)
+    if failed:
+        raise click.ClickException(
+            f"{len(failed)} of {len(planned)} runs failed: {', '.join(job.name for job in failed)}"
+        )
+
+
+@main.command()
+@click.option("--out", default="demo", show_default=True, type=_FOLDER, help="Folder for everything the demo makes.")
+@click.option("--clips", default=500, show_default=True, type=click.IntRange(50, 1500), help="Clips to make.")
+@click.option("--epochs", default=10, show_default=True, type=click.IntRange(1))
+@click.option("--processes", default=2, show_default=True, type=click.IntRange(1), help="Training processes.")
+def demo(out: Path, clips: int, epochs: int, processes: int) -> None:
+    """Make a small synthetic data set of video files; extract, shard and train with and without OPM."""
+    import shlex
+
+    from bmlpipe.pipeline.demo import commands, make_clips, run_command
+    from bmlpipe.pipeline.progress import Meter
+
+    with _errors_explained():
+        if out.exists() and any(out.iterdir()):
+            raise click.ClickException(f"{out} is not empty: remove it, or choose another --out")
+        click.echo(
+            f"Making {clips} short video files in {out / 'clips'}: handwritten digits that drift among clutter, and "
+            "keypad tones in noise. The data is synthetic: sound is easy here and pictures are hard, on purpose."
+        )
+        part = clips // 5
+        with Meter("clips", clips) as meter:
+            counts = {"train": clips - 2 * part, "val": part, "test": part}
+            annotation = make_clips(out / "clips", counts, meter.advance)
+        for words in commands(out, annotation, epochs=epochs, processes=processes):
+            click.secho(f"\n$ {shlex.join(words)}", bold=True)
+            run_command(words)
+    click.echo(
+        "\nρ of audio far above 1 means that sound dominates the joint training, and the visual branch learns little. "
+        "OPM drops the dominant feature now and then, which brings ρ down and lets the visual branch learn. "
+        "(Synthetic data: these numbers say nothing about any real task.)"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -162,7 +162,7 @@ def _visual(
             if chosen.moved:
                 flags.add("flow_window_moved")
     check_complete(pictures, window, len(times))
-    if pictures.damaged:
+    if not pictures.strict:  # a strict decode met an error, which the decoder may now have concealed
         flags.add("damaged_video")
     if pictures.mended:
         flags.add("mended_times")

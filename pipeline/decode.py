@@ -57,7 +57,6 @@ class Pictures:
         strict: Raise `DamageError` at the first sign of damage; else go on as far as possible and note it.
         choose: Takes the packets and yields those that need to be decoded; None: all of them.
         lost: Ticks of pictures that could not be decoded, or not wholly.
-        damaged: Some packet could not be decoded.
         mended: Times ran backwards and were replaced.
         end: Tick at which the last picture so far ends.
         count: Pictures decoded so far.
@@ -69,7 +68,6 @@ class Pictures:
     strict: bool = True
     choose: Callable[[Iterator[Any]], Iterator[Any]] | None = None
     lost: list[int] = field(default_factory=list)
-    damaged: bool = False
     mended: bool = False
     end: int = 0
     count: int = 0
@@ -138,7 +136,6 @@ class Pictures:
     def _note(self, tick: int | None) -> None:
         if self.strict:
             raise DamageError
-        self.damaged = True
         if tick is not None:
             self.lost.append(tick)
 
@@ -173,6 +170,7 @@ def pick(pictures: Pictures, window: Window, after: int = 0) -> Iterator[Pick]:
 
     Raises:
         ClipError: `no_frames` or `too_few_frames` (fewer than `after` + 1 pictures in all).
+        DamageError: The pictures were sought for and begin after the first instant; or see `Pictures.strict`.
     """
     held: deque[Shot] = deque()  # pictures number `count - len(held)` to `count - 1`
     pending: deque[tuple[int, int, bool]] = deque()  # instants whose window is not complete: instant, number, late
@@ -187,6 +185,8 @@ def pick(pictures: Pictures, window: Window, after: int = 0) -> Iterator[Pick]:
 
     for shot in pictures:
         while (limit is None or instant < limit) and shot.tick > pictures.tick(window, instant):
+            if not count and pictures.demuxer.sought:
+                raise DamageError  # the seek went too far
             pending.append((instant, max(count - 1, 0), count == 0))
             instant += 1
         held.append(shot)
@@ -202,6 +202,8 @@ def pick(pictures: Pictures, window: Window, after: int = 0) -> Iterator[Pick]:
         pending.append((instant, count - 1, False))
         instant += 1
     if not count:
+        if pictures.demuxer.sought:
+            raise DamageError  # no key frame from there on: there may be one before
         raise ClipError("no_frames", "not one picture of the video stream can be decoded")
     if pending and count <= after:
         raise ClipError("too_few_frames", f"the clip has {count} decodable pictures, optical flow needs {after + 1}")

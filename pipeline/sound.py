@@ -12,7 +12,7 @@ import av
 import av.error
 import numpy as np
 
-from bmlpipe.pipeline.container import Demuxer, missing_end, zero
+from bmlpipe.pipeline.container import DamageError, Demuxer, missing_end, zero
 from bmlpipe.pipeline.features import ClipError
 from bmlpipe.pipeline.spectrogram import RATE, Floats
 
@@ -71,7 +71,9 @@ class Sound:
             if resampler is None or form != key or abs(time - clock) > GAP:
                 if resampler is not None:
                     write(resampler.resample(None))
-                    self.gaps |= time - clock > GAP
+                elif self.demuxer.sought and time > GAP:
+                    raise DamageError  # the seek went too far: earlier sound may be there
+                self.gaps |= time - clock > GAP
                 options = {"rematrix_maxval": "1.0"}
                 resampler, key = av.AudioResampler(format="flt", layout="mono", rate=RATE, options=options), form
                 at, clock = round(time * RATE), time
@@ -113,7 +115,7 @@ class Sound:
             except av.error.EOFError:
                 frames = []
             except (av.error.FFmpegError, ValueError):
-                self.lost += 1
+                self.lost += bool(self.count) or not self.demuxer.sought  # a seek may land within a sound frame
                 continue
             self.count += len(frames)
             yield from frames

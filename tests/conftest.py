@@ -128,6 +128,7 @@ def _make_clip(
     audio_seconds: float | None = None,
     audio_start: float = 0.0,
     video_start: float = 0.0,
+    container_options: dict[str, str] | None = None,
 ) -> Path:
     """Write a clip: numbered pictures (`frame_number` reads them), and a tone at half of full scale in every channel.
 
@@ -149,9 +150,10 @@ def _make_clip(
         audio_seconds: Length of the sound; None: that of the video.
         audio_start: When the sound begins, seconds.
         video_start: When the pictures begin, seconds.
+        container_options: The container writer's options.
     """
     rate = Fraction(fps).limit_denominator(1001)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=dict(container_options or {})) as container:
         if codec is not None:
             video = container.add_stream(codec, rate=rate, options=dict(options or {}))
             video.width, video.height = size
@@ -176,7 +178,9 @@ def _make_clip(
         if audio_codec is not None:
             count = round((audio_seconds if audio_seconds is not None else seconds) * audio_rate)
             wave = 0.5 * np.sin(2 * np.pi * tone * np.arange(count) / audio_rate)
-            fifo = av.AudioResampler(audio.format, layout, audio_rate, frame_size=audio.codec_context.frame_size or 1024)
+            fifo = av.AudioResampler(
+                audio.format, layout, audio_rate, frame_size=audio.codec_context.frame_size or 1024
+            )
             sound = av.AudioFrame.from_ndarray(
                 np.ascontiguousarray(np.tile(wave.astype(np.float32), (channels, 1))), format="fltp", layout=layout
             )

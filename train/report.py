@@ -1,0 +1,166 @@
+"""Runs side by side: a table (mean ± deviation over seeds) and pictures, from the runs' own files."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bmlpipe.train.config import ConfigError
+from bmlpipe.train.journal import METRICS_FILE, STEPS_FILE, Row, read_rows
+
+#: Options that do not make two runs different experiments.
+_ASIDE = frozenset({"seed", "out", "shards", "workers", "device", "resume", "tensorboard", "checkpoint_every"})
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left.
+
+    Attributes:
+        folder: Its folder.
+        config: Its resolved options.
+        steps: Rows of `steps.jsonl`.
+        metrics: Rows of `metrics.jsonl`.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    steps: Sequence[Row]
+    metrics: Sequence[Row]
+
+    @property
+    def final(self) -> Row | None:
+        """The test row; without a test split, validation's best; None for a run without any."""
+        tests = [row for row in self.metrics if row["split"] == "test"]
+        return tests[-1] if tests else max(self.metrics, key=lambda row: float(row["accuracy"]), default=None)
+
+    def halfway(self, column: str) -> float | None:
+        """Mean of a journal column over the epoch in the middle of the run."""
+        middle = int(self.config["epochs"]) // 2
+        values = [row[column] for row in self.steps if row["epoch"] == middle and row.get(column) is not None]
+        return statistics.fmean(values) if values else None
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run's files; one that is still going on is read as far as it is.
+
+    Raises:
+        ConfigError: The folder holds no run.
+    """
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        return Run(folder, config, read_rows(folder / STEPS_FILE), read_rows(folder / METRICS_FILE))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{folder} holds no run ({error.filename} is missing): name folders that train/run.py wrote"
+        ) from error
+
+
+def experiments(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Group runs that differ by seed only; each group is named by the options in which the groups differ."""
+    groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for run in runs:
+        key = tuple((name, _shown(value)) for name, value in run.config.items() if name not in _ASIDE)
+        groups.setdefault(key, []).append(run)
+    options = [dict(key) for key in groups]
+    names = [name for name in options[0] if len({other.get(name) for other in options}) > 1] if options else []
+    return {
+        ", ".join(option[name] for name in names) or "all": group for option, group in zip(options, groups.values())
+    }
+
+
+def _shown(value: Any) -> str:
+    return "+".join(value) if isinstance(value, list) else str(value)
+
+
+def table(runs: Iterable[Run]) -> tuple[list[str], list[list[str]]]:
+    """The headline table.
+
+    Returns:
+        Column titles and rows of text; accuracies and mAP in %, mean ± standard deviation over seeds.
+    """
+    groups = experiments(runs)
+    modalities = list(dict.fromkeys(m for group in groups.values() for m in group[0].config["modalities"]))
+    titles = ["run", "seeds", "split", "accuracy", "mAP", *(f"{m} branch" for m in modalities)]
+    titles += [f"ρ {m} halfway" for m in modalities]
+    rows = []
+    for name, group in groups.items():
+        finals = [final for run in group if (final := run.final) is not None]
+        columns = ("accuracy", "mAP", *(f"accuracy/{m}" for m in modalities))
+        shares = [[100 * final[column] for final in finals if column in final] for column in columns]
+        ratios = [[value for run in group if (value := run.halfway(f"rho/{m}")) is not None] for m in modalities]
+        split = finals[0]["split"] if finals else "-"
+        cells = [*(_spread(values, ".1f") for values in shares), *(_spread(values, ".2f") for values in ratios)]
+        rows.append([name, str(len(finals)), split, *cells])
+    return titles, rows
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    if not values:
+        return "-"
+    mean = format(statistics.fmean(values), form)
+    return mean if len(values) == 1 else f"{mean} ± {format(statistics.stdev(values), form)}"
+
+
+def markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The table as Markdown."""
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def picture(runs: Iterable[Run], path: Path) -> None:
+    """Draw ρ over the steps, and the accuracies of joint prediction and branches over the epochs (validation).
+
+    Args:
+        runs: Runs; those that differ by seed only share a colour.
+        path: File to write; its ending chooses the format (png, svg, pdf).
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    groups = experiments(runs)
+    modalities = list(dict.fromkeys(m for group in groups.values() for m in group[0].config["modalities"]))
+    panels = ["rho", "accuracy", *(f"accuracy/{m}" for m in modalities)]
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.6), layout="constrained")
+    for number, (name, group) in enumerate(groups.items()):
+        for run in group:
+            style = {"color": f"C{number}", "label": name if run is group[0] else None}
+            _draw_ratio(axes[0], run, style)
+            for axis, column in zip(axes[1:], panels[1:]):
+                points = [
+                    (row["epoch"] + 1, 100 * row[column])
+                    for row in run.metrics
+                    if row["split"] == "val" and column in row
+                ]
+                axis.plot(*zip(*points), **style) if points else None
+    axes[0].axhline(1, color="grey", linewidth=0.8, linestyle=":")
+    axes[0].set(title=f"ρ of {modalities[0]}", xlabel="step", yscale="log")
+    for axis, column in zip(axes[1:], panels[1:]):
+        what = "both modalities" if column == "accuracy" else f"{column.partition('/')[2]} branch alone"
+        axis.set(title=what, xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 102))
+    axes[1].legend(frameon=False, fontsize="small")
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _draw_ratio(axis: Any, run: Run, style: Mapping[str, Any]) -> None:
+    """ρ of the first modality: every step faintly, and a running mean over 1/40 of the run."""
+    column = f"rho/{run.config['modalities'][0]}"
+    points = [(row["step"], row[column]) for row in run.steps if row.get(column)]
+    if not points:
+        return
+    steps, values = zip(*points)
+    width = max(1, len(values) // 40)
+    means = [statistics.fmean(values[max(0, i - width) : i + width + 1]) for i in range(len(values))]
+    axis.plot(steps, values, color=style["color"], alpha=0.2, linewidth=0.6)
+    axis.plot(steps, means, **style)
