@@ -16,6 +16,7 @@ from bmlpipe.pipeline.decode import Pick, Pictures, Window, check_complete, pick
 from bmlpipe.pipeline.features import ClipError, Features, Flow, Frames, Spectrogram
 from bmlpipe.pipeline.flow import FlowOptions, encode_fields, estimator
 from bmlpipe.pipeline.frames import FrameOptions, Scaler, encode
+from bmlpipe.pipeline.prune import needed_shots
 from bmlpipe.pipeline.sound import Sound
 from bmlpipe.pipeline.spectrogram import RATE, SpectrogramOptions, fit, log_spectrogram
 
@@ -68,15 +69,14 @@ def extract_clip(
     if frames is None and spectrogram is None and flow is None:
         raise ValueError("nothing is wanted: ask for frames, spectrogram or flow")
     window = Window(start, duration, seconds)
-    if window.start > PREROLL:
-        try:  # from a key frame before the start
-            return _attempt(video, audio, window, frames, spectrogram, flow, seek=True, strict=True)
+    for seek, prune in ((True, True), (False, True), (False, False)):
+        if seek and window.start <= PREROLL:
+            continue
+        try:
+            return _attempt(video, audio, window, frames, spectrogram, flow, seek=seek, prune=prune, strict=True)
         except DamageError:
-            pass  # no key frame there after all, or damage: see from the file's beginning
-    try:
-        return _attempt(video, audio, window, frames, spectrogram, flow, seek=False, strict=True)
-    except DamageError:
-        return _attempt(video, audio, window, frames, spectrogram, flow, seek=False, strict=False)
+            continue  # no key frame where one was sought, or damage
+    return _attempt(video, audio, window, frames, spectrogram, flow, seek=False, prune=False, strict=False)
 
 
 def _attempt(
@@ -88,6 +88,7 @@ def _attempt(
     flow: FlowOptions | None,
     *,
     seek: bool,
+    prune: bool,
     strict: bool,
 ) -> Features:
     flags: set[str] = set()
@@ -103,12 +104,13 @@ def _attempt(
             if voice is None and spectrogram and audio is None:
                 raise ClipError("missing_audio", f"{video} has no audio stream")
             wanted = [stream for stream in (picture if frames or flow else None, voice) if stream is not None]
+            _check_decoders(wanted)
             demuxer = Demuxer(container, wanted)
             if seek:
                 demuxer.seek(wanted[0], window.start - PREROLL)
             if picture is not None and (frames or flow):
                 pictures = Pictures(picture, demuxer, strict)
-                found_frames, found_flow = _visual(pictures, window, frames, flow, flags)
+                found_frames, found_flow = _visual(pictures, window, frames, flow, flags, prune)
                 media["rotation"] = pictures.rotation
             if voice is not None and spectrogram:
                 begin = zero(voice)
@@ -123,6 +125,7 @@ def _attempt(
             if voice is None:
                 raise ClipError("missing_audio", f"{audio} has no audio stream")
             media |= {"audio_container": container.format.name, **_describe_audio(voice)}
+            _check_decoders([voice])
             demuxer = Demuxer(container, [voice])
             if seek:
                 demuxer.seek(voice, window.start - PREROLL)
@@ -133,7 +136,12 @@ def _attempt(
 
 
 def _visual(
-    pictures: Pictures, window: Window, frames: FrameOptions | None, flow: FlowOptions | None, flags: set[str]
+    pictures: Pictures,
+    window: Window,
+    frames: FrameOptions | None,
+    flow: FlowOptions | None,
+    flags: set[str],
+    prune: bool,
 ) -> tuple[Frames | None, Flow | None]:
     stream = pictures.stream
     aspect = stream.sample_aspect_ratio
@@ -145,7 +153,9 @@ def _visual(
     times: list[float] = []
     flow_times: list[float] = []
     size = flow_size = (0, 0)
-    for chosen in pick(pictures, window, flow.stack if flow else 0):
+    after = flow.stack if flow else 0
+    shots = needed_shots(pictures, window, after) if prune else None
+    for chosen in pick(pictures, window, after, shots):
         _check_whole(pictures, window, chosen)
         times.append(pictures.seconds(chosen.shown.tick, window))
         if chosen.late:
@@ -217,6 +227,12 @@ def _picture_stream(container: InputContainer) -> Any:
     """The video stream that a player would show; cover art does not count."""
     best = container.streams.best("video")
     return None if best is None or best.disposition & Disposition.attached_pic else best
+
+
+def _check_decoders(streams: list[Any]) -> None:
+    for stream in streams:
+        if stream.codec_context is None:
+            raise ClipError("decoder_error", f"there is no decoder for the file's {stream.type} stream")
 
 
 def _describe(container: InputContainer, picture: Any, voice: Any) -> dict[str, Any]:

@@ -81,18 +81,21 @@ class Demuxer:
         ended: The end of the file (or of what can be read of it) was reached.
         damaged: The demuxer met an error.
         sought: Reading began somewhere in the middle.
-        end: Latest end of a packet of any stream read so far, in seconds of the container's clock.
     """
 
     def __init__(self, container: InputContainer, wanted: list[Any]) -> None:
         self.ended = False
         self.damaged = False
-        self.end = Fraction(0)
+        self._ends: dict[int, int] = {}  # stream → latest end of a packet, in its ticks
         self.sought = False
         self._container = container
         self._queues: dict[int, deque[Any]] = {stream.index: deque() for stream in wanted}
         streams = [stream for stream in container.streams if stream.type in ("video", "audio")]
         self._source = container.demux(*streams)
+
+    def end(self, stream: Any) -> Fraction:
+        """Latest end of a packet of a stream read so far, in seconds of its clock."""
+        return Fraction(self._ends.get(stream.index, 0) * stream.time_base)
 
     def seek(self, stream: Any, time: Fraction) -> None:
         """Go on from a key frame at or before a time, in seconds from the stream's start.
@@ -116,19 +119,20 @@ class Demuxer:
     def _read(self) -> bool:
         try:
             packet = next(self._source, None)
-        except (av.error.InvalidDataError, av.error.EOFError):
+        except av.error.FFmpegError:
             packet, self.damaged = None, True
-        except OSError as error:
+        except OSError as error:  # from the file itself, not from FFmpeg
             raise ClipError("unreadable_file", f"reading failed in the middle of the file: {error}") from error
         if packet is None:
             self.ended = True
             return False
         if packet.size:  # AVI has empty packets for dropped frames; PyAV ends with one that means "flush"
             time = packet.pts if packet.pts is not None else packet.dts
+            index = packet.stream_index
             if time is not None:
-                self.end = max(self.end, (time + (packet.duration or 0)) * packet.time_base)
-            if packet.stream_index in self._queues:
-                self._queues[packet.stream_index].append(packet)
+                self._ends[index] = max(self._ends.get(index, 0), time + (packet.duration or 0))
+            if index in self._queues:
+                self._queues[index].append(packet)
         return True
 
 
@@ -148,5 +152,5 @@ def missing_end(stream: Any, demuxer: Demuxer, end: Fraction, needed: Fraction) 
     elif name.startswith(("matroska", "flv")) and container.duration:
         # These state the length of the whole file only: it is cut off if every stream ends early.
         declared = Fraction(container.duration + (container.start_time or 0), av.time_base)
-        end = max(end, demuxer.end)
+        end = max(end, *(demuxer.end(other) for other in container.streams if other.type in ("video", "audio")))
     return declared is not None and declared - TRUNCATED > max(end, needed)

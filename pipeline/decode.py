@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import chain
 from typing import Any, NamedTuple
 
-import av
 import av.error
 
 from bmlpipe.pipeline.container import DamageError, Demuxer, missing_end, zero
@@ -41,10 +40,10 @@ class Window:
 
 
 class Shot(NamedTuple):
-    """One decoded picture: the tick at which it is first shown, and the picture."""
+    """One picture: the tick at which it is first shown, and its frame (an `av.VideoFrame`); None: not decoded."""
 
     tick: int
-    frame: av.VideoFrame
+    frame: Any
 
 
 @dataclass
@@ -55,23 +54,29 @@ class Pictures:
         stream: The video stream.
         demuxer: Where its packets come from.
         strict: Raise `DamageError` at the first sign of damage; else go on as far as possible and note it.
-        choose: Takes the packets and yields those that need to be decoded; None: all of them.
         lost: Ticks of pictures that could not be decoded, or not wholly.
         mended: Times ran backwards and were replaced.
         end: Tick at which the last picture so far ends.
         count: Pictures decoded so far.
+        skipped: Packets left out before the last one decoded.
         rotation: Degrees, counter-clockwise, by which the file asks to turn its pictures.
     """
 
     stream: Any
     demuxer: Demuxer
     strict: bool = True
-    choose: Callable[[Iterator[Any]], Iterator[Any]] | None = None
     lost: list[int] = field(default_factory=list)
     mended: bool = False
     end: int = 0
     count: int = 0
+    skipped: int = 0
     rotation: int = 0
+
+    @property
+    def step(self) -> int:
+        """Ticks from picture to picture at the nominal rate, 1 where it is unknown."""
+        rate = self.stream.average_rate
+        return max(1, round(1 / (rate * self.stream.time_base))) if rate else 1
 
     def tick(self, window: Window, instant: int) -> int:
         """The last tick not after an instant of a clip, in whole seconds from its start."""
@@ -83,17 +88,24 @@ class Pictures:
         return float(tick * self.stream.time_base - zero(self.stream) - window.start)
 
     def __iter__(self) -> Iterator[Shot]:
+        return self.decode(self.demuxer.packets(self.stream))
+
+    def decode(self, packets: Iterable[Any]) -> Iterator[Shot]:
+        """Decode packets, in decoding order, to pictures in display order.
+
+        Raises:
+            DamageError: A packet cannot be decoded, if `strict`.
+            ClipError: `decoder_error`.
+        """
         context = self.stream.codec_context
         context.thread_count = 1
         context.thread_type = "NONE"
         if self.strict:
             context.options = {"err_detect": "explode"}
         by_dts = self.stream.container.format.name == "avi"  # AVI holds no presentation times: shown as they come out
-        rate = self.stream.average_rate
-        step = max(1, round(1 / (rate * self.stream.time_base))) if rate else 1
+        step = self.step
         first = last = delay = None
-        packets = self.demuxer.packets(self.stream)
-        for packet in chain(self.choose(packets) if self.choose else packets, (None,)):
+        for packet in chain(packets, (None,)):
             if first is None and packet is not None:
                 first = packet.dts
             for frame in self._decode(packet):
@@ -158,15 +170,16 @@ class Pick(NamedTuple):
     moved: bool
 
 
-def pick(pictures: Pictures, window: Window, after: int = 0) -> Iterator[Pick]:
+def pick(pictures: Pictures, window: Window, after: int = 0, shots: Iterable[Shot] | None = None) -> Iterator[Pick]:
     """Pick the picture shown at each whole second of a clip: the last one whose time is not after it.
 
     Stops decoding with the last picture needed. Holds `after` + 2 pictures, more only while windows overlap.
 
     Args:
-        pictures: Decoded pictures in display order.
+        pictures: The video.
         window: The clip.
         after: Pictures that must follow in each window.
+        shots: The pictures in display order; None: `pictures`, decoded whole.
 
     Raises:
         ClipError: `no_frames` or `too_few_frames` (fewer than `after` + 1 pictures in all).
@@ -176,6 +189,7 @@ def pick(pictures: Pictures, window: Window, after: int = 0) -> Iterator[Pick]:
     pending: deque[tuple[int, int, bool]] = deque()  # instants whose window is not complete: instant, number, late
     count = instant = 0
     limit = window.instants
+    target = pictures.tick(window, 0)
 
     def made(instant: int, number: int, late: bool) -> Pick:
         base = count - len(held)
@@ -183,12 +197,13 @@ def pick(pictures: Pictures, window: Window, after: int = 0) -> Iterator[Pick]:
         shots = tuple(held[index] for index in range(begin, begin + after + 1))
         return Pick(instant, held[number - base], shots, late, moved=begin < number - base)
 
-    for shot in pictures:
-        while (limit is None or instant < limit) and shot.tick > pictures.tick(window, instant):
+    for shot in pictures if shots is None else shots:
+        while shot.tick > target and (limit is None or instant < limit):
             if not count and pictures.demuxer.sought:
                 raise DamageError  # the seek went too far
             pending.append((instant, max(count - 1, 0), count == 0))
             instant += 1
+            target = pictures.tick(window, instant)
         held.append(shot)
         count += 1
         while pending and count > pending[0][1] + after:

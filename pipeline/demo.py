@@ -29,6 +29,10 @@ _LOW, _HIGH = (697, 770, 852, 941), (1209, 1336, 1477)
 _TONES = {0: (_LOW[3], _HIGH[1]), **{d: (_LOW[(d - 1) // 3], _HIGH[(d - 1) % 3]) for d in range(1, 10)}}
 
 
+class DemoError(Exception):
+    """A step of the demo failed."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """One clip to be made: its file, digit, split, and the number of the handwriting it shows."""
@@ -87,7 +91,7 @@ def make_clip(images: npt.NDArray[np.float64], plan: Plan, folder: Path, seed: i
     """Write one clip as H.264 and AAC in an MP4 file.
 
     Raises:
-        RuntimeError: ffmpeg failed; the message holds what it said.
+        DemoError: ffmpeg failed; the message holds what it said.
     """
     random = np.random.default_rng([seed, plan.image])
     pictures, samples = draw(images, plan, random), sound(plan.digit, random)
@@ -107,7 +111,7 @@ def make_clip(images: npt.NDArray[np.float64], plan: Plan, folder: Path, seed: i
     done = subprocess.run(arguments, input=pictures.tobytes(), capture_output=True, check=False)
     track.unlink()
     if done.returncode:
-        raise RuntimeError(f"ffmpeg could not write {path}: {done.stderr.decode(errors='replace')[-500:]}")
+        raise DemoError(f"ffmpeg could not write {path}: {done.stderr.decode(errors='replace')[-500:]}")
 
 
 def make_clips(folder: Path, counts: dict[str, int], progress: Callable[[], None], seed: int = 0) -> Path:
@@ -169,8 +173,8 @@ def run_command(words: Sequence[str]) -> None:
     """Run one of `commands`.
 
     Raises:
-        RuntimeError: It failed.
+        DemoError: It failed.
     """
     done = subprocess.run([sys.executable, *_PROGRAMS[words[0]], *words[1:]], check=False)
     if done.returncode:
-        raise RuntimeError(f"exit status {done.returncode} of: {' '.join(words)}")
+        raise DemoError(f"exit status {done.returncode} of: {' '.join(words)}")

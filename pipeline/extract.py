@@ -1,4 +1,4 @@
-"""Extraction of a whole data set: plan, run on Dask with a bounded number of batches in flight, keep the ledger.
+"""Extraction of a whole data set: plan, run with a bounded number of batches in flight, keep the ledger.
 
 Rows of the manifest = ok + failed + absent, whatever happens in between.
 """
@@ -8,26 +8,28 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import os
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bmlpipe.manifests.locate import Locator
 from bmlpipe.manifests.schema import Manifest, write_clips
-from bmlpipe.pipeline.ledger import Ledger, Row
+from bmlpipe.pipeline.cluster import map_batches
+from bmlpipe.pipeline.ledger import NOT_TRIED, Ledger, Row, known_rows
 from bmlpipe.pipeline.software import software
-from bmlpipe.pipeline.store import FeatureStore
-from bmlpipe.pipeline.work import Recipe, Task, extract_batch, stamp
+from bmlpipe.pipeline.store import FeatureStore, writing
+from bmlpipe.pipeline.work import Recipe, Task, extract_batch
 
 _logger = logging.getLogger(__name__)
 
 MANIFEST_FILE = "manifest.csv"
 DATASET_FILE = "dataset.json"
+_LOCK_FILE = ".lock"
 
 Progress = Callable[[Sequence[Row]], None]
 
@@ -41,71 +43,91 @@ class Plan:
     """What a run will do.
 
     Attributes:
+        manifest: All clips.
+        videos: Folder of the source files, absolute: the workers of a cluster have working folders of their own.
+        out: Feature folder, absolute.
+        recipe: What is wanted.
         tasks: Clips to hand to workers.
-        done: Clips that the ledger and their files' stamps show to be done already.
-        failed: Clips that failed before, unchanged since, and are not to be tried again.
-        absent: Clips without a file.
+        rows: A ledger row for each clip of the manifest, in its order, as things stand: `ok` done before and `failed`
+            before, both unchanged since; `absent`; `failed`, `not_tried` for those of `tasks`.
     """
 
+    manifest: Manifest
+    videos: Path
+    out: Path
+    recipe: Recipe
     tasks: Sequence[Task]
-    done: Sequence[Row]
-    failed: Sequence[Row]
-    absent: Sequence[Row]
+    rows: Sequence[Row]
+
+    def __str__(self) -> str:
+        known = Counter(row.status for row in self.rows if row.reason != NOT_TRIED)
+        splits = ", ".join(f"{split} {count}" for split, count in self.manifest.counts().items())
+        return (
+            f"{self.manifest.dataset}: {len(self.rows)} clips ({splits}); {len(self.tasks)} to do, "
+            f"{known['ok']} done before, {known['failed']} failed before, {known['absent']} without a file"
+        )
 
 
 def make_plan(manifest: Manifest, videos: Path, out: Path, recipe: Recipe, *, retry_failed: str | None = None) -> Plan:
-    """Compare the manifest with what is on disk and with what earlier runs recorded.
+    """Compare the manifest with what is on disk and with what earlier runs recorded; writes nothing.
 
     Args:
         manifest: All clips.
         videos: Folder of the source files, scanned once.
-        out: Feature folder of this and earlier runs.
+        out: Feature folder of this and earlier runs; need not exist.
         recipe: What is wanted.
-        retry_failed: Take failed clips again: those with this reason code, or all for `all`. Clips whose file or
-            parameters have changed are always taken again.
+        retry_failed: Take failed clips again: those with this reason code, or all for `all`. Clips whose file,
+            stretch or parameters have changed are always taken again.
+
+    Raises:
+        ExtractionError: The folder holds features of another data set.
+        ManifestError: The videos' folder cannot be scanned.
     """
-    ledger, store, locator = Ledger(out), FeatureStore(out), Locator(manifest.dataset, videos)
+    videos, out = videos.absolute(), out.absolute()
+    _old_features(manifest, out)
+    known, store, locator = known_rows(out), FeatureStore(out), Locator(manifest.dataset, videos)
     tasks: list[Task] = []
-    done: list[Row] = []
-    failed: list[Row] = []
-    absent: list[Row] = []
+    rows: list[Row] = []
     for clip in manifest.clips:
         source = locator.find(clip)
         if source is None:
             message = f"no file of this clip below {videos}"
-            absent.append(Row(clip.id, clip.split, "absent", "not_found", message, parameters=recipe.sha256))
+            rows.append(Row(clip.id, clip.split, "absent", "not_found", message, parameters=recipe.sha256))
             continue
-        old = ledger.rows.get(clip.id)
-        try:
-            unchanged = old is not None and old.parameters == recipe.sha256 and old.stamp == stamp(source)
-        except OSError:
-            unchanged = False  # the worker reports it
-        if old is not None and unchanged and old.split == clip.split:
-            if old.status == "ok" and store.path(clip.id).is_file():
-                done.append(old)
-                continue
-            if old.status == "failed" and retry_failed not in ("all", old.reason):
-                failed.append(old)
-                continue
-        tasks.append(Task(clip, source))
-    return Plan(tasks, done, failed, absent)
+        task, old = Task(clip, source), known.get(clip.id)
+        if old is not None and _settled(old, task.row(recipe, videos), task, store, retry_failed):
+            rows.append(old)
+            continue
+        tasks.append(task)
+        message = "the run was stopped before this clip: run the same command again"
+        rows.append(task.row(recipe, videos, status="failed", reason=NOT_TRIED, message=message))
+    return Plan(manifest, videos, out, recipe, tasks, rows)
 
 
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _settled(old: Row, new: Row, task: Task, store: FeatureStore, retry_failed: str | None) -> bool:
+    """Whether an old row still says what a worker would find."""
+    if (old.split, old.source, old.parameters) != (new.split, new.source, new.parameters):
+        return False
+    try:
+        if old.stamp != task.stamp():
+            return False
+    except OSError:
+        return False  # the worker reports it
+    if old.status == "ok":
+        return store.path(old.id).is_file()
+    return old.status == "failed" and retry_failed not in ("all", old.reason)
 
 
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
-    """Hold the feature folder for this run.
+    """Hold the feature folder for this run; it is made where it does not exist.
 
     Raises:
         ExtractionError: Another run holds it, or it cannot be written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        file = (out / ".lock").open("w")
+        file = (out / _LOCK_FILE).open("w")
     except OSError as error:
         raise ExtractionError(f"{out} cannot be written ({error.strerror}): choose another --out or mend it") from error
     with file:
@@ -115,14 +137,12 @@ def claimed(out: Path) -> Iterator[None]:
             raise ExtractionError(
                 f"another extraction is writing into {out}: wait for it, or choose another --out"
             ) from error
+        except OSError as error:  # some network file systems
+            _logger.warning("%s cannot be locked (%s): start no second extraction into it", out, error.strerror)
         yield
 
 
 def run(
-    manifest: Manifest,
-    videos: Path,
-    out: Path,
-    recipe: Recipe,
     plan: Plan,
     *,
     workers: int = 1,
@@ -130,15 +150,11 @@ def run(
     batch: int = 8,
     progress: Progress = lambda rows: None,
 ) -> Counter[str]:
-    """Do what the plan says; call it inside `claimed`.
+    """Do what the plan says; make the plan and call this inside `claimed`.
 
     Args:
-        manifest: All clips.
-        videos: Folder of the source files.
-        out: Feature folder.
-        recipe: What to make.
         plan: From `make_plan`.
-        workers: Processes of the local Dask cluster; 0: no Dask, in this process.
+        workers: Processes of a Dask cluster on this machine; 0: no Dask, in this process.
         scheduler: Address of an existing Dask scheduler instead, whose workers see the same folders.
         batch: Clips a Dask task.
         progress: Called with the rows of each finished batch.
@@ -147,118 +163,74 @@ def run(
         Number of clips of each status, of the whole manifest.
 
     Raises:
-        ExtractionError: The folder belongs to another data set.
         StoreWriteError: The folder cannot be written; what is done stays done.
+        ClusterError: The Dask scheduler cannot be reached, or was lost on the way; what is done stays done.
     """
-    write_description(manifest, out, recipe)
-    FeatureStore(out).sweep()
-    ledger = Ledger(out)
-    ledger.append([*plan.absent, *plan.done, *plan.failed])
+    out = plan.out
+    with writing(out):
+        _describe(plan)
+        FeatureStore(out).sweep()
+    function = partial(extract_batch, recipe=plan.recipe, out=out, videos=plan.videos)
     batches = [plan.tasks[start : start + batch] for start in range(0, len(plan.tasks), batch)]
-    # Absolute paths: the workers of a cluster have working folders of their own.
-    arguments = (recipe, out.absolute(), videos.absolute())
-    finished: Iterable[list[Row]]
-    if not batches:
-        finished = ()
-    elif scheduler is None and workers == 0:
-        finished = (extract_batch(tasks, *arguments) for tasks in batches)
-    else:
-        finished = _on_dask(batches, arguments, workers, scheduler)
-    for rows in finished:
-        ledger.append(rows)
-        progress(rows)
-    ledger.finish([clip.id for clip in manifest.clips])
-    return Counter(ledger.rows[clip.id].status for clip in manifest.clips)
+    with ExitStack() as stack:
+        ledger = stack.enter_context(Ledger(out, plan.rows))
+        finished: Iterable[list[Row]]
+        if not batches or (scheduler is None and workers == 0):
+            finished = map(function, batches)
+        else:
+            died = partial(_died, recipe=plan.recipe, videos=plan.videos)
+            on_dask = map_batches(function, batches, died, workers=min(workers, len(batches)), scheduler=scheduler)
+            finished = stack.enter_context(closing(on_dask))
+        for rows in finished:
+            ledger.append(rows)
+            progress(rows)
+    return ledger.counts()
 
 
-def _on_dask(
-    batches: Sequence[Sequence[Task]], arguments: tuple[Any, ...], workers: int, scheduler: str | None
-) -> Iterator[list[Row]]:
-    """Run batches on Dask, at most two a worker in flight.
-
-    A batch whose worker died is taken apart and its clips tried singly; a clip that kills its worker again is
-    recorded as failed.
-    """
-    import dask
-    from distributed import Client, LocalCluster, as_completed
-    from distributed.scheduler import KilledWorker
-
-    settings = {
-        "distributed.scheduler.allowed-failures": 0,  # we decide ourselves what is tried again
-        "distributed.worker.daemon": True,
-        "distributed.admin.large-graph-warning-threshold": "1GB",
-    }
-    with dask.config.set(settings):
-        cluster = scheduler or LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=logging.ERROR
-        )
-        with Client(cluster) as client:
-            waiting = deque(batches)
-            flying: dict[Any, Sequence[Task]] = {}
-            completed = as_completed()
-
-            def fill() -> None:
-                slots = 2 * max(1, sum(client.ncores().values()))
-                while waiting and len(flying) < slots:
-                    tasks = waiting.popleft()
-                    future = client.submit(extract_batch, tasks, *arguments, pure=False)
-                    flying[future] = tasks
-                    completed.add(future)
-
-            fill()
-            for future in completed:
-                tasks = flying.pop(future)
-                try:
-                    yield future.result()
-                except KilledWorker:
-                    if len(tasks) > 1:
-                        waiting.extendleft([task] for task in tasks)
-                    else:
-                        yield [_died(tasks[0], arguments[0])]
-                fill()
-        if scheduler is None:
-            cluster.close()
-
-
-def _died(task: Task, recipe: Recipe) -> Row:
-    message = f"the worker process died twice on {task.source.video.name} (crash of a decoder, or killed for memory)"
-    row = Row(task.clip.id, task.clip.split, "failed", "worker_died", message, parameters=recipe.sha256)
+def _died(task: Task, recipe: Recipe, videos: Path) -> list[Row]:
+    message = "the worker process died on it twice (a crash of a decoder, or killed for its memory)"
     try:
-        return Row(**{**{name: getattr(row, name) for name in row.__slots__}, "stamp": stamp(task.source)})
+        stamp = task.stamp()
     except OSError:
-        return row
+        stamp = ""
+    return [task.row(recipe, videos, status="failed", reason="worker_died", message=message, stamp=stamp)]
 
 
-def write_description(manifest: Manifest, out: Path, recipe: Recipe) -> None:
-    """Put the manifest and the features' parameters beside the features.
-
-    Raises:
-        ExtractionError: The folder holds another data set.
-    """
-    path = out / DATASET_FILE
-    features: dict[str, Any] = {}
-    if path.is_file():
-        old = json.loads(path.read_text(encoding="utf-8"))
-        if old["dataset"] != manifest.dataset or tuple(old["classes"]) != manifest.classes:
-            raise ExtractionError(
-                f"{out} holds features of {old['dataset']} with {len(old['classes'])} classes, not of "
-                f"{manifest.dataset} with these {len(manifest.classes)}: choose another --out"
-            )
-        features = old["features"]
+def _describe(plan: Plan) -> None:
+    """Put the manifest and the features' parameters beside the features."""
+    manifest = plan.manifest
     content = {
         "dataset": manifest.dataset,
         "classes": list(manifest.classes),
         "clips": manifest.counts(),
         "notes": list(manifest.notes),
-        "features": {**features, **recipe.parameters},
+        "features": {**_old_features(manifest, plan.out), **plan.recipe.parameters},
         "software": software(),
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    for name, text in ((DATASET_FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n"), (MANIFEST_FILE, None)):
-        temporary = out / f"{name}.writing"
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            if text is None:
-                write_clips(manifest.clips, file)
-            else:
-                file.write(text)
-        temporary.replace(out / name)
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    temporary = plan.out / f"{DATASET_FILE}.writing"
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(plan.out / DATASET_FILE)
+    temporary = plan.out / f"{MANIFEST_FILE}.writing"
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        write_clips(manifest.clips, file)
+    temporary.replace(plan.out / MANIFEST_FILE)
+
+
+def _old_features(manifest: Manifest, out: Path) -> dict[str, Any]:
+    """Feature kinds that the folder holds already, with their parameters; refuses another data set's folder."""
+    path = out / DATASET_FILE
+    if not path.is_file():
+        return {}
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+        dataset, classes, features = old["dataset"], tuple(old["classes"]), dict(old["features"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ExtractionError(f"{path} is damaged ({error}): delete it, or choose another --out") from error
+    if (dataset, classes) != (manifest.dataset, manifest.classes):
+        raise ExtractionError(
+            f"{out} holds features of {dataset} with {len(classes)} classes, not of {manifest.dataset} with these "
+            f"{len(manifest.classes)}: choose another --out"
+        )
+    return features

@@ -2,7 +2,8 @@
 
 The fields are computed on the scaled luma planes. A displacement v (pixels at the stored size; x to the right, y
 downwards) is clipped to ±bound and stored as the grey level round(128 + v · 127 / bound). With the default bound of 20
-a grey level is 0.157 pixels, so that quantisation alone errs by 0.079 pixels at most.
+a grey level is 0.157 pixels, so that quantisation alone errs by 0.079 pixels at most. Measured on VGGSound clips with
+`dis` at quality 90, quantisation and JPEG together err by 0.01 to 0.06 pixels root mean square.
 """
 
 from __future__ import annotations

@@ -7,10 +7,13 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import av
+import av.error
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
 from av.video.reformatter import Interpolation, VideoReformatter
+
+from bmlpipe.pipeline.features import ClipError
 
 Plane = npt.NDArray[np.uint8]
 
@@ -18,6 +21,7 @@ VERSION = 1  # of the pictures' values: raise it with every change that alters t
 _SCALING = int(Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT)
 _BT601 = 5  # libswscale's number of the matrix
 _LIMITED, _FULL = 1, 2  # libavutil's numbers of the ranges
+_LONGEST = 65_500  # JPEG's limit
 
 # libavutil's numbers of the matrices that differ from BT.601, each with its luma weights (Kr, Kb).
 _WEIGHTS = {1: (0.2126, 0.0722), 7: (0.212, 0.087), 9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}
@@ -97,7 +101,11 @@ class Scaler:
         self._size: tuple[int, int] | None = None  # columns, rows, before turning
 
     def planes(self, frame: av.VideoFrame) -> Planes:
-        """Scale, convert and turn a frame."""
+        """Scale, convert and turn a frame.
+
+        Raises:
+            ClipError: `decoder_error`: a pixel format or shape that cannot become a JPEG.
+        """
         scaled = self._scale(frame, "yuv420p")
         planes = Planes(*(_array(plane) for plane in scaled.planes))
         planes = _to_bt601(planes, _matrix(frame))
@@ -105,7 +113,11 @@ class Scaler:
         return planes if turn == (0, False) else Planes(*(_turned(plane, turn) for plane in planes))
 
     def luma(self, frame: av.VideoFrame) -> Plane:
-        """The scaled and turned luma plane alone, full range, in the source's own matrix: (rows, columns) uint8."""
+        """The scaled and turned luma plane alone, full range, in the source's own matrix: (rows, columns) uint8.
+
+        Raises:
+            ClipError: As for `planes`.
+        """
         return _turned(_array(self._scale(frame, "gray").planes[0]), _turn(frame))
 
     def _scale(self, frame: av.VideoFrame, pixel_format: str) -> av.VideoFrame:
@@ -113,22 +125,30 @@ class Scaler:
             self._size = self._fit(frame)
         name = frame.format.name
         full = frame.color_range == _FULL or name.startswith("yuvj") or frame.format.is_rgb
-        return self._reformatter.reformat(
-            frame,
-            *self._size,
-            format=pixel_format,
-            src_colorspace=_BT601,
-            dst_colorspace=_BT601,
-            src_color_range=_FULL if full else _LIMITED,
-            dst_color_range=_FULL,
-            interpolation=_SCALING,
-            threads=1,
-        )
+        try:
+            return self._reformatter.reformat(
+                frame,
+                *self._size,
+                format=pixel_format,
+                src_colorspace=_BT601,
+                dst_colorspace=_BT601,
+                src_color_range=_FULL if full else _LIMITED,
+                dst_color_range=_FULL,
+                interpolation=_SCALING,
+                threads=1,
+            )
+        except av.error.FFmpegError as error:
+            raise ClipError("decoder_error", f"pictures of pixel format {name} cannot be converted: {error}") from error
 
     def _fit(self, frame: av.VideoFrame) -> tuple[int, int]:
         width, height = frame.width * self.pixel_aspect, Fraction(frame.height)
         scale = self.short_side / min(width, height)
         longer = max(self.short_side, 2 * round(max(width, height) * scale / 2))
+        if longer > _LONGEST:
+            shape = f"{frame.width} × {frame.height} with pixels of {self.pixel_aspect}"
+            raise ClipError(
+                "decoder_error", f"pictures of {shape} are too long for JPEG at short side {self.short_side}"
+            )
         return (longer, self.short_side) if width >= height else (self.short_side, longer)
 
 

@@ -1,8 +1,9 @@
 """The ledger: what happened to every clip of the manifest, as a CSV that outlives kills.
 
-While a run goes on, rows are appended to `ledger.log.jsonl` (one line a row, so that a kill can spoil one line only);
-at its end `ledger.csv` is written anew, a row for each row of the manifest in the manifest's order. After a kill the
-next run reads both.
+`ledger.csv` has a row for each row of the manifest, in the manifest's order, from the start of a run on: clips that
+the run has not come to are `failed`, `not_tried`. While it goes on, rows are appended to `ledger.log.jsonl` (one line a
+row, so that a kill can spoil one line only); at its end `ledger.csv` is written anew and the log removed. So a log that
+is there means a run that goes on or did not finish.
 """
 
 from __future__ import annotations
@@ -11,13 +12,25 @@ import csv
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from types import TracebackType
 from typing import TextIO
 
+from bmlpipe.pipeline.store import writing
+
 LEDGER_FILE = "ledger.csv"
-_LOG_FILE = "ledger.log.jsonl"
+LOG_FILE = "ledger.log.jsonl"
+
+#: Reason of a clip that a run has not come to (yet).
+NOT_TRIED = "not_tried"
+
+_LONGEST = 500  # characters of a message
+
+
+class LedgerError(Exception):
+    """There is no ledger, or the extraction that it belongs to has not finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +42,10 @@ class Row:
         split: Its split.
         status: `ok`, `failed` or `absent` (no file found).
         reason: Stable code (docs/reasons.md), empty for `ok`.
-        message: For people.
+        message: For people; made one line of at most 500 characters.
         flags: Flags of an `ok` clip, separated by spaces.
         source: The file it was made from, relative to the videos' folder.
-        stamp: Size and modification time of the source file(s): the quick check for changes.
+        stamp: The quick check for changes: size and modification time of the source file(s), and the stretch taken.
         parameters: Hash of all parameters that were asked for.
     """
 
@@ -46,81 +59,116 @@ class Row:
     stamp: str = ""
     parameters: str = ""
 
+    def __post_init__(self) -> None:
+        line = " ".join(self.message.replace("\0", " ").split())[:_LONGEST]
+        if line != self.message:
+            object.__setattr__(self, "message", line)
+
 
 _COLUMNS = [field.name for field in fields(Row)]
 
 
 class Ledger:
-    """The ledger of one feature folder. Only one run at a time may write it (`bmlpipe.pipeline.extract` locks).
+    """The ledger of one run; use it as a context manager. Only one run at a time may write it (`extract.claimed`).
 
     Args:
         folder: Feature folder.
+        rows: A row for each row of the manifest, in its order, as things stand before the run.
+
+    Raises:
+        StoreWriteError: The folder cannot be written.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._file = folder / LEDGER_FILE
-        self._log_file = folder / _LOG_FILE
-        self._log: TextIO | None = None
-        self.rows = {row.id: row for row in (*_read_csv(self._file), *_read_log(self._log_file))}
+    def __init__(self, folder: Path, rows: Iterable[Row]) -> None:
+        self._folder = folder
+        self._rows = {row.id: row for row in rows}
+
+    def __enter__(self) -> Ledger:
+        path = self._folder / LOG_FILE
+        with writing(path):
+            self._log: TextIO = path.open("a", encoding="ascii")  # from now on the folder counts as unfinished
+            _write_csv(self._folder, self._rows.values())
+            self._log.truncate(0)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._log.close()
+            _write_csv(self._folder, self._rows.values())
+            if kind is None:
+                (self._folder / LOG_FILE).unlink()
+        except OSError:
+            if kind is None:
+                with writing(self._folder / LEDGER_FILE):
+                    raise
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Record rows at once: they survive a kill of this process."""
-        if self._log is None:
-            self._log = self._log_file.open("a", encoding="ascii")
-            self._log.write("\n")  # ends a line that a kill cut
-        for row in rows:
-            self.rows[row.id] = row
-            self._log.write(json.dumps(astuple(row)) + "\n")
-        self._log.flush()
-
-    def finish(self, ids: Sequence[str]) -> None:
-        """Write `ledger.csv`: one row for each clip id, in that order, and drop the log.
+        """Put these in the place of their clips' rows: they survive a kill of this process.
 
         Raises:
-            KeyError: A clip has no row; nothing is changed then.
+            StoreWriteError: The folder cannot be written.
         """
-        temporary = self._file.with_suffix(".csv.writing")
-        with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(_COLUMNS)
-            writer.writerows(astuple(self.rows[id_]) for id_ in ids)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._file)
-        if self._log is not None:
-            self._log.close()
-            self._log = None
-        self._log_file.unlink(missing_ok=True)
+        with writing(self._folder / LOG_FILE):
+            for row in rows:
+                self._rows[row.id] = row
+                self._log.write(json.dumps(astuple(row)) + "\n")
+            self._log.flush()
 
     def counts(self) -> Counter[str]:
-        """Number of rows of each status."""
-        return Counter(row.status for row in self.rows.values())
+        """Number of rows of each status; together as many as the manifest has."""
+        return Counter(row.status for row in self._rows.values())
 
 
-def _read_csv(path: Path) -> Iterator[Row]:
-    if path.is_file():
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            rows = csv.reader(file)
-            next(rows, None)
-            yield from (Row(*cells) for cells in rows if len(cells) == len(_COLUMNS))
-
-
-def _read_log(path: Path) -> Iterator[Row]:
-    if path.is_file():
-        with path.open(encoding="ascii") as file:
-            for line in file:
-                try:
-                    yield Row(*json.loads(line))
-                except ValueError:  # blank, or cut by a kill: its clip is looked at again
-                    continue
+def known_rows(folder: Path) -> dict[str, Row]:
+    """All that earlier runs recorded, finished or not, by clip id."""
+    return {row.id: row for row in (*_read_csv(folder / LEDGER_FILE), *_read_log(folder / LOG_FILE))}
 
 
 def read_ledger(folder: Path) -> list[Row]:
     """Rows of a finished extraction, in the manifest's order.
 
     Raises:
-        FileNotFoundError: The extraction into this folder has not finished.
+        LedgerError: There is none, or it has not finished.
     """
     if not (folder / LEDGER_FILE).is_file():
-        raise FileNotFoundError(f"no {LEDGER_FILE} in {folder}: run bmlpipe extract into it until it finishes")
+        raise LedgerError(f"{folder} holds no {LEDGER_FILE}, so no extraction: run bmlpipe extract first")
+    if (folder / LOG_FILE).exists():
+        raise LedgerError(
+            f"the extraction into {folder} is running or was interrupted ({LOG_FILE} is there): "
+            "let bmlpipe extract come to its end; it goes on where it stopped"
+        )
     return list(_read_csv(folder / LEDGER_FILE))
+
+
+def _write_csv(folder: Path, rows: Iterable[Row]) -> None:
+    temporary = folder / f"{LEDGER_FILE}.writing"
+    with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        plain = csv.writer(file, lineterminator="\n")
+        quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)  # csv leaves a lone "\r" unquoted
+        plain.writerow(_COLUMNS)
+        for row in rows:
+            cells = astuple(row)
+            (quoted if any("\r" in cell for cell in cells) else plain).writerow(cells)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / LEDGER_FILE)
+
+
+def _read_csv(path: Path) -> Iterator[Row]:
+    if path.is_file():
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            rows = csv.reader(file)
+            if next(rows, []) == _COLUMNS:  # else of another version: its clips are looked at again
+                yield from (Row(*cells) for cells in rows if len(cells) == len(_COLUMNS))
+
+
+def _read_log(path: Path) -> Iterator[Row]:
+    if path.is_file():
+        with path.open(encoding="ascii", errors="replace") as file:
+            for line in file:
+                try:
+                    yield Row(*json.loads(line))
+                except (ValueError, TypeError):  # cut by a kill: its clip is looked at again
+                    continue

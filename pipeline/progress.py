@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
@@ -18,21 +19,21 @@ class Meter:
 
     Args:
         what: What is counted, in the plural: `clips`.
-        total: How many there will be.
+        total: How many there will be; None: not known yet (`expect`).
     """
 
-    def __init__(self, what: str, total: int) -> None:
+    def __init__(self, what: str, total: int | None = None) -> None:
         self._what, self._total = what, total
         self._done = 0
         self._failures: Counter[str] = Counter()
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self._bar: Progress | None = None
 
     def __enter__(self) -> Meter:
         self._start = self._said = time.monotonic()
         if sys.stderr.isatty():
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=self._console)
+            text = TextColumn("{task.description}", markup=False)
+            self._bar = Progress(BarColumn(), MofNCompleteColumn(), text, TimeRemainingColumn(), console=self._console)
             self._task = self._bar.add_task(self._what, total=self._total)
             self._bar.start()
         return self
@@ -45,25 +46,33 @@ class Meter:
         elif self._done:
             self._console.print(self._line())
 
-    def advance(self, count: int = 1, failures: Counter[str] | None = None) -> None:
+    def expect(self, total: int) -> None:
+        """Say how many there will be."""
+        self._total = total
+        if self._bar is not None:
+            self._bar.update(self._task, total=total)
+
+    def advance(self, count: int = 1, failures: Mapping[str, int] | None = None) -> None:
         """Count finished items, and failures by their reason."""
         self._done += count
         self._failures.update(failures or {})
         if self._bar is not None:
-            self._bar.update(self._task, advance=count, description=self._line(short=True))
+            self._bar.update(
+                self._task, advance=count, description=f"{self._rate():.1f} {self._what}/s{self._failed()}"
+            )
         elif time.monotonic() - self._said > _EVERY:
             self._said = time.monotonic()
             self._console.print(self._line())
 
-    def _line(self, *, short: bool = False) -> str:
-        rate = self._done / max(time.monotonic() - self._start, 1e-9)
-        parts = (
-            [f"{self._what} {rate:.1f}/s"]
-            if short
-            else [f"{self._done} of {self._total} {self._what}", f"{rate:.1f}/s"]
-        )
-        if not short and self._done < self._total:
-            minutes, seconds = divmod(int((self._total - self._done) / max(rate, 1e-9)), 60)
-            parts.append(f"{minutes} min {seconds:02d} s left")
-        parts += [f"{reason} {count}" for reason, count in self._failures.most_common(4)]
-        return "  ".join(parts)
+    def _rate(self) -> float:
+        return self._done / max(time.monotonic() - self._start, 1e-9)
+
+    def _failed(self) -> str:
+        return "".join(f"  {reason} {count}" for reason, count in self._failures.most_common(4))
+
+    def _line(self) -> str:
+        line = f"{self._done} of {self._total or '?'} {self._what}  {self._rate():.1f}/s"
+        if self._total and self._done < self._total:
+            minutes, seconds = divmod(int((self._total - self._done) / self._rate()), 60)
+            line += f"  {minutes} min {seconds:02d} s left"
+        return line + self._failed()

@@ -12,7 +12,7 @@ import numpy as np
 
 from bmlpipe.manifests.schema import SPLITS, Clip, read_clips
 from bmlpipe.pipeline.extract import DATASET_FILE, MANIFEST_FILE, ExtractionError
-from bmlpipe.pipeline.ledger import read_ledger
+from bmlpipe.pipeline.ledger import LedgerError, read_ledger
 from bmlpipe.pipeline.store import FeatureStore, Stored, StoreError
 from bmlpipe.shards import spec
 from bmlpipe.shards.order import shuffled
@@ -82,20 +82,18 @@ def write_shards(
         StoreError: A feature file that should be there is not, or is damaged.
     """
     try:
-        about = json.loads((features / DATASET_FILE).read_text(encoding="utf-8"))
         rows = read_ledger(features)
-    except FileNotFoundError as error:
-        raise ExtractionError(
-            f"{features} holds no finished extraction ({error}): run bmlpipe extract first"
-        ) from error
+        about = json.loads((features / DATASET_FILE).read_text(encoding="utf-8"))
+    except (LedgerError, FileNotFoundError) as error:
+        raise ExtractionError(str(error)) from error
     if about["dataset"] != dataset:
         raise ExtractionError(f"{features} holds features of {about['dataset']}, not of {dataset}: correct --dataset")
     parameters = {kind: about["features"][kind] for kind in KINDS if kind in about["features"]}
     if kinds is not None:
         if unknown := set(kinds) - set(parameters):
             raise ExtractionError(
-                f"{features} has no {', '.join(sorted(unknown))}, only {', '.join(parameters)}: extract it first "
-                "(what is there is kept)"
+                f"{features} has no {', '.join(sorted(unknown))}, only {', '.join(parameters)}: run bmlpipe extract "
+                "with all kinds that are wanted first (what is there is kept)"
             )
         parameters = {kind: value for kind, value in parameters.items() if kind in set(kinds)}
     ready = {row.id for row in rows if row.status == "ok"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -10,6 +11,7 @@ from typing import Any
 
 import av
 import av.error
+import av.filter
 import numpy as np
 
 from bmlpipe.pipeline.container import DamageError, Demuxer, missing_end, zero
@@ -41,50 +43,35 @@ class Sound:
     gaps: bool = False
     count: int = 0
     lost: int = 0
-    _end: Fraction = Fraction(0)  # end of the last packet read, seconds of the stream's clock
 
     def read(self) -> Floats:
         """Decode until enough sound is there or the file ends: (n,) float32, n ≤ samples.
 
-        Stereo and more channels are mixed by libswresample's own weights, scaled so that full scale stays full scale.
+        Raises:
+            DamageError: The sound was sought for and begins after the clip's start.
         """
         out = np.zeros(self.samples, np.float32)
         end = 0  # samples written
-        resampler: Any = None
-        key: Any = None
-        at = 0  # where the next resampled sample goes
-        clock = Fraction(0)  # where the next decoded frame should begin, seconds of the clip
-
-        def write(frames: list[Any]) -> None:
-            nonlocal at, end
-            for frame in frames:
-                data = frame.to_ndarray()[0]
-                begin, stop = max(at, end, 0), min(at + data.size, out.size)
-                if stop > begin:
-                    out[begin:stop] = data[begin - at : stop - at]
-                    end = stop
-                at += data.size
-
+        run: _Run | None = None
         for frame in self._frames():
-            time = clock if frame.pts is None else frame.pts * frame.time_base - self.begin
-            form = (frame.format.name, frame.layout.name, frame.sample_rate)
-            if resampler is None or form != key or abs(time - clock) > GAP:
-                if resampler is not None:
-                    write(resampler.resample(None))
-                elif self.demuxer.sought and time > GAP:
-                    raise DamageError  # the seek went too far: earlier sound may be there
-                self.gaps |= time - clock > GAP
-                options = {"rematrix_maxval": "1.0"}
-                resampler, key = av.AudioResampler(format="flt", layout="mono", rate=RATE, options=options), form
-                at, clock = round(time * RATE), time
-            clock += Fraction(frame.samples, frame.sample_rate)
-            write(resampler.resample(frame))
-            if end >= self.samples:
+            jump = math.inf if run is None else run.jump(frame)
+            if run is None or abs(jump) > GAP or not run.takes(frame):
+                if run is not None:
+                    end = run.write(out, end)
+                    self.gaps |= jump > GAP
+                begin = self.begin if frame.pts is None else frame.pts * frame.time_base
+                if run is None and begin - self.begin > GAP:
+                    if self.demuxer.sought:
+                        raise DamageError  # the seek went too far: earlier sound may be there
+                    self.gaps = True
+                run = _Run(frame, round((begin - self.begin) * RATE))
+            run.push(frame)
+            if run.at + run.taken * RATE // run.rate > self.samples:
                 break
-        if resampler is not None and end < self.samples:
-            write(resampler.resample(None))
+        if run is not None:
+            end = run.write(out, end)
         if self.lost:  # what cannot be decoded at the end is silence too
-            end = max(end, min(self.samples, round((self._end - self.begin) * RATE)))
+            end = max(end, min(self.samples, round((self.demuxer.end(self.stream) - self.begin) * RATE)))
         return out[:end]
 
     def check_complete(self, samples: int) -> None:
@@ -108,8 +95,6 @@ class Sound:
         context.thread_count = 1
         context.thread_type = "NONE"
         for packet in chain(self.demuxer.packets(self.stream), (None,)):
-            if packet is not None and packet.pts is not None:
-                self._end = max(self._end, (packet.pts + (packet.duration or 0)) * packet.time_base)
             try:
                 frames = context.decode(packet)
             except av.error.EOFError:
@@ -119,3 +104,62 @@ class Sound:
                 continue
             self.count += len(frames)
             yield from frames
+
+
+class _Run:
+    """A stretch of sound without gaps, on its way through libswresample.
+
+    Channels are mixed by libswresample's own weights, scaled so that full scale stays full scale.
+
+    Args:
+        first: Its first frame.
+        at: Where it begins in the clip, in samples at 16 kHz; may be negative.
+
+    Attributes:
+        taken: Samples pushed so far.
+        rate: Samples a second of what is pushed.
+    """
+
+    def __init__(self, first: Any, at: int) -> None:
+        self.at, self.taken, self.rate = at, 0, first.sample_rate
+        self._begin, self._base = first.pts or 0, first.time_base
+        self._form = (first.format.name, first.layout.name)
+        self._graph = av.filter.Graph()
+        names = {"sample_fmt": self._form[0], "channel_layout": self._form[1]}
+        source = self._graph.add("abuffer", sample_rate=str(self.rate), time_base=str(self._base), **names)
+        options = f"{RATE}:rematrix_maxval=1.0:out_chlayout=mono:out_sample_fmt=flt"
+        self._graph.link_nodes(
+            source, self._graph.add("aresample", options), self._graph.add("abuffersink")
+        ).configure()
+        self._graph.set_audio_frame_size(RATE)
+
+    def takes(self, frame: Any) -> bool:
+        """Whether a frame is of the form of the others."""
+        return frame.sample_rate == self.rate and (frame.format.name, frame.layout.name) == self._form
+
+    def jump(self, frame: Any) -> float:
+        """How much later than the end of what was pushed a frame begins, in seconds."""
+        if frame.pts is None:
+            return 0.0
+        return float((frame.pts - self._begin) * self._base.numerator / self._base.denominator - self.taken / self.rate)
+
+    def push(self, frame: Any) -> None:
+        """Take a frame."""
+        self._graph.push(frame)
+        self.taken += frame.samples
+
+    def write(self, out: Floats, end: int) -> int:
+        """Resample what was pushed into its place, not before `end`; returns the new end. Ends the run."""
+        self._graph.push(None)
+        at = self.at
+        while at < out.size:
+            try:
+                data = self._graph.pull().to_ndarray()[0]
+            except (av.error.EOFError, av.error.BlockingIOError):
+                break
+            begin, stop = max(at, end), min(at + data.size, out.size)
+            if stop > begin:
+                out[begin:stop] = data[begin - at : stop - at]
+                end = stop
+            at += data.size
+        return end

@@ -1,7 +1,7 @@
 """The feature store: one HDF5 file a clip, complete or not there, with its provenance inside.
 
-Layout of a file (format version 1): root attributes `id`, `clip`, `source`, `flags`, `media`, `software` (JSON); one
-group a feature kind with attribute `parameters` (JSON) and `parameters_sha256`:
+Layout of a file (format version 1): root attributes `id`, `clip`, `source`, `flags`, `media` (JSON); one group a
+feature kind with attributes `parameters`, `software` (JSON) and `parameters_sha256`; data sets have checksums:
 
 - `frames`: `jpeg` (uint8, all JPEGs one after the other), `ends` (int64), `times` (float64, s);
 - `spectrogram`: `values` (float16, bins × windows);
@@ -13,13 +13,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 
 from bmlpipe.pipeline.features import Features, Flow, Frames, Spectrogram
 from bmlpipe.shards.spec import digest, key_of
@@ -34,6 +37,18 @@ class StoreError(Exception):
 
 class StoreWriteError(Exception):
     """The feature folder cannot be written: no clip's fault, so the run must stop."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the failure to write a file of the feature folder into a `StoreWriteError`."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreWriteError(
+            f"{path} cannot be written ({error}): free space or mend permissions, then run the same command again; "
+            "what is done stays done"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -57,11 +72,13 @@ class SourceFile:
             return cls(path.name, status.st_size, status.st_mtime_ns, _sha256(file))
 
     def same_content(self, path: Path) -> bool:
-        """Whether the file still holds the same bytes (hashed only where size is equal and time is not)."""
+        """Whether the file holds the same bytes; it is hashed only where the size is equal and name or time is not."""
         status = path.stat()
         if status.st_size != self.bytes:
             return False
-        return status.st_mtime_ns == self.mtime_ns or SourceFile.of(path).sha256 == self.sha256
+        if (path.name, status.st_mtime_ns) == (self.name, self.mtime_ns):
+            return True
+        return SourceFile.of(path).sha256 == self.sha256
 
 
 @dataclass(frozen=True)
@@ -74,6 +91,7 @@ class Stored:
         sources: Video file and, where there was one, separate sound file.
         parameters: Feature kind → parameters it was made with.
         features: The features.
+        software: Feature kind → package → the version it was made with.
     """
 
     id: str
@@ -81,6 +99,7 @@ class Stored:
     sources: tuple[SourceFile, ...]
     parameters: dict[str, dict[str, Any]]
     features: Features
+    software: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 class FeatureStore:
@@ -98,25 +117,21 @@ class FeatureStore:
         fan = hashlib.sha256(clip_id.encode("utf-8", "surrogatepass")).hexdigest()[:2]
         return self.folder / "clips" / fan / f"{key_of(clip_id)}.h5"
 
-    def write(self, stored: Stored, software: Mapping[str, str]) -> None:
+    def write(self, stored: Stored) -> None:
         """Write a clip's file under a temporary name, then rename it.
 
         Raises:
             StoreWriteError: The disk is full or the folder cannot be written.
         """
         path = self.path(stored.id)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}{_TEMPORARY}")
-        try:
+        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{_TEMPORARY}")
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with h5py.File(temporary, "w", libver="latest") as file:
-                _fill(file, stored, software)
-            temporary.replace(path)
-        except (OSError, RuntimeError) as error:  # h5py reports a full disk as either
-            temporary.unlink(missing_ok=True)
-            raise StoreWriteError(
-                f"{path} cannot be written ({error}): free space or permissions, then run the same command again; "
-                "what is done stays done"
-            ) from error
+            try:
+                temporary.write_bytes(_image(stored))
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     def read(self, clip_id: str, kinds: Iterable[str] | None = None) -> Stored:
         """Read a clip's features.
@@ -126,7 +141,7 @@ class FeatureStore:
             kinds: Feature kinds to load, None for all that are there; () for provenance only.
 
         Raises:
-            StoreError: There is no file, it cannot be read, or a wanted kind is not in it.
+            StoreError: There is no file, it is damaged or of another format, or a wanted kind is not in it.
         """
         path = self.path(clip_id)
         try:
@@ -134,7 +149,7 @@ class FeatureStore:
                 return _load(file, kinds)
         except FileNotFoundError as error:
             raise StoreError(f"{path} is missing: run bmlpipe extract again") from error
-        except (OSError, KeyError, ValueError, TypeError) as error:
+        except (OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
             raise StoreError(
                 f"{path} cannot be read ({type(error).__name__}: {error}): delete it and extract again"
             ) from error
@@ -154,26 +169,36 @@ def _sha256(file: Any) -> str:
     return whole.hexdigest()
 
 
-def _fill(file: h5py.File, stored: Stored, software: Mapping[str, str]) -> None:
+def _image(stored: Stored) -> bytes:
+    """The file's bytes; made in memory, because libhdf5 can crash the process when a disk is full."""
+    with h5py.File("image", "w", driver="core", backing_store=False, libver="latest") as file:
+        _fill(file, stored)
+        file.flush()
+        return bytes(file.id.get_file_image())
+
+
+def _fill(file: h5py.File, stored: Stored) -> None:
     features = stored.features
-    file.attrs["format"], file.attrs["version"], file.attrs["id"] = _FORMAT, _VERSION, stored.id
+    file.attrs["version"] = _VERSION
+    _put_text(file, "format", _FORMAT)
+    _put_text(file, "id", stored.id)
     about = {
         "clip": stored.clip,
         "source": [asdict(source) for source in stored.sources],
         "flags": features.flags,
         "media": features.media,
-        "software": dict(software),
     }
     for name, value in about.items():
-        file.attrs[name] = json.dumps(value, sort_keys=True, allow_nan=False)
-    for kind, parameters in stored.parameters.items():
+        _put_json(file, name, value)
+    for kind, parameters in sorted(stored.parameters.items()):  # the same bytes in whatever order they were made
         group = file.create_group(kind)
-        group.attrs["parameters"] = json.dumps(parameters, sort_keys=True, allow_nan=False)
-        group.attrs["parameters_sha256"] = digest(parameters)
+        _put_json(group, "parameters", parameters)
+        _put_text(group, "parameters_sha256", digest(parameters))
+        _put_json(group, "software", stored.software.get(kind, {}))
     if features.frames is not None:
         _put_pictures(file["frames"], features.frames.jpegs, features.frames)
     if features.spectrogram is not None:
-        file["spectrogram"]["values"] = features.spectrogram.values
+        _put(file["spectrogram"], "values", features.spectrogram.values)
     if features.flow is not None:
         fields = [image for instant in features.flow.jpegs for pair in instant for image in pair]
         _put_pictures(file["flow"], fields, features.flow)
@@ -181,11 +206,24 @@ def _fill(file: h5py.File, stored: Stored, software: Mapping[str, str]) -> None:
         file["flow"].attrs["bound"] = features.flow.bound
 
 
+def _put_text(group: h5py.Group, name: str, text: str) -> None:
+    raw = text.encode()  # of fixed length: strings of variable length lie where HDF5 has no checksums
+    group.attrs.create(name, raw, dtype=h5py.string_dtype("utf-8", len(raw)))
+
+
+def _put_json(group: h5py.Group, name: str, value: Any) -> None:
+    _put_text(group, name, json.dumps(value, sort_keys=True, allow_nan=False))
+
+
+def _put(group: h5py.Group, name: str, values: npt.NDArray[Any]) -> None:
+    group.create_dataset(name, data=values, chunks=values.shape, fletcher32=True)
+
+
 def _put_pictures(group: h5py.Group, jpegs: Iterable[bytes], about: Frames | Flow) -> None:
     images = list(jpegs)
-    group["jpeg"] = np.frombuffer(b"".join(images), dtype=np.uint8)
-    group["ends"] = np.cumsum([len(image) for image in images], dtype=np.int64)
-    group["times"] = np.asarray(about.times, dtype=np.float64)
+    _put(group, "jpeg", np.frombuffer(b"".join(images), dtype=np.uint8))
+    _put(group, "ends", np.cumsum([len(image) for image in images], dtype=np.int64))
+    _put(group, "times", np.asarray(about.times, dtype=np.float64))
     group.attrs["height"], group.attrs["width"] = about.height, about.width
 
 
@@ -196,12 +234,20 @@ def _pictures(group: h5py.Group) -> tuple[list[bytes], tuple[float, ...], int, i
     return images, tuple(group["times"][()].tolist()), int(group.attrs["height"]), int(group.attrs["width"])
 
 
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode()
+
+
 def _load(file: h5py.File, kinds: Iterable[str] | None) -> Stored:
-    if file.attrs["format"] != _FORMAT or file.attrs["version"] != _VERSION:
-        raise ValueError(
-            f"format {file.attrs['format']!r} version {file.attrs['version']!r}, expected {_FORMAT!r} {_VERSION}"
-        )
+    kind, version = _text(file.attrs["format"]), int(file.attrs["version"])
+    if (kind, version) != (_FORMAT, _VERSION):
+        raise ValueError(f"format {kind!r} version {version}, expected {_FORMAT!r} version {_VERSION}")
     wanted = tuple(file) if kinds is None else tuple(kinds)
+    if absent := [kind for kind in wanted if kind not in file]:
+        raise StoreError(
+            f"{file.filename} holds {', '.join(file)} and no {', '.join(absent)}: extract these kinds in one command "
+            "(bmlpipe extract --modalities), what is there is kept"
+        )
     frames = spectrogram = flow = None
     if "frames" in wanted:
         images, times, height, width = _pictures(file["frames"])
@@ -217,9 +263,10 @@ def _load(file: h5py.File, kinds: Iterable[str] | None) -> Stored:
     start, duration = json.loads(file.attrs["clip"])
     flags = tuple(json.loads(file.attrs["flags"]))
     return Stored(
-        id=str(file.attrs["id"]),
+        id=_text(file.attrs["id"]),
         clip=(start, duration),
         sources=tuple(SourceFile(**source) for source in json.loads(file.attrs["source"])),
         parameters={kind: json.loads(group.attrs["parameters"]) for kind, group in file.items()},
         features=Features(frames, spectrogram, flow, flags, json.loads(file.attrs["media"])),
+        software={kind: json.loads(group.attrs.get("software", "{}")) for kind, group in file.items()},
     )

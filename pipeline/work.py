@@ -82,15 +82,32 @@ class Task:
     clip: Clip
     source: Source
 
+    def row(self, recipe: Recipe, videos: Path, **values: str) -> Row:
+        """The clip's ledger row, with these values of other columns.
 
-def stamp(source: Source) -> str:
-    """Size and modification time of a clip's files: equal stamps mean that nothing has changed.
+        Args:
+            recipe: What was asked for.
+            videos: Folder that the source's name is relative to.
+            values: Column → value.
+        """
+        name = os.path.relpath(self.source.video, videos)
+        common = {"status": "ok", "source": name, "parameters": recipe.sha256}
+        return Row(self.clip.id, self.clip.split, **{**common, **values})
 
-    Raises:
-        OSError: A file is gone or cannot be looked at.
-    """
-    files = [source.video] + ([source.audio] if source.audio else [])
-    return " ".join(f"{status.st_size}:{status.st_mtime_ns}" for status in map(os.stat, files))
+    def stamp(self) -> str:
+        """Size and modification time of the clip's files, and its stretch: equal stamps mean that nothing has changed.
+
+        Raises:
+            OSError: A file is gone or cannot be looked at.
+        """
+        stats = [f"{status.st_size}:{status.st_mtime_ns}" for status in map(os.stat, self.files)]
+        start, duration = self.clip.start, self.clip.duration
+        return " ".join(stats if start == 0 and duration is None else [*stats, f"{start!r}+{duration!r}"])
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Video file and, where there is one, the separate sound file."""
+        return (self.source.video,) if self.source.audio is None else (self.source.video, self.source.audio)
 
 
 def extract_batch(tasks: Sequence[Task], recipe: Recipe, out: Path, videos: Path) -> list[Row]:
@@ -114,10 +131,9 @@ def extract_batch(tasks: Sequence[Task], recipe: Recipe, out: Path, videos: Path
 
 
 def _row(task: Task, recipe: Recipe, store: FeatureStore, videos: Path) -> Row:
-    name = os.path.relpath(task.source.video, videos)
-    row = Row(task.clip.id, task.clip.split, "ok", source=name, parameters=recipe.sha256)
+    row = task.row(recipe, videos)
     try:
-        row = replace(row, stamp=stamp(task.source))
+        row = replace(row, stamp=task.stamp())
         flags = _bring_up_to_date(task, recipe, store)
     except StoreWriteError:
         raise
@@ -125,6 +141,8 @@ def _row(task: Task, recipe: Recipe, store: FeatureStore, videos: Path) -> Row:
         return replace(row, status="failed", reason=error.reason, message=error.message)
     except OSError as error:
         return replace(row, status="failed", reason="unreadable_file", message=str(error))
+    except MemoryError as error:
+        return replace(row, status="failed", reason="out_of_memory", message=str(error) or "no memory for this clip")
     except Exception as error:  # a fault of ours must cost one clip, not a night
         _logger.exception("internal error in clip %s", task.clip.id)
         where = traceback.extract_tb(error.__traceback__)[-1]
@@ -135,17 +153,22 @@ def _row(task: Task, recipe: Recipe, store: FeatureStore, videos: Path) -> Row:
 
 def _bring_up_to_date(task: Task, recipe: Recipe, store: FeatureStore) -> tuple[str, ...]:
     """Extract what is missing or was made otherwise, keep the rest; returns the clip's flags."""
-    clip, source = task.clip, task.source
-    paths = [source.video] + ([source.audio] if source.audio else [])
-    old = _usable(clip, paths, store)
-    stored = old.parameters if old else {}
-    missing = {kind for kind, wanted in recipe.parameters.items() if stored.get(kind) != wanted}
+    clip, wanted = task.clip, recipe.parameters
+    old = _usable(task, store)
+    missing = {kind for kind in wanted if old is None or old.parameters.get(kind) != wanted[kind]}
     if old is not None and not missing:
         return old.features.flags
+    kept = old.parameters.keys() - missing if old is not None else set()
+    if kept:
+        try:
+            old = store.read(clip.id, kept)
+        except StoreError:  # damaged behind its attributes
+            kept, missing = set(), set(wanted)
+    sources = tuple(SourceFile.of(path) for path in task.files)  # first: a file that changes meanwhile is taken again
     part = recipe.only(missing)
     features = extract_clip(
-        source.video,
-        audio=source.audio,
+        task.source.video,
+        audio=task.source.audio,
         start=clip.start,
         duration=clip.duration,
         seconds=recipe.seconds,
@@ -153,23 +176,25 @@ def _bring_up_to_date(task: Task, recipe: Recipe, store: FeatureStore) -> tuple[
         spectrogram=part.spectrogram,
         flow=part.flow,
     )
-    kept = {kind: parameters for kind, parameters in stored.items() if kind not in missing}
-    if kept:
-        features = _merged(store.read(clip.id, kept).features, features)
-    sources = tuple(SourceFile.of(path) for path in paths)
-    whole = Stored(clip.id, (clip.start, clip.duration), sources, {**kept, **part.parameters}, features)
-    store.write(whole, software())
+    parameters, versions = dict(part.parameters), dict.fromkeys(missing, software())
+    if old is not None and kept:
+        features = _merged(old.features, features)
+        parameters |= {kind: old.parameters[kind] for kind in kept}
+        versions |= {kind: old.software[kind] for kind in kept}
+    store.write(Stored(clip.id, (clip.start, clip.duration), sources, parameters, features, versions))
     return features.flags
 
 
-def _usable(clip: Clip, paths: Sequence[Path], store: FeatureStore) -> Stored | None:
+def _usable(task: Task, store: FeatureStore) -> Stored | None:
     """The provenance of what is stored, if it was made from the same stretch of the same bytes."""
     try:
-        old = store.read(clip.id, ())
+        old = store.read(task.clip.id, ())
     except StoreError:
         return None
-    same_clip = old.id == clip.id and old.clip == (clip.start, clip.duration) and len(old.sources) == len(paths)
-    return old if same_clip and all(file.same_content(path) for file, path in zip(old.sources, paths)) else None
+    wanted = (task.clip.id, (task.clip.start, task.clip.duration), len(task.files))
+    if (old.id, old.clip, len(old.sources)) != wanted:
+        return None
+    return old if all(file.same_content(path) for file, path in zip(old.sources, task.files)) else None
 
 
 def _merged(old: Features, new: Features) -> Features:
@@ -178,5 +203,5 @@ def _merged(old: Features, new: Features) -> Features:
         spectrogram=new.spectrogram or old.spectrogram,
         flow=new.flow or old.flow,
         flags=tuple(sorted({*old.flags, *new.flags})),
-        media=new.media or old.media,
+        media={**old.media, **new.media},
     )

@@ -120,10 +120,11 @@ def test_cnn4_equals_its_description() -> None:
     clip = torch.randn(2, 3, 2, 45, 70)
     x = functional.avg_pool2d(clip.flatten(0, 1), 4)
     widths = []
-    for convolution in [layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d)]:
+    for i, convolution in enumerate(layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d)):
         widths.append(convolution.out_channels)
-        x = functional.conv2d(x, convolution.weight, padding=1) / (1 + 1e-5) ** 0.5  # batch norm as it begins
-        x = functional.max_pool2d(x.relu(), 2, ceil_mode=True)
+        x = functional.conv2d(x, convolution.weight, stride=1 if i else 2, padding=1 if i else 2)
+        x = functional.max_pool2d(x, 2, ceil_mode=True) / (1 + 1e-5) ** 0.5  # batch norm as it begins
+        x = x.relu()
     expected = x.mean(dim=(2, 3)).view(2, 3, -1).mean(dim=1)
     assert widths == [3, 6, 12, 12]
     assert encoder.features == 12

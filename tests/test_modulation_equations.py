@@ -51,7 +51,7 @@ def reference_q(rho: np.ndarray, q_base: float, lam: float, shape: str, neutral:
 
 
 def reference_k(rho: np.ndarray, alpha: float, form: str, shape: str, neutral: float) -> np.ndarray:
-    """Eq. 12, and OGM-GE's."""
+    """Of Alg. 2, and OGM-GE's."""
     damped = {
         "paper": lambda r: max(0, 1 - alpha * reference_z(r, shape, neutral)),
         "cvpr": lambda r: 1 - math.tanh(alpha * r),

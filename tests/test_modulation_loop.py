@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import math
+import re
+import textwrap
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -298,6 +301,33 @@ def test_names_make_rules_with_their_options() -> None:
     with pytest.raises(ValueError, match="alpha must be"):
         make_modulation("ogm", NAMES, alpha=-1)
     assert set(MODULATIONS) == {"opm", "ogm"}
+
+
+@pytest.mark.parametrize("where", ["docs/methods.md", "train/modulation/__init__.py"])
+def test_the_printed_examples_run(where: str) -> None:
+    text = (Path(__file__).parents[1] / where).read_text(encoding="utf-8")
+    block = re.search(r"```python\n(.*?)```", text, re.DOTALL) or re.search(
+        r"\n\n(    balance = .*?)\n\n", text, re.DOTALL
+    )
+    model = make_model()
+    names = {
+        "Modulation": Modulation,
+        "OPM": OPM,
+        "OGM": OGM,
+        "scores": scores,
+        "unimodal_logits": unimodal_logits,
+        "cross_entropy": cross_entropy,
+        "encoders": model.encoders,
+        "head": model.head,
+        "epochs": 2,
+        "loader": list(batches(3)),
+        "optimizer": torch.optim.SGD(model.parameters(), 0.1),
+    }
+    before = [p.clone() for p in model.parameters()]
+    exec(textwrap.dedent(block[1]), names)
+    assert names["balance"].index == 6
+    assert names["balance"].row.isfinite().all()
+    assert not same(before, list(model.parameters()))
 
 
 def test_a_rule_of_ones_own() -> None:

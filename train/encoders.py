@@ -7,7 +7,6 @@ frequency × time bins. The frames of a sample share the encoder and are average
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +73,20 @@ class ResNet18(nn.Module):
         return restore(self.layer4(self.layer3(self.layer2(self.layer1(frames)))))
 
 
+def _block(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
+        nn.MaxPool2d(2, ceil_mode=True),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
 class CNN4(nn.Module):
-    """Four times convolution, batch norm, ReLU and max pooling: a training step takes milliseconds on a laptop.
+    """A small network for laptops and tests: four times convolution, max pooling, batch norm and ReLU.
+
+    The first convolution is 5 × 5 with stride 2, the others are 3 × 3. Pooling before batch norm and ReLU, and the
+    channels-last layout, together more than halve the CPU time of a training step.
 
     Args:
         channels: Input channels.
@@ -90,26 +101,21 @@ class CNN4(nn.Module):
         super().__init__()
         self.downsample = _at_least_one(downsample, "downsample")
         self.features = 4 * _at_least_one(width, "width")
-        widths = (_at_least_one(channels, "channels"), width, 2 * width, 4 * width, 4 * width)
         self.blocks = nn.Sequential(
-            *(
-                nn.Sequential(
-                    nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-                    nn.BatchNorm2d(outputs),
-                    nn.ReLU(inplace=True),
-                    nn.MaxPool2d(2, ceil_mode=True),
-                )
-                for inputs, outputs in pairwise(widths)
-            )
+            _block(_at_least_one(channels, "channels"), width, kernel=5, stride=2),
+            _block(width, 2 * width),
+            _block(2 * width, 4 * width),
+            _block(4 * width, 4 * width),
         )
         _initialise(self)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C, H, W) → (B, 4 · width); H and W at least `downsample`."""
         frames, restore = _fold(x)
         if self.downsample > 1:
             frames = functional.avg_pool2d(frames, self.downsample)
-        return restore(self.blocks(frames))
+        return restore(self.blocks(frames.contiguous(memory_format=torch.channels_last)))
 
 
 #: How much `cnn4` averages each modality's input down: spectrograms are an order of magnitude larger than frames.

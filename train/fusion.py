@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class Concatenation(nn.Module):
-    """One linear layer on the concatenated features: logits = Σ_m W^m φ^m + b (Eq. 2).
+    """One linear layer on the concatenated features: logits = Σ_m W^m φ^m + b.
 
     Args:
         dims: Modality → length D_m of its feature; one modality is allowed (uni-modal training).

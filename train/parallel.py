@@ -76,7 +76,8 @@ def process_group(device: str = "auto", *, timeout: timedelta = timedelta(minute
 def differing(module: nn.Module) -> list[str]:
     """Names of the parameters and buffers that are not the same on all ranks, bit for bit.
 
-    Costs a copy to the host and a hash of each tensor: for tests and for finding faults. Every rank calls it.
+    Costs a copy to the host and a hash of each tensor: for tests and for finding faults. Every rank calls it. Running
+    statistics of a batch norm that is not synchronised are rightly found: each rank has seen its own samples.
     """
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     if not (dist.is_available() and dist.is_initialized()) or not state:

@@ -1,0 +1,213 @@
+"""What extracting a clip costs, next to what others pay: CPU seconds (user + system, children included) a clip.
+
+Makes its own clips (10 s, 340×256, H.264 with B-frames, AAC; groups of 250 and of 12 pictures), then runs, interleaved,
+
+- `ffmpeg -threads 1 -f null`, which only decodes and throws everything away,
+- PyAV decoding everything and throwing it away,
+- the field's way: ffmpeg to WAV, OpenCV reading every frame and keeping ten, librosa's STFT,
+- bmlpipe: ten frames, the spectrogram and the HDF5 file; the same with optical flow (DIS, one field at each instant).
+
+A ratio is another's cost ÷ bmlpipe's in one round (`with_flow_vs_without`: with ÷ without); median and range of rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import ffmpeg
+import imageio_ffmpeg
+
+from bmlpipe.manifests.locate import Source
+from bmlpipe.manifests.schema import Clip
+from bmlpipe.pipeline.container import Demuxer, open_media
+from bmlpipe.pipeline.decode import Pictures, Window, pick
+from bmlpipe.pipeline.flow import FlowOptions
+from bmlpipe.pipeline.frames import FrameOptions
+from bmlpipe.pipeline.prune import needed_shots
+from bmlpipe.pipeline.spectrogram import SpectrogramOptions
+from bmlpipe.pipeline.work import Recipe, Task, extract_batch
+
+STATIC = imageio_ffmpeg.get_ffmpeg_exe()
+SYSTEM = shutil.which("ffmpeg") or STATIC
+SCENES = ("mandelbrot=size=340x256:rate={rate}", "testsrc2=size=340x256:rate={rate}")
+
+WITHOUT_FLOW = Recipe(10, FrameOptions(), SpectrogramOptions())
+WITH_FLOW = Recipe(10, FrameOptions(), SpectrogramOptions(), FlowOptions())
+
+
+def make_clips(folder: Path, count: int, gop: int) -> list[Path]:
+    """Moving scenes with a little noise, and a tone in noise."""
+    clips = []
+    for number in range(count):
+        rate = (25, 30, 30000 / 1001)[number % 3]
+        scene = ffmpeg.input(SCENES[number % 2].format(rate=rate), f="lavfi", t=10)
+        scene = scene.filter("rotate", a=f"0.05*sin({0.5 + number % 5}*t)").filter("noise", alls=6, allf="t")
+        sound = ffmpeg.input(f"sine=frequency={300 + 40 * number}:sample_rate=44100", f="lavfi", t=10)
+        noise = ffmpeg.input("anoisesrc=amplitude=0.1:sample_rate=44100", f="lavfi", t=10)
+        path = folder / f"gop{gop}_{number:02d}.mp4"
+        encoder = {"vcodec": "libx264", "crf": 23, "g": gop, "pix_fmt": "yuv420p", "acodec": "aac", "ac": 2}
+        mixed = ffmpeg.filter([sound, noise], "amix")
+        ffmpeg.output(scene, mixed, str(path), **encoder).run(cmd=STATIC, quiet=True, overwrite_output=True)
+        clips.append(path)
+    return clips
+
+
+def ffmpeg_null(clip: Path, binary: str) -> None:
+    """Decode all of a clip in a process of its own."""
+    command = [binary, "-nostdin", "-v", "error", "-threads", "1", "-i", str(clip), "-f", "null", "-"]
+    subprocess.run(command, check=True)
+
+
+def pyav_null(clip: Path) -> None:
+    """Decode all of a clip here."""
+    with av.open(str(clip)) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        for packet in container.demux(video=0, audio=0):
+            packet.decode()
+
+
+def the_fields_way(clip: Path, out: Path) -> None:
+    """What preprocessing scripts of the field do."""
+    import cv2
+    import librosa
+    import numpy as np
+
+    wav = out / "sound.wav"
+    command = [SYSTEM, "-nostdin", "-v", "error", "-y", "-i", str(clip), "-vn", "-ac", "1", "-ar", "16000", str(wav)]
+    subprocess.run(command, check=True)
+    video = cv2.VideoCapture(str(clip))
+    rate, number = video.get(cv2.CAP_PROP_FPS), 0
+    while True:
+        there, picture = video.read()
+        if not there:
+            break
+        if number % round(rate) == 0:
+            cv2.imwrite(str(out / f"{number:04d}.jpg"), picture)
+        number += 1
+    sound, _ = librosa.load(wav, sr=16000)
+    np.save(out / "sound.npy", np.log(np.abs(librosa.stft(sound, n_fft=512, hop_length=159)) + 1e-7))
+
+
+def bmlpipe(clip: Path, out: Path, recipe: Recipe) -> None:
+    """What a worker of ours does."""
+    task = Task(Clip(id=clip.stem, split="train", label="a"), Source(clip))
+    (row,) = extract_batch([task], recipe, out, clip.parent)
+    if row.status != "ok":
+        raise RuntimeError(f"{clip}: {row.reason}: {row.message}")
+
+
+def left_out(clips: list[Path]) -> float:
+    """Share of the video packets that pruning leaves out."""
+    skipped = total = 0
+    for clip in clips:
+        with open_media(clip) as container:
+            stream = container.streams.best("video")
+            pictures, window = Pictures(stream, Demuxer(container, [stream])), Window(0, None, 10)
+            for _ in pick(pictures, window, 0, needed_shots(pictures, window)):
+                pass
+            skipped += stream.frames - pictures.count
+            total += stream.frames
+    return skipped / total
+
+
+def cpu(work: Callable[[Path], None], clips: list[Path]) -> float:
+    """CPU seconds a clip."""
+
+    def used() -> float:
+        usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+    before = used()
+    for clip in clips:
+        work(clip)
+    return (used() - before) / len(clips)
+
+
+def machine() -> dict[str, str | int | None]:
+    """What the figures were measured on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    first, static = (
+        subprocess.run([binary, "-version"], capture_output=True, text=True, check=True).stdout.split()[2]
+        for binary in (SYSTEM, STATIC)
+    )
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "av": av.__version__,
+        "ffmpeg": first,
+        "ffmpeg_static": static,
+    }
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write machine and ratios here")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--clips", type=int, default=6, help="clips of each group length")
+    options = parser.parse_args()
+    if options.rounds < 1 or options.clips < 1:
+        parser.error("--rounds and --clips must be 1 or more")
+    costs: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sets = {f"gop{gop}": make_clips(folder, options.clips, gop) for gop in (250, 12)}
+        for label, clips in sets.items():
+            print(f"{label}: {left_out(clips):.0%} of the pictures are not decoded")
+        for number in range(options.rounds + 1):
+            out = folder / f"round{number}"
+            (out / "field").mkdir(parents=True)
+            for label, clips in sets.items():
+                ways: dict[str, Callable[[Path], None]] = {
+                    "ffmpeg -f null": lambda clip: ffmpeg_null(clip, SYSTEM),
+                    "ffmpeg -f null (static)": lambda clip: ffmpeg_null(clip, STATIC),
+                    "PyAV, decode all": pyav_null,
+                    "the field's way": lambda clip, out=out: the_fields_way(clip, out / "field"),
+                    "bmlpipe": lambda clip, out=out: bmlpipe(clip, out / "without", WITHOUT_FLOW),
+                    "bmlpipe with flow": lambda clip, out=out: bmlpipe(clip, out / "with", WITH_FLOW),
+                }
+                for way, work in ways.items():
+                    cost = cpu(work, clips)
+                    if number:  # the first round warms up: imports, caches
+                        costs.setdefault(f"{label} {way}", []).append(cost)
+            shutil.rmtree(out)
+    print(f"\n{'CPU milliseconds a clip':34} median      min      max")
+    for way, values in costs.items():
+        print(f"{way:34} {1e3 * statistics.median(values):6.1f} {1e3 * min(values):8.1f} {1e3 * max(values):8.1f}")
+    pairs = {
+        "vs_ffmpeg_null_gop250": ("gop250 ffmpeg -f null", "gop250 bmlpipe"),
+        "vs_ffmpeg_null_gop12": ("gop12 ffmpeg -f null", "gop12 bmlpipe"),
+        "vs_ffmpeg_static_null_gop250": ("gop250 ffmpeg -f null (static)", "gop250 bmlpipe"),
+        "vs_ffmpeg_static_null_gop12": ("gop12 ffmpeg -f null (static)", "gop12 bmlpipe"),
+        "vs_pyav_null_gop250": ("gop250 PyAV, decode all", "gop250 bmlpipe"),
+        "vs_field": ("gop250 the field's way", "gop250 bmlpipe"),
+        "with_flow_vs_without": ("gop250 bmlpipe with flow", "gop250 bmlpipe"),
+    }
+    ratios = {}
+    print(f"\n{'ratio':34} median      min      max")
+    for ratio, (other, ours) in pairs.items():
+        values = [one / two for one, two in zip(costs[other], costs[ours], strict=True)]
+        ratios[ratio] = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+        print(f"{ratio:34} {ratios[ratio]['median']:6.2f} {min(values):8.2f} {max(values):8.2f}")
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps({"machine": machine(), "ratios": ratios}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""The command `bmlpipe extract`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import nullcontext
+from pathlib import Path
+
+import click
+
+from bmlpipe.manifests.datasets import DATASETS
+from bmlpipe.pipeline.commands import EXISTING, EXISTING_FOLDER, FOLDER, dataset_option, errors_explained, kinds_option
+
+
+@click.command()
+@dataset_option
+@click.option("--videos", required=True, type=EXISTING_FOLDER, help="Folder of the clips.")
+@click.option("--annotations", type=EXISTING, help="Official annotation file or folder.")
+@click.option("--out", required=True, type=FOLDER, help="Feature folder; a second run does only what is missing.")
+@kinds_option("Feature kinds: frames,spectrogram,flow.  [the paper's setting]")
+@click.option("--seconds", type=click.IntRange(1), help="Length taken of each clip.  [the data set's]")
+@click.option("--short-side", type=int, default=256, show_default=True, help="Short side of frames and flow, pixels.")
+@click.option(
+    "--preset", default="vggsound", show_default=True, type=click.Choice(["vggsound", "magnitude"]), help="Spectrogram."
+)
+@click.option("--flow-algorithm", default="dis", show_default=True, type=click.Choice(["dis", "farneback", "tvl1"]))
+@click.option(
+    "--flow-stack", default=1, show_default=True, type=click.IntRange(1, 10), help="Consecutive fields an instant."
+)
+@click.option("--fold", default=1, show_default=True, type=click.IntRange(1, 3), help="UCF-101's split.")
+@click.option("--val-fraction", default=0.1, show_default=True, help="Share of train, for a set without val.")
+@click.option("--val-by-group", is_flag=True, help="By group (CREMA-D: actors).")
+@click.option("--workers", type=click.IntRange(0), help="Processes; 0: in this one, without Dask.  [all cores]")
+@click.option("--scheduler", help="Address of an existing Dask scheduler, tcp://…, instead.")
+@click.option("--batch", default=8, show_default=True, type=click.IntRange(1), help="Clips a task.")
+@click.option("--retry-failed", is_flag=False, flag_value="all", help="Take failed clips again: all, or one reason's.")
+@click.option(
+    "--max-failed",
+    default=0.05,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Share of failed clips, among those found, above which the exit status is 1.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
+def extract(
+    dataset: str,
+    videos: Path,
+    annotations: Path | None,
+    out: Path,
+    kinds: tuple[str, ...] | None,
+    seconds: int | None,
+    short_side: int,
+    preset: str,
+    flow_algorithm: str,
+    flow_stack: int,
+    fold: int,
+    val_fraction: float,
+    val_by_group: bool,
+    workers: int | None,
+    scheduler: str | None,
+    batch: int,
+    retry_failed: str | None,
+    max_failed: float,
+    dry_run: bool,
+) -> None:
+    """Clips → features: 1-fps frames, spectrograms, optical flow, from one decode of each clip."""
+    from bmlpipe.manifests.datasets import read_manifest
+    from bmlpipe.pipeline.extract import claimed, make_plan, run
+    from bmlpipe.pipeline.flow import FlowOptions
+    from bmlpipe.pipeline.frames import FrameOptions
+    from bmlpipe.pipeline.ledger import LEDGER_FILE
+    from bmlpipe.pipeline.progress import Meter
+    from bmlpipe.pipeline.spectrogram import SpectrogramOptions
+    from bmlpipe.pipeline.work import Recipe
+
+    if scheduler is not None and workers is not None:
+        raise click.UsageError("--workers is for a cluster on this machine: leave it out with --scheduler")
+    wanted = kinds or DATASETS[dataset].kinds
+    try:
+        frames = FrameOptions(short_side=short_side)
+        flow = FlowOptions(algorithm=flow_algorithm, stack=flow_stack, short_side=short_side)
+        recipe = Recipe(
+            seconds or DATASETS[dataset].seconds,
+            frames if "frames" in wanted else None,
+            SpectrogramOptions(preset=preset) if "spectrogram" in wanted else None,
+            flow if "flow" in wanted else None,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    with errors_explained("what is done stays done; the same command goes on where it stopped"):
+        manifest = read_manifest(
+            dataset, annotations, videos=videos, fold=fold, val_fraction=val_fraction, group_val=val_by_group
+        )
+        for note in manifest.notes:
+            click.echo(note, err=True)
+        with nullcontext() if dry_run else claimed(out):
+            plan = make_plan(manifest, videos, out, recipe, retry_failed=retry_failed)
+            click.echo(str(plan), err=True)
+            if dry_run:
+                return
+            with Meter("clips", len(plan.tasks)) as meter:
+                counts = run(
+                    plan,
+                    workers=_cores() if workers is None else workers,
+                    scheduler=scheduler,
+                    batch=batch,
+                    progress=lambda rows: meter.advance(len(rows), Counter(row.reason for row in rows if row.reason)),
+                )
+    ledger, found = out / LEDGER_FILE, counts["ok"] + counts["failed"]
+    click.echo(f"ok {counts['ok']}, failed {counts['failed']}, absent {counts['absent']}: see {ledger}")
+    if not found:
+        raise click.ClickException(f"no clip has a file below {videos}: see `bmlpipe datasets` for file names")
+    if counts["failed"] > max_failed * found:
+        raise click.ClickException(
+            f"{counts['failed']} of {found} clips failed, more than --max-failed {max_failed:g}: "
+            f"see the reasons in {ledger}"
+        )
+
+
+def _cores() -> int:
+    """Cores that this process may use: its affinity and its container's quota."""
+    from dask.system import CPU_COUNT
+
+    return int(CPU_COUNT)

@@ -1,0 +1,63 @@
+"""What the commands share: kinds of options, and errors told without a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from bmlpipe.manifests.datasets import DATASETS
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+EXISTING = click.Path(exists=True, path_type=Path)
+
+dataset_option = click.option(
+    "--dataset", required=True, type=click.Choice(list(DATASETS)), help="See `bmlpipe datasets`."
+)
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_KINDS = ("frames", "spectrogram", "flow")
+_INTERRUPTED = 130  # exit status after SIGINT, as shells have it
+
+
+def kinds_option(text: str) -> Callable[[_Command], _Command]:
+    """The option `--modalities` with this help: feature kinds separated by commas, a tuple or None to the command."""
+    return click.option("--modalities", "kinds", metavar="NAMES", callback=_kinds, help=text)
+
+
+def _kinds(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    names = tuple(part.strip() for part in value.split(",") if part.strip())
+    if not names or set(names) - set(_KINDS):
+        raise click.BadParameter(f"{value!r}: choose among {', '.join(_KINDS)}, separated by commas")
+    return names
+
+
+@contextmanager
+def errors_explained(resume: str) -> Iterator[None]:
+    """Errors that are the user's to mend end the command with their message and exit status 1; Ctrl-C with 130.
+
+    Args:
+        resume: What to say after Ctrl-C.
+    """
+    from bmlpipe.manifests.schema import ManifestError
+    from bmlpipe.pipeline.cluster import ClusterError
+    from bmlpipe.pipeline.extract import ExtractionError
+    from bmlpipe.pipeline.store import StoreError, StoreWriteError
+    from bmlpipe.shards.spec import ShardError
+
+    try:
+        yield
+    except (ManifestError, ExtractionError, ClusterError, StoreError, StoreWriteError, ShardError) as error:
+        raise click.ClickException(str(error)) from error
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise click.ClickException(f"{where}{error.strerror or error}") from error
+    except KeyboardInterrupt as error:
+        click.echo(f"interrupted: {resume}", err=True)
+        raise click.exceptions.Exit(_INTERRUPTED) from error
