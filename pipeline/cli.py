@@ -42,7 +42,9 @@ def datasets() -> None:
 @click.option("--features", required=True, type=EXISTING_FOLDER, help="Feature folder (bmlpipe extract).")
 @click.option("--out", required=True, type=FOLDER, help="Folder of the shards; an old set is replaced as a whole.")
 @kinds_option("Feature kinds to take.  [all that were extracted]")
-@click.option("--samples-per-shard", default=1000, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--samples-per-shard", default=1000, show_default=True, type=click.IntRange(1), help="Samples of one tar file."
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of the written order.")
 def shard(
     dataset: str, features: Path, out: Path, kinds: tuple[str, ...] | None, samples_per_shard: int, seed: int

@@ -49,8 +49,12 @@ def map_batches(
     """
     from dask import config
     from distributed import Client, KilledWorker, LocalCluster, as_completed
+    from distributed.comm.core import CommClosedError
 
     with ExitStack() as stack:
+        chatter = logging.getLogger("distributed.client")  # what matters of it is raised here
+        stack.callback(chatter.setLevel, chatter.level)
+        chatter.setLevel(logging.CRITICAL + 1)
         cluster: Any = scheduler
         if scheduler is None:
             # No second try by Dask: what is tried again, and how, is decided below.
@@ -98,7 +102,7 @@ def map_batches(
                     fill()
                     continue
                 result = died(batch[0])
-            except CancelledError as error:
+            except (CancelledError, CommClosedError) as error:
                 raise ClusterError(_LOST) from error
             yield result
             fill()

@@ -13,6 +13,7 @@ import numpy as np
 from bmlpipe.manifests.schema import SPLITS, Clip, read_clips
 from bmlpipe.pipeline.extract import DATASET_FILE, MANIFEST_FILE, ExtractionError
 from bmlpipe.pipeline.ledger import LedgerError, read_ledger
+from bmlpipe.pipeline.statistics import Statistics
 from bmlpipe.pipeline.store import FeatureStore, Stored, StoreError
 from bmlpipe.shards import spec
 from bmlpipe.shards.order import shuffled
@@ -101,7 +102,7 @@ def write_shards(
         raise ExtractionError(f"no clip of {features} is ok: see the reasons in its ledger.csv")
     clips = {clip.id: clip for clip in read_clips(features / MANIFEST_FILE) if clip.id in ready}
     labels = {name: number for number, name in enumerate(about["classes"])}
-    store, counts = FeatureStore(features), dict[str, int]()
+    store, counts, statistics = FeatureStore(features), dict[str, int](), Statistics()
     start(len(clips))
     with ShardWriter(
         out,
@@ -124,5 +125,8 @@ def write_shards(
                         )
                 clip = clips[clip_id]
                 writer.write(split, sample_of(stored, clip, labels[clip.label], parameters))
+                if split == "train":
+                    statistics.add(stored.features)
                 progress()
+        writer.statistics = statistics.result()
     return counts

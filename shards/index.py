@@ -57,6 +57,7 @@ class Index:
         shards: Shards, split by split.
         samples: Structured array of `SAMPLE_DTYPE`, in the order of the shards.
         seed: Seed of the order in which samples were written.
+        statistics: Feature kind → `mean` and `std` of each channel over training samples.
     """
 
     dataset: str
@@ -65,6 +66,7 @@ class Index:
     shards: tuple[Shard, ...]
     samples: npt.NDArray[np.void]
     seed: int
+    statistics: Mapping[str, Mapping[str, list[float]]]
 
     @property
     def features_sha256(self) -> str:
@@ -101,6 +103,7 @@ def write_index(folder: Path, index: Index) -> None:
         "classes": list(index.classes),
         "features": index.features,
         "features_sha256": index.features_sha256,
+        "statistics": index.statistics,
         "seed": index.seed,
         "samples": {
             "file": SAMPLES_FILE,
@@ -146,6 +149,7 @@ def read_index(folder: Path) -> Index:
             shards,
             samples,
             content["seed"],
+            content["statistics"],
         )
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise ShardError(

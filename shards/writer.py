@@ -57,6 +57,9 @@ class ShardWriter:
         features: Feature kind → parameters (JSON).
         samples_per_shard: Samples of a shard, its last one of a split aside.
         seed: Seed of the samples' order, recorded.
+
+    Attributes:
+        statistics: What the index will say of the features' means and deviations; set it before the block ends.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class ShardWriter:
             )
         self.out = out.absolute()
         self._about = (dataset, tuple(classes), dict(features), seed)
+        self.statistics: Mapping[str, Mapping[str, list[float]]] = {}
         self._per_shard = samples_per_shard
         self._shards: list[Shard] = []
         self._records: list[tuple[bytes, int, int, int, int, int]] = []
@@ -163,7 +167,8 @@ class ShardWriter:
         self._close_shard()
         dataset, classes, features, seed = self._about
         samples = np.array(self._records, dtype=SAMPLE_DTYPE)
-        write_index(self._folder, Index(dataset, classes, features, tuple(self._shards), samples, seed))
+        index = Index(dataset, classes, features, tuple(self._shards), samples, seed, self.statistics)
+        write_index(self._folder, index)
         for name in (SAMPLES_FILE, INDEX_FILE, "."):
             _sync(self._folder / name)
         old = self._folder.with_name(self._folder.name + "-old")

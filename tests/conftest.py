@@ -58,6 +58,11 @@ def toy_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 size = {"times": [0.0, 1.0, 2.0, 3.0], "height": 40, "width": 48}
                 meta = {"id": f"{split}{number}", "label": "abcd"[label], "frames": size, "flow": {**size, "bound": 20}}
                 writer.write(split, spec.Sample(f"{split}-{number:03d}", label, members, meta))
+        writer.statistics = {
+            "frames": {"mean": [105.0] * 3, "std": [58.0] * 3},
+            "spectrogram": {"mean": [0.2], "std": [1.1]},
+            "flow": {"mean": [105.0, 105.0], "std": [58.0, 58.0]},
+        }
     return out
 
 

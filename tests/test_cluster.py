@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -116,6 +118,19 @@ def test_a_lost_scheduler_is_an_error_that_says_what_to_do() -> None:
         cluster.close()
         with pytest.raises(ClusterError, match="run the same command again"):
             list(results)
+
+
+def test_relative_folders_work_on_workers_that_stand_elsewhere(
+    scheduler: str, tmp_path: Path, make_clip: Callable[..., Path]
+) -> None:
+    (tmp_path / "videos" / "x").mkdir(parents=True)
+    make_clip(tmp_path / "videos" / "x" / "1.mp4", seconds=1.0, size=(48, 32))
+    words = ["--dataset", "folder", "--videos", "videos", "--out", "out", "--seconds", "1", "--scheduler", scheduler]
+    command = [sys.executable, "-m", "bmlpipe.pipeline.cli", "extract", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("ok 1, failed 0, absent 0"), done.stderr
+    assert [row.source for row in read_ledger(tmp_path / "out")] == ["x/1.mp4"]
+    assert len(list((tmp_path / "out").glob("clips/*/*.h5"))) == 1
 
 
 @pytest.fixture

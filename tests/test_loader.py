@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from bmlpipe.shards.spec import ShardError
-from bmlpipe.train.loader import ClipDataset, TrainBatches, encoder_input, evaluation_batches, make_loader
+from bmlpipe.train.inputs import Inputs
+from bmlpipe.train.loader import ClipDataset, TrainBatches, evaluation_batches, make_loader
 
 SIZES = [20, 20, 20, 20, 16]
 OPTIONS = {"batch_size": 24, "epochs": 2, "seed": 5, "window": 2}
@@ -68,20 +69,27 @@ def test_a_batch_has_the_documented_shapes(toy_shards: Path) -> None:
     }
     assert batch["number"].tolist() == [3, 50]
     assert all(label in range(4) for label in batch["label"].tolist())
-    inputs = {m: encoder_input(m, batch[m]) for m in shapes}
+    inputs = Inputs(("audio", "visual", "flow"), dataset(toy_shards).reader.index.statistics)(batch)
     assert {m: tuple(value.shape) for m, value in inputs.items()} == {
         "audio": (2, 1, 1, 257, 40),
         "visual": (2, 3, 3, 32, 32),
         "flow": (2, 3, 2, 32, 32),
     }
     assert all(value.dtype == torch.float32 for value in inputs.values())
-    assert inputs["flow"].abs().max() <= 128 / 127
 
 
-def test_pictures_are_normalised_as_torchvision_does() -> None:
+def test_inputs_are_normalised_by_the_index_or_as_torchvisions_weights_expect() -> None:
     grey = torch.full((1, 1, 3, 2, 2), 124, dtype=torch.uint8)
+    own = Inputs(["visual"], {"frames": {"mean": [124.0, 100.0, 24.0], "std": [10.0, 12.0, 50.0]}})
+    assert own({"visual": grey})["visual"][0, 0, :, 0, 0].tolist() == [0, 2, 2]
+    imagenet = Inputs(["visual"], {}, imagenet=True)({"visual": grey})["visual"][0, 0, :, 0, 0]
     expected = [(124 / 255 - mean) / std for mean, std in zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
-    torch.testing.assert_close(encoder_input("visual", grey)[0, 0, :, 0, 0], torch.tensor(expected))
+    torch.testing.assert_close(imagenet, torch.tensor(expected))
+    stack = torch.arange(4, dtype=torch.uint8).reshape(1, 1, 4, 1, 1)
+    flow = Inputs(["flow"], {"flow": {"mean": [0.0, 1.0], "std": [1.0, 2.0]}})({"flow": stack})["flow"]
+    assert flow.flatten().tolist() == [0, 0, 2, 1]
+    with pytest.raises(ValueError, match="no statistics of flow"):
+        Inputs(["flow"], {})
 
 
 def test_views_change_with_the_epoch_and_not_in_evaluation(toy_shards: Path) -> None:

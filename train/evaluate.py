@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bmlpipe.train.loader import encoder_input
+from bmlpipe.train.inputs import Inputs
 from bmlpipe.train.model import MultimodalModel
 from bmlpipe.train.scores import unimodal_logits
 
@@ -36,12 +36,13 @@ class Predictions:
 
 @torch.no_grad()
 def predict(
-    model: MultimodalModel, batches: Iterable[dict[str, Any]], classes: int, device: torch.device
+    model: MultimodalModel, inputs: Inputs, batches: Iterable[dict[str, Any]], classes: int, device: torch.device
 ) -> Predictions:
     """Run the model over this rank's share of a split and gather all ranks' predictions.
 
     Args:
         model: The model itself, not its data-parallel wrapper; put into evaluation mode and left there.
+        inputs: Normalises raw batches.
         batches: This rank's batches (`bmlpipe.train.loader.evaluation_batches`); ranks may have different numbers.
         classes: K.
         device: Where to compute.
@@ -54,8 +55,7 @@ def predict(
     parts: list[Tensor] = []
     numbers: list[Tensor] = []
     for batch in batches:
-        inputs = {m: encoder_input(m, batch[m].to(device, non_blocking=True)) for m in modalities}
-        features = model.encode(inputs)
+        features = model.encode(inputs({m: batch[m].to(device, non_blocking=True) for m in modalities}))
         alone = unimodal_logits(model.head, features)
         parts.append(torch.stack([model.head(features).float(), *(alone[m] for m in modalities)], dim=1))
         numbers.append(torch.stack([batch["number"], batch["label"]], dim=1))

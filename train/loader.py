@@ -27,10 +27,6 @@ from bmlpipe.train import views
 #: (epoch, sample number): all that a worker needs to know; epoch −1 is evaluation.
 Item = tuple[int, int]
 
-# ImageNet's channel means and standard deviations (RGB, of pixels in [0, 1]), as torchvision's models expect.
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
-
 
 class ClipDataset(Dataset[dict[str, Any]]):
     """Samples as an encoder's raw input: pictures as uint8, spectrograms as stored (float16).
@@ -194,24 +190,3 @@ def make_loader(
 def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-
-
-def encoder_input(modality: str, raw: Tensor) -> Tensor:
-    """Raw batch → an encoder's input, on whatever device the batch is.
-
-    Args:
-        modality: audio: (B, 1, F, N) float16, standardised when extracted. visual: (B, T, 3, H, W) uint8. flow:
-            (B, T, 2L, H, W) uint8.
-        raw: As loaded.
-
-    Returns:
-        (B, T, C, height, width) float32: audio with T = C = 1; visual with ImageNet's mean and deviation; flow in
-        [−1, 1], ±1 being the bound of extraction.
-    """
-    if modality == "audio":
-        return raw.float().unsqueeze(1)
-    if modality == "visual":
-        shape = (1, 1, 3, 1, 1)
-        mean, std = raw.new_tensor(_MEAN, dtype=torch.float32), raw.new_tensor(_STD, dtype=torch.float32)
-        return (raw.float() / 255 - mean.view(shape)) / std.view(shape)
-    return (raw.float() - 128) / 127

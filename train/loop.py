@@ -22,8 +22,9 @@ from bmlpipe.train.config import ConfigError, TrainConfig
 from bmlpipe.train.encoders import ResNet18, load_imagenet, make_encoder
 from bmlpipe.train.evaluate import predict
 from bmlpipe.train.fusion import make_fusion
+from bmlpipe.train.inputs import Inputs
 from bmlpipe.train.journal import DelayedRows, Journal, Row
-from bmlpipe.train.loader import ClipDataset, TrainBatches, encoder_input, evaluation_batches, make_loader
+from bmlpipe.train.loader import ClipDataset, TrainBatches, evaluation_batches, make_loader
 from bmlpipe.train.metrics import summarise
 from bmlpipe.train.model import MultimodalModel
 from bmlpipe.train.modulation import make_modulation, optimizer_advice, row_advice
@@ -99,6 +100,8 @@ class Training:
         if config.batch_norm == "sync":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         self.model = model.to(place.device)
+        imagenet = config.weights != "none"
+        self.inputs = Inputs(config.chosen, self.index.statistics, imagenet=imagenet).to(place.device)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
@@ -225,7 +228,7 @@ class Training:
 
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            logits = wrapped({m: encoder_input(m, value) for m, value in raw.items()}, between=between)
+            logits = wrapped(self.inputs(raw), between=between)
             loss = functional.cross_entropy(logits.float(), labels)
         weighted = loss.detach() / self.place.world  # ranks have equal shares, so the mean over ranks is the batch's
         self.balance.reduce(torch.stack([weighted, torch.full_like(weighted, float(self.stop.requested))]))
@@ -263,7 +266,7 @@ class Training:
             world=place.world,
         )
         loader = make_loader(self.data, batches, workers=self.config.workers, pin_memory=self._on_cuda)
-        found = predict(self.model, loader, len(self.index.classes), place.device)
+        found = predict(self.model, self.inputs, loader, len(self.index.classes), place.device)
         row: Row = {"epoch": epoch, "step": self.progress.step, "split": split}
         row |= summarise(found.logits, found.branches, found.labels)
         if journal is not None:
@@ -284,6 +287,7 @@ class Training:
         if self.place.first:
             content = {
                 "model": self.model.state_dict(),
+                "inputs": self.inputs.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "modulation": self.balance.state_dict(),
                 "progress": vars(self.progress),
@@ -300,6 +304,7 @@ class Training:
         state = checkpoint.load(path, self.place.device)
         checkpoint.check_same_run(state, self.config.as_dict(), self.index.features_sha256, path)
         self.model.load_state_dict(state["model"])
+        self.inputs.load_state_dict(state["inputs"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.balance.load_state_dict(state["modulation"])
         self.progress = Progress(**state["progress"])

@@ -1,0 +1,64 @@
+"""Raw batches → what encoders take: floating, with mean 0 and deviation 1 over the training samples, on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bmlpipe.shards.spec import MODALITY_KIND
+
+# ImageNet's channel means and deviations (RGB, of pixels in 0 … 255), which torchvision's weights were trained with.
+_IMAGENET = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
+
+
+class Inputs(nn.Module):
+    """Normalises raw batches; the numbers it does that with are buffers, so a checkpoint keeps them.
+
+    Args:
+        modalities: Modalities of the batches.
+        statistics: Feature kind → `mean` and `std` of each channel, as the index of the shards has them.
+        imagenet: Normalise visual with ImageNet's numbers, as its weights expect.
+
+    Raises:
+        ValueError: The statistics of a modality are missing.
+    """
+
+    def __init__(
+        self,
+        modalities: Sequence[str],
+        statistics: Mapping[str, Mapping[str, Sequence[float]]],
+        *,
+        imagenet: bool = False,
+    ) -> None:
+        super().__init__()
+        self.modalities = tuple(modalities)
+        for m in modalities:
+            numbers = _IMAGENET if imagenet and m == "visual" else statistics.get(MODALITY_KIND[m])
+            if numbers is None:
+                raise ValueError(
+                    f"the shards have no statistics of {MODALITY_KIND[m]}: write them again (bmlpipe shard)"
+                )
+            for name in ("mean", "std"):
+                values = torch.tensor(numbers[name], dtype=torch.float32)
+                self.register_buffer(f"{m}_{name}", values.clamp(min=1e-6) if name == "std" else values)
+
+    def forward(self, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Normalise a batch.
+
+        Args:
+            raw: audio (B, 1, F, N) float16; visual (B, T, 3, H, W) uint8; flow (B, T, 2L, H, W) uint8.
+
+        Returns:
+            {m: (B, T, C, height, width)}, float32; audio with T = C = 1. A flow stack repeats the numbers of x and y.
+        """
+        return {m: self._one(m, raw[m].unsqueeze(1) if m == "audio" else raw[m]) for m in self.modalities}
+
+    def _one(self, modality: str, value: Tensor) -> Tensor:
+        mean, std = (
+            self.get_buffer(f"{modality}_{name}").repeat(value.shape[2] // len(self.get_buffer(f"{modality}_{name}")))
+            for name in ("mean", "std")
+        )
+        shape = (1, 1, -1, 1, 1)
+        return (value.float() - mean.view(shape)) / std.view(shape)
