@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path
+
+from bmlpipe.manifests.table import write_rows
 
 SPLITS = ("train", "val", "test")
 
@@ -85,13 +87,15 @@ class Manifest:
         return {split: found[split] for split in SPLITS}
 
 
-def write_clips(clips: Sequence[Clip], file: io.TextIOBase) -> None:
-    """Write clips as CSV (UTF-8, line feeds), columns in the order of `Clip`; floats so that they read back exactly."""
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for clip in clips:
-        duration = "" if clip.duration is None else repr(clip.duration)
-        writer.writerow([clip.id, clip.split, clip.label, clip.path, repr(clip.start), duration, clip.group])
+def write_clips(clips: Iterable[Clip], path: Path) -> None:
+    """Write clips as CSV, columns in the order of `Clip`; `read_clips` reads them back exactly."""
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        write_rows(file, chain([_COLUMNS], map(_cells, clips)))
+
+
+def _cells(clip: Clip) -> list[str]:
+    duration = "" if clip.duration is None else repr(clip.duration)
+    return [clip.id, clip.split, clip.label, clip.path, repr(clip.start), duration, clip.group]
 
 
 def read_clips(path: Path) -> list[Clip]:
@@ -100,7 +104,7 @@ def read_clips(path: Path) -> list[Clip]:
     Raises:
         ManifestError: The header is another one or a number cannot be read.
     """
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = csv.reader(file)
         header = next(rows, [])
         if tuple(header) != _COLUMNS:

@@ -213,8 +213,7 @@ def _describe(plan: Plan) -> None:
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(plan.out / DATASET_FILE)
     temporary = plan.out / f"{MANIFEST_FILE}.writing"
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        write_clips(manifest.clips, file)
+    write_clips(manifest.clips, temporary)
     temporary.replace(plan.out / MANIFEST_FILE)
 
 

@@ -14,10 +14,12 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, fields
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
+from bmlpipe.manifests.table import write_rows
 from bmlpipe.pipeline.store import writing
 
 LEDGER_FILE = "ledger.csv"
@@ -145,12 +147,7 @@ def read_ledger(folder: Path) -> list[Row]:
 def _write_csv(folder: Path, rows: Iterable[Row]) -> None:
     temporary = folder / f"{LEDGER_FILE}.writing"
     with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        plain = csv.writer(file, lineterminator="\n")
-        quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)  # csv leaves a lone "\r" unquoted
-        plain.writerow(_COLUMNS)
-        for row in rows:
-            cells = astuple(row)
-            (quoted if any("\r" in cell for cell in cells) else plain).writerow(cells)
+        write_rows(file, chain([_COLUMNS], map(astuple, rows)))
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(folder / LEDGER_FILE)

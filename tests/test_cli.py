@@ -7,12 +7,18 @@ import os
 import pty
 import re
 import resource
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import simplejpeg
 from click.testing import CliRunner, Result
 
 from bmlpipe.manifests.datasets import DATASETS
@@ -52,7 +58,9 @@ def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
             raise ClipError("not_media", f"{video} is not a video")
         if video.read_bytes() == b"stop":
             raise KeyboardInterrupt
-        return Features(frames=Frames((video.read_bytes(),), (0.0,), 16, 16))
+        picture = np.full((16, 16, 3), len(seen), np.uint8)
+        jpeg = simplejpeg.encode_jpeg(picture, colorspace="RGB") + video.read_bytes()  # after its end: told apart
+        return Features(frames=Frames((jpeg,), (0.0,), 16, 16))
 
     if request.node.get_closest_marker("slow") is None:
         monkeypatch.setattr(work, "extract_clip", extract_clip)
@@ -230,6 +238,36 @@ def test_a_full_disk_stops_the_run_with_an_error_and_nothing_is_lost(
     assert not list((tmp_path / "out").rglob("*.writing"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_ctrl_c_on_a_terminal_ends_quietly_with_a_full_ledger(
+    tmp_path: Path, make_clip: Callable[..., Path], workers: str
+) -> None:
+    """As a terminal does it: SIGINT to all processes of the group."""
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    (videos / "x").mkdir(parents=True)
+    first = make_clip(videos / "x" / "0.mp4", seconds=1.0, size=(48, 32))
+    for number in range(1, 150):
+        shutil.copy(first, videos / "x" / f"{number}.mp4")
+    command = [PROGRAM, "extract", "--dataset", "folder", "--videos", videos, "--out", out, "--batch", "1"]
+    process = subprocess.Popen(
+        [*command, "--workers", workers], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    while len(list(out.glob("clips/*/*.h5"))) < 5:
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"interrupted: what is done stays done" in stderr
+    assert b"Traceback" not in stderr
+    with (out / "ledger.csv").open(newline="") as file:
+        reasons = Counter(row["reason"] for row in csv.DictReader(file))
+    assert reasons.total() == 150
+    assert reasons[""] >= 1
+    assert reasons["not_tried"] == 150 - reasons[""]
+
+
 LIMITED = """
 import os, resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
@@ -317,7 +355,7 @@ def test_sound_shards_verify(shards: Path) -> None:
 def test_each_fault_is_a_row_and_the_status_1(shards: Path) -> None:
     path = shards / "train-000001.tar"
     whole = bytearray(path.read_bytes())
-    at = whole.index(b"train", 512 * 3)  # the contents of a frame
+    at = whole.index(b"\xff\xd9train")  # the end of a frame
     whole[at] ^= 1
     path.write_bytes(whole)
     (shards / "val-000000.tar").unlink()

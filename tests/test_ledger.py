@@ -63,6 +63,7 @@ def test_a_new_run_starts_from_its_own_rows(tmp_path: Path) -> None:
         ledger.append([Row("a", "train", "ok"), Row("gone", "train", "ok")])
         raise RuntimeError("killed")
     with Ledger(tmp_path, [known_rows(tmp_path)["a"], *untried("new")]) as ledger:
+        assert list(known_rows(tmp_path)) == ["a", "new"]
         ledger.append([Row("new", "train", "ok")])
     assert [row.id for row in read_ledger(tmp_path)] == ["a", "new"]
 
