@@ -85,12 +85,14 @@ def sweep(recipe: Path, dataset: str | None, shards: Path | None, out: Path, job
 @click.option("--processes", default=2, show_default=True, type=click.IntRange(1), help="Training processes.")
 def demo(out: Path, clips: int, epochs: int, processes: int) -> None:
     """Make a small synthetic data set of video files; extract, shard, train with and without OPM."""
-    from bmlpipe.pipeline.demo import DemoError, commands, make_clips, run_command
+    from bmlpipe.pipeline.demo import DemoError, commands, make_clips, run_command, start_afresh
     from bmlpipe.pipeline.progress import Meter
 
-    with errors_explained(f"remove {out} and run the same command again"):
-        if out.exists() and any(out.iterdir()):
-            raise click.ClickException(f"{out} is not empty: remove it, or choose another --out")
+    with errors_explained("run the same command again"):
+        try:
+            start_afresh(out)
+        except DemoError as error:
+            raise click.ClickException(str(error)) from error
         click.echo(
             f"Making {clips} short video files in {out / 'clips'}: handwritten digits that drift among clutter, and "
             "keypad tones in noise. The data is synthetic: sound is easy here and pictures are hard, on purpose."

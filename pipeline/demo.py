@@ -9,6 +9,8 @@ real task.
 from __future__ import annotations
 
 import csv
+import os
+import shutil
 import subprocess
 import sys
 import wave
@@ -23,6 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 SECONDS, FPS, SIZE, RATE = 3, 10, 64, 16_000
+
+_MARK = "made-by-bmlpipe-demo.txt"
 
 # The keypad's tones (ITU-T Q.23): a low and a high frequency a key, in Hz.
 _LOW, _HIGH = (697, 770, 852, 941), (1209, 1336, 1477)
@@ -41,6 +45,20 @@ class Plan:
     digit: int
     split: str
     image: int
+
+
+def start_afresh(folder: Path) -> None:
+    """Make the demo's folder, or empty the one of an earlier demo.
+
+    Raises:
+        DemoError: The folder holds something else.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / _MARK).is_file():
+            raise DemoError(f"{folder} is not empty and not a demo's: choose another --out, nothing was changed")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _MARK).write_text("Made by `bmlpipe demo`, which replaces this folder when it runs again.\n")
 
 
 def plan_clips(targets: Sequence[int], counts: dict[str, int], seed: int = 0) -> list[Plan]:
@@ -175,6 +193,7 @@ def run_command(words: Sequence[str]) -> None:
     Raises:
         DemoError: It failed.
     """
-    done = subprocess.run([sys.executable, *_PROGRAMS[words[0]], *words[1:]], check=False)
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}  # one thread a training process, unless told otherwise
+    done = subprocess.run([sys.executable, *_PROGRAMS[words[0]], *words[1:]], env=environment, check=False)
     if done.returncode:
         raise DemoError(f"exit status {done.returncode} of: {' '.join(words)}")

@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from bmlpipe.pipeline.cli import main
-from bmlpipe.pipeline.demo import RATE, SECONDS, SIZE, Plan, draw, plan_clips, sound
+from bmlpipe.pipeline.demo import RATE, SECONDS, SIZE, Plan, draw, plan_clips, sound, start_afresh
 
 
 def test_no_handwriting_is_in_two_splits() -> None:
@@ -49,6 +49,15 @@ def test_the_whole_demo_runs(tmp_path: Path) -> None:
         assert all(json.loads(row)["rho/audio"] > 0 for row in rows)
         assert rows
     assert Image.open(tmp_path / "demo" / "report.png").size[0] > 1000
-    again = CliRunner().invoke(main, ["demo", "--out", str(tmp_path / "demo")])
-    assert again.exit_code == 1
-    assert "not empty" in again.output
+
+
+def test_an_earlier_demo_is_replaced_and_anything_else_left_alone(tmp_path: Path) -> None:
+    start_afresh(tmp_path / "demo")
+    (tmp_path / "demo" / "old").write_text("old")
+    start_afresh(tmp_path / "demo")
+    assert not (tmp_path / "demo" / "old").exists()
+    (tmp_path / "thesis.tex").write_text("important")
+    result = CliRunner().invoke(main, ["demo", "--out", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "nothing was changed" in result.output
+    assert (tmp_path / "thesis.tex").read_text() == "important"
