@@ -25,10 +25,10 @@ def test_no_handwriting_is_in_two_splits() -> None:
 
 @pytest.mark.parametrize(("digit", "low", "high"), [(1, 697, 1209), (5, 770, 1336), (9, 852, 1477), (0, 941, 1336)])
 def test_the_sound_holds_the_keypads_two_frequencies(digit: int, low: int, high: int) -> None:
-    spectrum = np.abs(np.fft.rfft(sound(digit, np.random.default_rng(1))))
+    spectrum = np.abs(np.fft.rfft(sound(digit, "train", np.random.default_rng(1))))
     strongest = np.argsort(spectrum)[-2:] / SECONDS
     np.testing.assert_allclose(sorted(strongest), [low, high], atol=1)
-    assert len(sound(digit, np.random.default_rng(1))) == SECONDS * RATE
+    assert len(sound(digit, "train", np.random.default_rng(1))) == SECONDS * RATE
 
 
 def test_the_digit_moves_and_stays_inside() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from bmlpipe.train.journal import METRICS_FILE, STEPS_FILE, Row, read_rows
 
 #: Options that do not make two runs different experiments.
 _ASIDE = frozenset({"seed", "out", "shards", "workers", "device", "resume", "tensorboard", "checkpoint_every"})
+
+#: Options that mean something under one modulation only.
+_OF_MODULATION = {"q_base": "opm", "lam": "opm", "alpha": "ogm", "noise": "ogm"}
 
 
 @dataclass(frozen=True)
@@ -63,19 +66,27 @@ def read_run(folder: Path) -> Run:
 
 def experiments(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """Group runs that differ by seed only; each group is named by the options in which the groups differ."""
-    groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    groups: dict[tuple[tuple[str, Any], ...], list[Run]] = {}
     for run in runs:
-        key = tuple((name, _shown(value)) for name, value in run.config.items() if name not in _ASIDE)
-        groups.setdefault(key, []).append(run)
+        groups.setdefault(tuple(_options(run.config)), []).append(run)
     options = [dict(key) for key in groups]
-    names = [name for name in options[0] if len({other.get(name) for other in options}) > 1] if options else []
-    return {
-        ", ".join(option[name] for name in names) or "all": group for option, group in zip(options, groups.values())
-    }
+    names = dict.fromkeys(name for option in options for name in option)
+    telling = [name for name in names if len({option[name] for option in options if name in option}) > 1]
+    titles = [", ".join(_shown(name, option[name]) for name in telling if name in option) for option in options]
+    return {title or "all": group for title, group in zip(titles, groups.values(), strict=True)}
 
 
-def _shown(value: Any) -> str:
-    return "+".join(value) if isinstance(value, list) else str(value)
+def _options(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        used = name not in _ASIDE and _OF_MODULATION.get(name, "") in str(config["modulation"])
+        if used:
+            yield name, tuple(value) if isinstance(value, list) else value
+
+
+def _shown(name: str, value: Any) -> str:
+    if isinstance(value, tuple):
+        return "+".join(value)
+    return value if isinstance(value, str) else f"{name} {value}"
 
 
 def table(runs: Iterable[Run]) -> tuple[list[str], list[list[str]]]:
@@ -142,9 +153,12 @@ def picture(runs: Iterable[Run], path: Path) -> None:
                 axis.plot(*zip(*points), **style) if points else None
     axes[0].axhline(1, color="grey", linewidth=0.8, linestyle=":")
     axes[0].set(title=f"ρ of {modalities[0]}", xlabel="step", yscale="log")
+    for which in (axes[0].yaxis.set_major_formatter, axes[0].yaxis.set_minor_formatter):
+        which("{x:g}")
     for axis, column in zip(axes[1:], panels[1:]):
         what = "both modalities" if column == "accuracy" else f"{column.partition('/')[2]} branch alone"
         axis.set(title=what, xlabel="epoch", ylabel="validation accuracy, %", ylim=(0, 102))
+        axis.xaxis.get_major_locator().set_params(integer=True)
     axes[1].legend(frameon=False, fontsize="small")
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
