@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -251,7 +252,11 @@ def test_ctrl_c_on_a_terminal_ends_quietly_with_a_full_ledger(
         shutil.copy(first, videos / "x" / f"{number}.mp4")
     command = [PROGRAM, "extract", "--dataset", "folder", "--videos", videos, "--out", out, "--batch", "1"]
     process = subprocess.Popen(
-        [*command, "--workers", workers], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        [*command, "--workers", workers],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
     )
     while len(list(out.glob("clips/*/*.h5"))) < 5:
         assert process.poll() is None
