@@ -38,7 +38,7 @@ format: $(READY)  ## Apply ruff's fixes and format
 	$(BIN)/ruff format .
 
 bench: $(READY)  ## Run every program in benchmarks/ and record benchmarks/results/
-	@for program in benchmarks/[a-z]*.py; do \
+	@mkdir -p benchmarks/results; for program in benchmarks/[a-z]*.py; do \
 	  name=$$(basename $$program .py); echo "== $$name"; \
 	  $(BIN)/python $$program --json benchmarks/results/$$name.json || exit 1; done
 

@@ -16,19 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from bmlpipe.shards.index import Index
 from bmlpipe.train import checkpoint
+from bmlpipe.train.assemble import build_model
 from bmlpipe.train.config import ConfigError, TrainConfig
-from bmlpipe.train.encoders import ResNet18, load_imagenet, make_encoder
 from bmlpipe.train.evaluate import predict
-from bmlpipe.train.fusion import make_fusion
 from bmlpipe.train.inputs import Inputs
 from bmlpipe.train.journal import DelayedRows, Journal, Row
 from bmlpipe.train.loader import ClipDataset, TrainBatches, evaluation_batches, make_loader
 from bmlpipe.train.metrics import summarise
-from bmlpipe.train.model import MultimodalModel
 from bmlpipe.train.modulation import make_modulation, optimizer_advice, row_advice
-from bmlpipe.train.parallel import Place
+from bmlpipe.train.parallel import Place, share_buffers
 from bmlpipe.train.progress import ProgressLine
 from bmlpipe.train.scores import scores, unimodal_logits
 from bmlpipe.train.stopping import StopRequest
@@ -42,31 +39,19 @@ class DivergedError(Exception):
     """The loss is not a number any more; the message says where and what to try."""
 
 
-def build_model(config: TrainConfig, index: Index) -> MultimodalModel:
-    """Encoders for the configured modalities and a head for the shards' classes, initialised by the seed."""
-    torch.manual_seed(config.seed)
-    channels = {"audio": 1, "visual": 3, "flow": 2 * int(index.features.get("flow", {}).get("stack", 1))}
-    encoders: dict[str, nn.Module] = {}
-    for modality in config.chosen:
-        encoder = make_encoder(config.encoder, modality, channels=channels[modality])
-        if config.weights != "none" and isinstance(encoder, ResNet18):
-            load_imagenet(encoder, None if config.weights == "imagenet" else Path(str(config.weights)))
-        encoders[modality] = encoder
-    dims = {modality: int(encoder.features) for modality, encoder in encoders.items()}  # type: ignore[arg-type]
-    return MultimodalModel(encoders, make_fusion(config.fusion, dims, len(index.classes)))
-
-
 @dataclass
 class Progress:
     """Where a run stands: all of it goes into a checkpoint.
 
     Attributes:
         step: Optimiser steps done, over all epochs: the position in the data too.
+        evaluated: Steps done when validation was evaluated last; behind `step` at an epoch's end, it is due.
         best_epoch: Epoch of the highest validation accuracy so far, −1 before the first.
         best_accuracy: That accuracy.
     """
 
     step: int = 0
+    evaluated: int = 0
     best_epoch: int = -1
     best_accuracy: float = -1.0
 
@@ -154,19 +139,24 @@ class Training:
             loader = iter(make_loader(self.data, self.batches, workers=options.workers, pin_memory=self._on_cuda))
             wrapped = self._wrapped()
             metrics: Row = {}
-            while self.progress.step < self.batches.steps:
-                epoch = self.progress.step // self.batches.steps_per_epoch
-                self._epoch(epoch, wrapped, loader, journal, line)
-                if self.stopping:
+            now = self.progress
+            while now.step < self.batches.steps or now.evaluated < now.step:
+                epoch, inside = divmod(now.step, self.batches.steps_per_epoch)
+                if inside or now.evaluated == now.step:
+                    self._epoch(epoch, wrapped, loader, journal, line)
+                    if self.stopping:
+                        self._save(checkpoint.LAST)
+                        return None
+                else:
+                    metrics = self._evaluate("val", epoch - 1, journal)
+                    now.evaluated = now.step
+                    if metrics["accuracy"] > now.best_accuracy:
+                        now.best_epoch, now.best_accuracy = epoch - 1, metrics["accuracy"]
+                        self._save(checkpoint.BEST)
                     self._save(checkpoint.LAST)
-                    return None
-                metrics = self._evaluate("val", epoch, journal)
-                if metrics["accuracy"] > self.progress.best_accuracy:
-                    self.progress.best_epoch, self.progress.best_accuracy = epoch, metrics["accuracy"]
-                    self._save(checkpoint.BEST)
-                self._save(checkpoint.LAST)
             if any(shard.split == "test" for shard in self.index.shards):
-                self._barrier()
+                if self.place.world > 1:
+                    torch.distributed.barrier()  # the first rank has written it
                 best = checkpoint.load(self._path(checkpoint.BEST), self.place.device)
                 self.model.load_state_dict(best["model"])
                 metrics = self._evaluate("test", self.progress.best_epoch, journal)
@@ -259,6 +249,7 @@ class Training:
     def _evaluate(self, split: str, epoch: int, journal: Journal | None) -> Row:
         """Evaluate a split on all ranks; every rank gets the row that the first one journals."""
         place = self.place
+        share_buffers(self.model)
         batches = evaluation_batches(
             self.index.split_range(split),
             batch_size=max(1, self.config.batch_size // place.world),
@@ -271,17 +262,12 @@ class Training:
         row |= summarise(found.logits, found.branches, found.labels)
         if journal is not None:
             journal.metrics(row)
-            _logger.info(
-                "%s", "  ".join([f"{split} after epoch {epoch}:", *(f"{k} {v:.3f}" for k, v in list(row.items())[3:])])
-            )
+            shown = [f"{name} {value:.3f}" for name, value in row.items() if isinstance(value, float)]
+            _logger.info("%s after epoch %d:  %s", split, epoch, "  ".join(shown))
         return row
 
     def _path(self, name: str) -> Path:
         return self.folder / CHECKPOINTS / name
-
-    def _barrier(self) -> None:
-        if self.place.world > 1:
-            torch.distributed.barrier()
 
     def _save(self, name: str) -> None:
         if self.place.first:

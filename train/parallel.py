@@ -73,6 +73,16 @@ def process_group(device: str = "auto", *, timeout: timedelta = timedelta(minute
         dist.destroy_process_group()
 
 
+def share_buffers(module: nn.Module) -> None:
+    """Give all ranks the first one's buffers: local batch norm lets the running statistics of the ranks drift apart.
+
+    Do it before an evaluation, so that all ranks evaluate the model that the first one saves. Every rank calls it.
+    """
+    if dist.is_available() and dist.is_initialized():
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
+
+
 def differing(module: nn.Module) -> list[str]:
     """Names of the parameters and buffers that are not the same on all ranks, bit for bit.
 
