@@ -146,7 +146,7 @@ def machine() -> dict[str, str | int | None]:
     return {
         "cpu": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "av": av.__version__,
         "ffmpeg": first,
