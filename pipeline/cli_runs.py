@@ -68,9 +68,9 @@ def sweep(recipe: Path, dataset: str | None, shards: Path | None, out: Path, job
             raise click.ClickException(str(error)) from error
         click.echo(f"{len(planned)} runs, {sum(job.finished for job in planned)} finished before", err=True)
         failed = run_jobs(planned, parallel=jobs, say=lambda line: click.echo(line, err=True))
-        finished = [job.folder for job in planned if job.finished]
-        if finished:
-            _show(finished, picture)
+        succeeded = [job.folder for job in planned if job not in failed]
+        if succeeded:
+            _show(succeeded, picture)
     if failed:
         names = ", ".join(job.name for job in failed)
         raise click.ClickException(

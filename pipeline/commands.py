@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from bmlpipe.manifests.datasets import DATASETS
+from bmlpipe.shards.spec import KINDS
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -20,7 +21,6 @@ dataset_option = click.option(
 )
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-_KINDS = ("frames", "spectrogram", "flow")
 _INTERRUPTED = 130  # exit status after SIGINT, as shells have it
 
 
@@ -33,8 +33,8 @@ def _kinds(context: click.Context, parameter: click.Parameter, value: str | None
     if value is None:
         return None
     names = tuple(part.strip() for part in value.split(",") if part.strip())
-    if not names or set(names) - set(_KINDS):
-        raise click.BadParameter(f"{value!r}: choose among {', '.join(_KINDS)}, separated by commas")
+    if not names or set(names) - set(KINDS):
+        raise click.BadParameter(f"{value!r}: choose among {', '.join(KINDS)}, separated by commas")
     return names
 
 

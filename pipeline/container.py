@@ -78,13 +78,11 @@ class Demuxer:
     """Reads the packets of a container once, in file order, and hands them out by stream.
 
     Attributes:
-        ended: The end of the file (or of what can be read of it) was reached.
         damaged: The demuxer met an error.
         sought: Reading began somewhere in the middle.
     """
 
     def __init__(self, container: InputContainer, wanted: list[Any]) -> None:
-        self.ended = False
         self.damaged = False
         self._ends: dict[int, int] = {}  # stream → latest end of a packet, in its ticks
         self.sought = False
@@ -124,7 +122,6 @@ class Demuxer:
         except OSError as error:  # from the file itself, not from FFmpeg
             raise ClipError("unreadable_file", f"reading failed in the middle of the file: {error}") from error
         if packet is None:
-            self.ended = True
             return False
         if packet.size:  # AVI has empty packets for dropped frames; PyAV ends with one that means "flush"
             time = packet.pts if packet.pts is not None else packet.dts

@@ -33,7 +33,7 @@ def test_going_on_drops_what_came_after_the_checkpoint_and_the_test_row(tmp_path
         journal.metrics({"step": 3, "split": "test", "accuracy": 0.7})
     with (tmp_path / "steps.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')
-    with Journal(tmp_path, first_step=4, tensorboard=False) as journal:
+    with Journal(tmp_path, first_step=4, evaluated=3, tensorboard=False) as journal:
         journal.step({"step": 4, "loss": 2.0})
     assert [(row["step"], row["loss"]) for row in read_rows(tmp_path / "steps.jsonl")] == [
         *((step, 1.0) for step in range(4)),
@@ -48,3 +48,12 @@ def test_a_new_run_begins_with_empty_files(tmp_path: Path) -> None:
         pass
     assert read_rows(tmp_path / "steps.jsonl") == []
     assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_an_evaluation_that_the_checkpoint_does_not_know_is_not_written_twice(tmp_path: Path) -> None:
+    """Killed between the evaluation's row and its checkpoint, at the end of an epoch of four steps."""
+    with Journal(tmp_path, tensorboard=False) as journal:
+        journal.metrics({"step": 4, "split": "val", "accuracy": 0.5})
+    with Journal(tmp_path, first_step=4, evaluated=0, tensorboard=False) as journal:
+        journal.metrics({"step": 4, "split": "val", "accuracy": 0.5})
+    assert len(read_rows(tmp_path / "metrics.jsonl")) == 1

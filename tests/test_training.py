@@ -16,6 +16,9 @@ import pytest
 import torch
 import yaml
 
+from bmlpipe.shards.reader import ShardReader
+from bmlpipe.shards.spec import Sample
+from bmlpipe.shards.writer import ShardWriter
 from bmlpipe.train import checkpoint
 from bmlpipe.train.config import ConfigError
 
@@ -252,3 +255,21 @@ def test_what_is_no_checkpoint_is_refused_and_never_executed(tmp_path: Path) -> 
         with pytest.raises(ConfigError, match=name):
             checkpoint.load(tmp_path / name)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.slow
+def test_resuming_a_finished_run_without_a_test_split_finds_nothing_to_do(toy_shards: Path, tmp_path: Path) -> None:
+    shards, out = tmp_path / "shards", tmp_path / "run"
+    reader = ShardReader(toy_shards)
+    index = reader.index
+    with ShardWriter(shards, dataset="folder", classes=index.classes, features=index.features) as writer:
+        for split in ("train", "val"):
+            for number in index.split_range(split):
+                old = reader[number]
+                members = {name: bytes(data) for name, data in old.members.items() if name not in ("cls", "json")}
+                writer.write(split, Sample(old.key, old.label, members, old.meta))
+        writer.statistics = index.statistics
+    run(shards, out, "--epochs", "1")
+    assert [row["split"] for row in rows(out, "metrics.jsonl")] == ["val"]
+    assert "nothing was left to do" in run(shards, out, "--epochs", "1", "--resume")
+    assert [row["split"] for row in rows(out, "metrics.jsonl")] == ["val"]

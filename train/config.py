@@ -15,6 +15,7 @@ import click
 import yaml
 
 from bmlpipe.manifests.datasets import DATASETS
+from bmlpipe.shards.spec import MODALITY_KIND
 
 
 class ConfigError(ValueError):
@@ -101,9 +102,9 @@ class TrainConfig:
 
     def _check(self) -> None:
         assert self.modalities is not None
-        if unknown := set(self.modalities) - {"audio", "visual", "flow"}:
+        if unknown := set(self.modalities) - set(MODALITY_KIND):
             raise ConfigError(
-                f"modalities: {', '.join(sorted(unknown))} is not known: choose among audio, visual, flow"
+                f"modalities: {', '.join(sorted(unknown))} is not known: choose among {', '.join(MODALITY_KIND)}"
             )
         if len(set(self.modalities)) != len(self.modalities):
             raise ConfigError(f"modalities are {', '.join(self.modalities)}: name each once")

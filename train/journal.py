@@ -81,12 +81,14 @@ class Journal:
         folder: Folder of the run.
         first_step: Step at which the run begins or goes on; rows of later steps, which a killed run wrote after its
             last checkpoint, are dropped.
+        evaluated: Steps done at the last evaluation that the checkpoint knows of; later ones are dropped, and the
+            test split's.
         tensorboard: Write TensorBoard files too.
     """
 
-    def __init__(self, folder: Path, *, first_step: int = 0, tensorboard: bool = True) -> None:
+    def __init__(self, folder: Path, *, first_step: int = 0, evaluated: int = 0, tensorboard: bool = True) -> None:
         _keep(folder / STEPS_FILE, lambda row: row["step"] < first_step)
-        _keep(folder / METRICS_FILE, lambda row: row["step"] <= first_step and row["split"] != "test")
+        _keep(folder / METRICS_FILE, lambda row: row["step"] <= evaluated and row["split"] != "test")
         self._steps = (folder / STEPS_FILE).open("a", encoding="utf-8", buffering=1)
         self._metrics = (folder / METRICS_FILE).open("a", encoding="utf-8", buffering=1)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step) if tensorboard else None

@@ -120,7 +120,8 @@ class Training:
         """Train to the end, then evaluate the best epoch on the test split, once.
 
         Returns:
-            The last row of metrics (the same on every rank); None where the run was asked to stop and can be resumed.
+            The last row of metrics (the same on every rank), empty where nothing was left to do; None where the run
+            was asked to stop and can be resumed.
 
         Raises:
             DivergedError: The loss is not a number any more.
@@ -130,7 +131,12 @@ class Training:
             _logger.warning(advice)
         first, options = self.place.first, self.config
         with (
-            Journal(self.folder, first_step=self.progress.step, tensorboard=options.tensorboard)
+            Journal(
+                self.folder,
+                first_step=self.progress.step,
+                evaluated=self.progress.evaluated,
+                tensorboard=options.tensorboard,
+            )
             if first
             else nullcontext() as journal,
             self.stop.on_sigterm(),

@@ -63,13 +63,11 @@ def train(config: TrainConfig) -> int:
     if metrics is None:
         _logger.info("stopped on request, everything is saved: go on with --resume")
         return 143
-    _logger.info(
-        "finished: %s of epoch %d, accuracy %.3f, in %s",
-        metrics["split"],
-        metrics["epoch"],
-        metrics["accuracy"],
-        config.out,
-    )
+    if metrics:
+        about = (metrics["split"], metrics["epoch"], metrics["accuracy"], config.out)
+        _logger.info("finished: %s of epoch %d, accuracy %.3f, in %s", *about)
+    else:
+        _logger.info("nothing was left to do: all %d epochs of %s are trained", config.epochs, config.out)
     return 0
 
 

@@ -36,7 +36,7 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether its last evaluation has been written."""
+        """Whether its test row is written; a run on shards without test split is resumed, which finds nothing to do."""
         path = self.folder / METRICS_FILE
         return path.is_file() and any(row["split"] == "test" for row in read_rows(path))
 
