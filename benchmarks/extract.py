@@ -13,12 +13,7 @@ A ratio is another's cost ÷ bmlpipe's in one round (`with_flow_vs_without`: wit
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import resource
 import shutil
-import statistics
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -27,6 +22,7 @@ from pathlib import Path
 import av
 import ffmpeg
 import imageio_ffmpeg
+from _measure import cpu, ratios, show, write
 
 from bmlpipe.manifests.locate import Source
 from bmlpipe.manifests.schema import Clip
@@ -121,36 +117,19 @@ def left_out(clips: list[Path]) -> float:
     return skipped / total
 
 
-def cpu(work: Callable[[Path], None], clips: list[Path]) -> float:
+def cost(work: Callable[[Path], None], clips: list[Path]) -> float:
     """CPU seconds a clip."""
-
-    def used() -> float:
-        usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-    before = used()
+    before = cpu()
     for clip in clips:
         work(clip)
-    return (used() - before) / len(clips)
+    return (cpu() - before) / len(clips)
 
 
-def machine() -> dict[str, str | int | None]:
-    """What the figures were measured on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    first, static = (
-        subprocess.run([binary, "-version"], capture_output=True, text=True, check=True).stdout.split()[2]
-        for binary in (SYSTEM, STATIC)
-    )
+def versions() -> dict[str, str]:
+    """Of the two ffmpeg programs."""
     return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "av": av.__version__,
-        "ffmpeg": first,
-        "ffmpeg_static": static,
+        name: subprocess.run([binary, "-version"], capture_output=True, text=True, check=True).stdout.split()[2]
+        for name, binary in (("ffmpeg", SYSTEM), ("ffmpeg_static", STATIC))
     }
 
 
@@ -182,13 +161,11 @@ def main() -> None:
                     "bmlpipe with flow": lambda clip, out=out: bmlpipe(clip, out / "with", WITH_FLOW),
                 }
                 for way, work in ways.items():
-                    cost = cpu(work, clips)
+                    spent = cost(work, clips)
                     if number:  # the first round warms up: imports, caches
-                        costs.setdefault(f"{label} {way}", []).append(cost)
+                        costs.setdefault(f"{label} {way}", []).append(spent)
             shutil.rmtree(out)
-    print(f"\n{'CPU milliseconds a clip':34} median      min      max")
-    for way, values in costs.items():
-        print(f"{way:34} {1e3 * statistics.median(values):6.1f} {1e3 * min(values):8.1f} {1e3 * max(values):8.1f}")
+    show("CPU milliseconds a clip", costs, 1e3, 1)
     pairs = {
         "vs_ffmpeg_null_gop250": ("gop250 ffmpeg -f null", "gop250 bmlpipe"),
         "vs_ffmpeg_null_gop12": ("gop12 ffmpeg -f null", "gop12 bmlpipe"),
@@ -198,15 +175,7 @@ def main() -> None:
         "vs_field": ("gop250 the field's way", "gop250 bmlpipe"),
         "with_flow_vs_without": ("gop250 bmlpipe with flow", "gop250 bmlpipe"),
     }
-    ratios = {}
-    print(f"\n{'ratio':34} median      min      max")
-    for ratio, (other, ours) in pairs.items():
-        values = [one / two for one, two in zip(costs[other], costs[ours], strict=True)]
-        ratios[ratio] = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-        print(f"{ratio:34} {ratios[ratio]['median']:6.2f} {min(values):8.2f} {max(values):8.2f}")
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"machine": machine(), "ratios": ratios}, indent=2) + "\n")
+    write(options.json, ratios(costs, pairs), "av", programs=versions())
 
 
 if __name__ == "__main__":

@@ -21,11 +21,12 @@ class Dataset:
         summary: What it is, in one line.
         annotations: What to give as annotations.
         videos: Which layout and file names the folder of videos may have.
-        kinds: Feature kinds that extraction makes by default (`frames`, `spectrogram`, `flow`).
-        modalities: Training modalities (`audio`, `visual`, `flow`).
+        kinds: Feature kinds that extraction makes by default (`frames`, `spectrogram`, `flow`, `rgb_diff`).
+        modalities: Training modalities (`audio`, `visual`, `flow`, `rgb_diff`).
         seconds: Length in seconds that the front ends take of a clip; None: the whole clip.
         train_frames: Frames that a training sample sees.
         pretrained: The paper starts from ImageNet weights.
+        setting_of: The data set that this is another setting of, with the same clips and feature folders; "": of none.
     """
 
     name: str
@@ -38,7 +39,25 @@ class Dataset:
     seconds: int | None = 10
     train_frames: int = 3
     pretrained: bool = False
+    setting_of: str = ""
 
+    @property
+    def clips_of(self) -> str:
+        """Name of the data set whose clips these are, its own or another's: what manifests and features are named."""
+        return self.setting_of or self.name
+
+
+_UCF101 = Dataset(
+    name="ucf101",
+    title="UCF-101",
+    summary="13,320 clips of 101 actions, three official splits; RGB frames and optical flow",
+    annotations="the folder of classInd.txt, trainlist0N.txt and testlist0N.txt (ucfTrainTestlist)",
+    videos="<class>/v_<class>_gNN_cNN.avi, or the same base names in any container and sub-folder",
+    kinds=("frames", "flow"),
+    modalities=("visual", "flow"),
+    seconds=None,
+    pretrained=True,
+)
 
 _ALL = (
     Dataset(
@@ -64,16 +83,15 @@ _ALL = (
         seconds=3,
         train_frames=1,
     ),
-    Dataset(
-        name="ucf101",
-        title="UCF-101",
-        summary="13,320 clips of 101 actions, three official splits; RGB frames and optical flow",
-        annotations="the folder of classInd.txt, trainlist0N.txt and testlist0N.txt (ucfTrainTestlist)",
-        videos="<class>/v_<class>_gNN_cNN.avi, or the same base names in any container and sub-folder",
-        kinds=("frames", "flow"),
-        modalities=("visual", "flow"),
-        seconds=None,
-        pretrained=True,
+    _UCF101,
+    replace(
+        _UCF101,
+        name="ucf101-three",
+        title="UCF-101-Three",
+        summary="UCF-101 with three modalities: RGB frames, optical flow and RGB differences",
+        kinds=("frames", "flow", "rgb_diff"),
+        modalities=("visual", "flow", "rgb_diff"),
+        setting_of="ucf101",
     ),
     Dataset(
         name="folder",
@@ -113,7 +131,7 @@ def read_manifest(
         seed: Decides which clips are set aside.
 
     Returns:
-        The clips with their notes.
+        The clips with their notes; of a setting of another data set, that data set's own manifest.
 
     Raises:
         ManifestError: The data set is unknown, or its annotation is absent or wrong.
@@ -126,6 +144,7 @@ def read_manifest(
         raise ManifestError(
             f"annotations {annotations}: no such file or folder; {dataset} takes {DATASETS[dataset].annotations}"
         )
+    dataset = DATASETS[dataset].clips_of
     manifest = _read(dataset, annotations, videos, fold)
     grouped = any(clip.group for clip in manifest.clips)
     if group_val and not grouped:

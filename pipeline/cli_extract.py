@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,27 +12,49 @@ import click
 from bmlpipe.manifests.datasets import DATASETS
 from bmlpipe.pipeline.commands import EXISTING, EXISTING_FOLDER, FOLDER, dataset_option, errors_explained, kinds_option
 
+#: A run of more clips than this is judged by a few of them before it begins.
+_MANY = 200
+
 
 @click.command()
 @dataset_option
 @click.option("--videos", required=True, type=EXISTING_FOLDER, help="Folder of the clips.")
 @click.option("--annotations", type=EXISTING, help="Official annotation file or folder.")
 @click.option("--out", required=True, type=FOLDER, help="Feature folder; a second run does only what is missing.")
-@kinds_option("Feature kinds: frames,spectrogram,flow.  [the paper's setting]")
+@kinds_option("Feature kinds: frames,spectrogram,flow,rgb_diff,waveform.  [the paper's setting]")
 @click.option("--seconds", type=click.IntRange(1), help="Length taken of each clip.  [the data set's]")
-@click.option("--short-side", type=int, default=256, show_default=True, help="Short side of frames and flow, pixels.")
+@click.option("--short-side", type=int, default=256, show_default=True, help="Short side of pictures, in pixels.")
 @click.option(
-    "--preset", default="vggsound", show_default=True, type=click.Choice(["vggsound", "magnitude"]), help="Spectrogram."
+    "--preset",
+    default="vggsound",
+    show_default=True,
+    type=click.Choice(["vggsound", "magnitude", "cvpr-cremad", "cvpr-vggsound", "kaldi-fbank"]),
+    help="Spectrogram.",
 )
 @click.option(
     "--flow-algorithm",
     default="dis",
     show_default=True,
-    type=click.Choice(["dis", "farneback", "tvl1"]),
-    help="Optical flow; tvl1 is 500 times slower than dis.",
+    type=click.Choice(["dis", "farneback", "tvl1", "tvl1-fast"]),
+    help="Optical flow; tvl1 takes 400 times, tvl1-fast 56 times as long as dis.",
+)
+@click.option("--flow-images", type=EXISTING_FOLDER, help="Take ready-made flow images from here instead.")
+@click.option(
+    "--flow-bound",
+    default=20.0,
+    show_default=True,
+    type=click.FloatRange(0, 1000, min_open=True),
+    help="Flow is cut to ± so many pixels; of images: what they were made with.",
 )
 @click.option(
     "--flow-stack", default=1, show_default=True, type=click.IntRange(1, 10), help="Consecutive fields an instant."
+)
+@click.option(
+    "--rgb-diff-stack",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 10),
+    help="Consecutive RGB differences an instant.",
 )
 @click.option("--fold", default=1, show_default=True, type=click.IntRange(1, 3), help="UCF-101's split.")
 @click.option("--val-fraction", default=0.1, show_default=True, help="Share of train, for a set without val.")
@@ -39,6 +62,22 @@ from bmlpipe.pipeline.commands import EXISTING, EXISTING_FOLDER, FOLDER, dataset
 @click.option("--workers", type=click.IntRange(0), help="Processes; 0: in this one, without Dask.  [all cores]")
 @click.option("--scheduler", help="Address of an existing Dask scheduler, tcp://…, instead.")
 @click.option("--batch", default=8, show_default=True, type=click.IntRange(1), help="Clips a task.")
+@click.option(
+    "--clip-timeout",
+    default=600.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Seconds after which a clip fails, with worker processes; 0: never.",
+)
+@click.option(
+    "--decoder",
+    default="pyav",
+    show_default=True,
+    type=click.Choice(["pyav", "ffmpeg"]),
+    help="ffmpeg: by an ffmpeg program, for what PyAV cannot decode and for hardware; same pictures and sound.",
+)
+@click.option("--ffmpeg", "program", type=EXISTING, help="The ffmpeg program.  [imageio-ffmpeg's, or the one on PATH]")
+@click.option("--hwaccel", help="Hardware decoding by ffmpeg: cuda, vaapi, qsv, …")
 @click.option("--retry-failed", is_flag=False, flag_value="all", help="Take failed clips again: all, or one reason's.")
 @click.option(
     "--max-failed",
@@ -47,7 +86,10 @@ from bmlpipe.pipeline.commands import EXISTING, EXISTING_FOLDER, FOLDER, dataset
     type=click.FloatRange(0, 1),
     help="Share of failed clips, among those found, above which the exit status is 1.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and what it would need; write nothing.")
+@click.option(
+    "--disk-check/--no-disk-check", default=True, help="Judge by a few clips first whether the disk has the room."
+)
 def extract(
     dataset: str,
     videos: Path,
@@ -58,40 +100,64 @@ def extract(
     short_side: int,
     preset: str,
     flow_algorithm: str,
+    flow_images: Path | None,
+    flow_bound: float,
     flow_stack: int,
+    rgb_diff_stack: int,
     fold: int,
     val_fraction: float,
     val_by_group: bool,
     workers: int | None,
     scheduler: str | None,
     batch: int,
+    clip_timeout: float,
+    decoder: str,
+    program: Path | None,
+    hwaccel: str | None,
     retry_failed: str | None,
     max_failed: float,
     dry_run: bool,
+    disk_check: bool,
 ) -> None:
-    """Clips → features: 1-fps frames, spectrograms, optical flow, from one decode of each clip."""
+    """Clips → features: 1-fps frames, spectrograms, optical flow, RGB differences, from one decode of each clip."""
     from bmlpipe.manifests.datasets import read_manifest
+    from bmlpipe.pipeline.estimate import estimate
     from bmlpipe.pipeline.extract import claimed, make_plan, run
+    from bmlpipe.pipeline.ffmpeg import FFmpeg, FFmpegError
     from bmlpipe.pipeline.flow import FlowOptions
     from bmlpipe.pipeline.frames import FrameOptions
     from bmlpipe.pipeline.ledger import LEDGER_FILE
     from bmlpipe.pipeline.progress import Meter
+    from bmlpipe.pipeline.rgb_diff import RgbDiffOptions
     from bmlpipe.pipeline.spectrogram import SpectrogramOptions
+    from bmlpipe.pipeline.waveform import WaveformOptions
     from bmlpipe.pipeline.work import Recipe
 
     if scheduler is not None and workers is not None:
         raise click.UsageError("--workers is for a cluster on this machine: leave it out with --scheduler")
+    if decoder == "pyav" and (program or hwaccel):
+        raise click.UsageError("--ffmpeg and --hwaccel are for --decoder ffmpeg: add it")
     wanted = kinds or DATASETS[dataset].kinds
+    ffmpeg = None
     try:
+        if decoder == "ffmpeg":
+            ffmpeg = FFmpeg(str(program.absolute()) if program else None, hwaccel, math.ceil(clip_timeout))
+            if scheduler is None:  # else it is the workers' machines that must have it
+                ffmpeg.program()
         frames = FrameOptions(short_side=short_side)
-        flow = FlowOptions(algorithm=flow_algorithm, stack=flow_stack, short_side=short_side)
+        images = flow_images and flow_images.absolute()
+        flow = FlowOptions(flow_algorithm, flow_stack, flow_bound, short_side=short_side, images=images)
+        rgb_diff = RgbDiffOptions(stack=rgb_diff_stack, short_side=short_side)
         recipe = Recipe(
             seconds or DATASETS[dataset].seconds,
             frames if "frames" in wanted else None,
             SpectrogramOptions(preset=preset) if "spectrogram" in wanted else None,
             flow if "flow" in wanted else None,
+            rgb_diff if "rgb_diff" in wanted else None,
+            WaveformOptions() if "waveform" in wanted else None,
+            ffmpeg,
         )
-    except ValueError as error:
+    except (ValueError, FFmpegError) as error:
         raise click.UsageError(str(error)) from error
     with errors_explained("what is done stays done; the same command goes on where it stopped"):
         manifest = read_manifest(
@@ -102,14 +168,20 @@ def extract(
         with nullcontext() if dry_run else claimed(out):
             plan = make_plan(manifest, videos, out, recipe, retry_failed=retry_failed)
             click.echo(str(plan), err=True)
-            if dry_run:
-                return
+            processes = _cores() if workers is None else workers
+            if dry_run or (disk_check and len(plan.tasks) > _MANY):
+                needed = estimate(plan)
+                click.echo(needed.text(processes), err=True)
+                if dry_run:
+                    return
+                needed.check(out)
             with Meter("clips", len(plan.tasks)) as meter:
                 counts = run(
                     plan,
-                    workers=_cores() if workers is None else workers,
+                    workers=processes,
                     scheduler=scheduler,
                     batch=batch,
+                    time_limit=clip_timeout or None,
                     progress=lambda rows: meter.advance(len(rows), Counter(row.reason for row in rows if row.reason)),
                 )
     ledger, found = out / LEDGER_FILE, counts["ok"] + counts["failed"]

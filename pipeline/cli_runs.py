@@ -52,18 +52,18 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
 @click.command()
 @click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--dataset", type=click.Choice(list(DATASETS)), help="Replaces the recipe's.")
-@click.option("--shards", type=EXISTING_FOLDER, help="Replaces the recipe's.")
+@click.option("--shards", help="Replaces the recipe's.")
 @click.option("--out", required=True, type=FOLDER, help="Folder of all runs: OUT/<name>/seed-<seed>.")
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Runs at a time.")
 @click.option("--picture", type=_PICTURE, help="Picture to write at the end.")
-def sweep(recipe: Path, dataset: str | None, shards: Path | None, out: Path, jobs: int, picture: Path | None) -> None:
+def sweep(recipe: Path, dataset: str | None, shards: str | None, out: Path, jobs: int, picture: Path | None) -> None:
     """Run what a recipe's comparison lacks, then print its table; a killed sweep goes on."""
     from bmlpipe.train.config import ConfigError
     from bmlpipe.train.sweep import read_recipe, run_jobs
 
     with errors_explained("run the same command again, it goes on where it stopped"):
         try:
-            planned = read_recipe(recipe, out, dataset=dataset, shards=str(shards) if shards else None)
+            planned = read_recipe(recipe, out, dataset=dataset, shards=shards)
         except ConfigError as error:
             raise click.ClickException(str(error)) from error
         click.echo(f"{len(planned)} runs, {sum(job.finished for job in planned)} finished before", err=True)

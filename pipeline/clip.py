@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,20 @@ import av
 from av.container import InputContainer
 from av.stream import Disposition
 
+from bmlpipe.pipeline.auditory import auditory_features
 from bmlpipe.pipeline.container import DamageError, Demuxer, open_media, zero
-from bmlpipe.pipeline.decode import Pick, Pictures, Window, check_complete, pick
-from bmlpipe.pipeline.features import ClipError, Features, Flow, Frames, Spectrogram
-from bmlpipe.pipeline.flow import FlowOptions, encode_fields, estimator
-from bmlpipe.pipeline.frames import FrameOptions, Scaler, encode
+from bmlpipe.pipeline.decode import Pictures, Window
+from bmlpipe.pipeline.features import ClipError, Features
+from bmlpipe.pipeline.ffmpeg import FFmpeg
+from bmlpipe.pipeline.ffmpeg_decode import ffmpeg_shots, read_sound
+from bmlpipe.pipeline.flow import FlowOptions
+from bmlpipe.pipeline.frames import FrameOptions
 from bmlpipe.pipeline.prune import needed_shots
+from bmlpipe.pipeline.rgb_diff import RgbDiffOptions
 from bmlpipe.pipeline.sound import Sound
-from bmlpipe.pipeline.spectrogram import RATE, SpectrogramOptions, fit, log_spectrogram
+from bmlpipe.pipeline.spectrogram import SpectrogramOptions
+from bmlpipe.pipeline.visual import visual_features
+from bmlpipe.pipeline.waveform import WaveformOptions
 
 #: Sound and picture that start further apart than this, in seconds, are aligned by the file's clock; below it, each
 #: starts with its own first sample or picture (such offsets are encoder delays, not content).
@@ -27,8 +34,8 @@ OFFSET = Fraction(1, 10)
 #: How long before the clip's start decoding begins, in seconds: covers what audio decoders need to settle in.
 PREROLL = Fraction(1)
 
-#: Sound that is missing at the end up to this many seconds is not worth a flag.
-TOLERANCE = Fraction(1, 20)
+_Visual = tuple[FrameOptions | None, FlowOptions | None, RgbDiffOptions | None]
+_Auditory = tuple[SpectrogramOptions | None, WaveformOptions | None]
 
 
 def extract_clip(
@@ -41,6 +48,9 @@ def extract_clip(
     frames: FrameOptions | None = None,
     spectrogram: SpectrogramOptions | None = None,
     flow: FlowOptions | None = None,
+    rgb_diff: RgbDiffOptions | None = None,
+    waveform: WaveformOptions | None = None,
+    ffmpeg: FFmpeg | None = None,
 ) -> Features:
     """Decode one clip once and make the features asked for.
 
@@ -53,6 +63,9 @@ def extract_clip(
         frames: How to store frames; None: not wanted.
         spectrogram: Which spectrogram; None: not wanted.
         flow: How to compute optical flow; None: not wanted.
+        rgb_diff: How to store RGB differences; None: not wanted.
+        waveform: How to store the sound itself; None: not wanted.
+        ffmpeg: Decode with this program; None: with PyAV.
 
     Raises:
         ClipError: The clip cannot be used; docs/reasons.md lists the reasons.
@@ -64,28 +77,32 @@ def extract_clip(
         raise ValueError(f"duration is {duration}: must be above 0 seconds")
     if seconds is not None and seconds < 1:
         raise ValueError(f"seconds is {seconds}: must be 1 or more")
-    if spectrogram is not None and seconds is None:
-        raise ValueError("a spectrogram needs a fixed length: give --seconds, for example 10")
-    if frames is None and spectrogram is None and flow is None:
-        raise ValueError("nothing is wanted: ask for frames, spectrogram or flow")
+    visual, auditory = (frames, flow, rgb_diff), (spectrogram, waveform)
+    if any(auditory) and seconds is None:
+        raise ValueError("sound needs a fixed length: give --seconds, for example 10")
+    if not any(visual + auditory):
+        raise ValueError("nothing is wanted: ask for frames, spectrogram, flow, rgb_diff or waveform")
     window = Window(start, duration, seconds)
     for seek, prune in ((True, True), (False, True), (False, False)):
-        if seek and window.start <= PREROLL:
+        if seek and (window.start <= PREROLL or (flow and flow.images)):  # images are numbered from the file's start
             continue
         try:
-            return _attempt(video, audio, window, frames, spectrogram, flow, seek=seek, prune=prune, strict=True)
-        except DamageError:
+            return _attempt(video, audio, window, visual, auditory, ffmpeg, seek=seek, prune=prune, strict=True)
+        except DamageError as error:
+            damage = str(error)
             continue  # no key frame where one was sought, or damage
-    return _attempt(video, audio, window, frames, spectrogram, flow, seek=False, prune=False, strict=False)
+    if ffmpeg:  # which does not tell which pictures it has concealed errors in
+        raise ClipError("damaged_video", f"ffmpeg cannot decode the pictures without error: {damage}")
+    return _attempt(video, audio, window, visual, auditory, None, seek=False, prune=False, strict=False)
 
 
 def _attempt(
     video: Path,
     audio: Path | None,
     window: Window,
-    frames: FrameOptions | None,
-    spectrogram: SpectrogramOptions | None,
-    flow: FlowOptions | None,
+    visual: _Visual,
+    auditory: _Auditory,
+    ffmpeg: FFmpeg | None,
     *,
     seek: bool,
     prune: bool,
@@ -93,134 +110,56 @@ def _attempt(
 ) -> Features:
     flags: set[str] = set()
     media: dict[str, Any] = {}
-    found_frames = found_flow = sound = None
-    if frames or flow or audio is None:
+    frames = flow = rgb_diff = spectrogram = waveform = None
+    see, hear = any(visual), any(auditory)
+    if see or audio is None:
         with open_media(video) as container:
             picture = _picture_stream(container)
-            voice = container.streams.best("audio") if spectrogram and audio is None else None
+            voice = container.streams.best("audio") if hear and audio is None else None
             media |= _describe(container, picture, container.streams.best("audio"))
-            if picture is None and (frames or flow):
+            if picture is None and see:
                 raise ClipError("missing_video", f"{video} has no video stream")
-            if voice is None and spectrogram and audio is None:
+            if voice is None and hear and audio is None:
                 raise ClipError("missing_audio", f"{video} has no audio stream")
-            wanted = [stream for stream in (picture if frames or flow else None, voice) if stream is not None]
-            _check_decoders(wanted)
-            demuxer = Demuxer(container, wanted)
+            wanted = [stream for stream in (picture if see else None, voice) if stream is not None]
+            if not ffmpeg:
+                _check_decoders(wanted)
+            demuxer, since = Demuxer(container, wanted), None
             if seek:
-                demuxer.seek(wanted[0], window.start - PREROLL)
-            if picture is not None and (frames or flow):
+                since = demuxer.seek(wanted[0], window.start - PREROLL)
+            if picture is not None and see:
                 pictures = Pictures(picture, demuxer, strict)
-                found_frames, found_flow = _visual(pictures, window, frames, flow, flags, prune)
+                decode = (
+                    partial(ffmpeg_shots, ffmpeg, video, since=since, select=prune)
+                    if ffmpeg
+                    else (needed_shots if prune else None)
+                )
+                frames, flow, rgb_diff = visual_features(pictures, window, *visual, flags, video=video, decode=decode)
                 media["rotation"] = pictures.rotation
-            if voice is not None and spectrogram:
+            if voice is not None and hear:
                 begin = zero(voice)
                 if picture is not None and abs(begin - zero(picture)) > OFFSET:
                     begin = zero(picture)
-                sound = _sound(voice, demuxer, begin, window, spectrogram, flags)
+                read = partial(read_sound, ffmpeg, video, since=since) if ffmpeg else Sound.read
+                spectrogram, waveform = auditory_features(voice, demuxer, begin, window, *auditory, flags, read)
             if demuxer.damaged:
                 flags.add("damaged_container")
-    if audio is not None and spectrogram:
+    if audio is not None and hear:
         with open_media(audio) as container:
             voice = container.streams.best("audio")
             if voice is None:
                 raise ClipError("missing_audio", f"{audio} has no audio stream")
             media |= {"audio_container": container.format.name, **_describe_audio(voice)}
-            _check_decoders([voice])
-            demuxer = Demuxer(container, [voice])
+            if not ffmpeg:
+                _check_decoders([voice])
+            demuxer, since = Demuxer(container, [voice]), None
             if seek:
-                demuxer.seek(voice, window.start - PREROLL)
-            sound = _sound(voice, demuxer, zero(voice), window, spectrogram, flags)
+                since = demuxer.seek(voice, window.start - PREROLL)
+            read = partial(read_sound, ffmpeg, audio, since=since) if ffmpeg else Sound.read
+            spectrogram, waveform = auditory_features(voice, demuxer, zero(voice), window, *auditory, flags, read)
             if demuxer.damaged:
                 flags.add("damaged_container")
-    return Features(found_frames, sound, found_flow, tuple(sorted(flags)), media)
-
-
-def _visual(
-    pictures: Pictures,
-    window: Window,
-    frames: FrameOptions | None,
-    flow: FlowOptions | None,
-    flags: set[str],
-    prune: bool,
-) -> tuple[Frames | None, Flow | None]:
-    stream = pictures.stream
-    aspect = stream.sample_aspect_ratio
-    scaler = Scaler(frames.short_side, aspect) if frames else None
-    grey = Scaler(flow.short_side, aspect) if flow else None
-    estimate = estimator(flow.algorithm) if flow else None
-    jpegs: list[bytes] = []
-    fields: list[tuple[tuple[bytes, bytes], ...]] = []
-    times: list[float] = []
-    flow_times: list[float] = []
-    size = flow_size = (0, 0)
-    after = flow.stack if flow else 0
-    shots = needed_shots(pictures, window, after) if prune else None
-    for chosen in pick(pictures, window, after, shots):
-        _check_whole(pictures, window, chosen)
-        times.append(pictures.seconds(chosen.shown.tick, window))
-        if chosen.late:
-            flags.add("late_video")
-        if frames and scaler:
-            planes = scaler.planes(chosen.shown.frame)
-            size = planes.luma.shape
-            jpegs.append(encode(planes, frames.quality))
-        if flow and grey and estimate:
-            luma = [grey.luma(shot.frame) for shot in chosen.shots]
-            flow_size = luma[0].shape
-            fields.append(encode_fields(luma, estimate, flow.bound, flow.quality))
-            flow_times.append(pictures.seconds(chosen.shots[0].tick, window))
-            if chosen.moved:
-                flags.add("flow_window_moved")
-    check_complete(pictures, window, len(times))
-    if not pictures.strict:  # a strict decode met an error, which the decoder may now have concealed
-        flags.add("damaged_video")
-    if pictures.mended:
-        flags.add("mended_times")
-    if window.instants is not None and len(times) < window.instants:
-        flags.add("short_video")
-    return (
-        Frames(tuple(jpegs), tuple(times), *size) if frames else None,
-        Flow(tuple(fields), tuple(flow_times), *flow_size, flow.bound) if flow else None,
-    )
-
-
-def _check_whole(pictures: Pictures, window: Window, chosen: Pick) -> None:
-    """Refuse an instant whose picture, or one of the pictures that follow it for flow, could not be decoded."""
-    instant = pictures.tick(window, chosen.instant)
-    first, last = chosen.shots[0].tick, max(instant, chosen.shots[-1].tick)
-    if any(first < tick <= last for tick in pictures.lost):
-        raise ClipError("damaged_video", f"the picture shown at {chosen.instant} s of the clip cannot be decoded")
-    if chosen.late and chosen.instant > 0:
-        late = float((chosen.shown.tick - pictures.tick(window, 0)) * pictures.stream.time_base)
-        raise ClipError("late_video", f"the first decodable picture comes {late:.2f} s after the clip's start")
-
-
-def _sound(
-    stream: Any, demuxer: Demuxer, begin: Fraction, window: Window, options: SpectrogramOptions, flags: set[str]
-) -> Spectrogram:
-    if window.seconds is None:
-        raise ValueError("a spectrogram needs a fixed length: give --seconds, for example 10")
-    length = window.seconds if window.length is None else min(Fraction(window.seconds), window.length)
-    sound = Sound(stream, demuxer, begin + window.start, round(length * RATE))
-    samples = sound.read()
-    if sound.lost > sound.count:
-        raise ClipError(
-            "damaged_audio", f"{sound.lost} of {sound.lost + sound.count} packets of sound cannot be decoded"
-        )
-    if not samples.size:
-        raise ClipError(
-            "missing_audio", f"the audio stream holds no sound at {float(window.start):g} s, where the clip begins"
-        )
-    sound.check_complete(samples.size)
-    if sound.lost:
-        flags.add("damaged_audio")
-    if sound.gaps:
-        flags.add("audio_gap")
-    if samples.size < RATE * (window.seconds - TOLERANCE):
-        flags.add("short_audio")
-    if not samples.any():
-        flags.add("silent_audio")
-    return Spectrogram(log_spectrogram(fit(samples, window.seconds), options.preset).astype("float16"))
+    return Features(frames, spectrogram, flow, rgb_diff, waveform, tuple(sorted(flags)), media)
 
 
 def _picture_stream(container: InputContainer) -> Any:

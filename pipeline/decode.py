@@ -124,6 +124,8 @@ class Pictures:
                 if frame.is_corrupt:
                     self._note(tick)
                     continue
+                if self.demuxer.holes and (self.strict or (last is not None and 2 * (tick - last) > 3 * step)):
+                    self._note(tick - 1)  # packets may be missing: before this picture, there were others
                 if last is None:
                     self.rotation = frame.rotation
                 last, self.end = tick, tick + (frame.duration or step)
@@ -159,6 +161,7 @@ class Pick(NamedTuple):
         instant: Whole seconds from the clip's start.
         shown: The picture shown at the instant.
         shots: That picture and the `after` pictures that follow it; fewer follow: the last `after` + 1 pictures.
+        number: Pictures that come before the one shown, from where reading began.
         late: The first picture comes after the instant.
         moved: Fewer than `after` pictures follow.
     """
@@ -166,8 +169,14 @@ class Pick(NamedTuple):
     instant: int
     shown: Shot
     shots: tuple[Shot, ...]
+    number: int
     late: bool
     moved: bool
+
+    def window(self, after: int) -> tuple[tuple[Shot, ...], bool]:
+        """`shots` and `moved` as they would be for a smaller `after`."""
+        begin = min(self.shots.index(self.shown), len(self.shots) - 1 - after)
+        return self.shots[begin : begin + after + 1], self.shots[begin] != self.shown
 
 
 def pick(pictures: Pictures, window: Window, after: int = 0, shots: Iterable[Shot] | None = None) -> Iterator[Pick]:
@@ -195,7 +204,7 @@ def pick(pictures: Pictures, window: Window, after: int = 0, shots: Iterable[Sho
         base = count - len(held)
         begin = min(number, count - 1 - after) - base
         shots = tuple(held[index] for index in range(begin, begin + after + 1))
-        return Pick(instant, held[number - base], shots, late, moved=begin < number - base)
+        return Pick(instant, held[number - base], shots, number, late, moved=begin < number - base)
 
     for shot in pictures if shots is None else shots:
         while shot.tick > target and (limit is None or instant < limit):
@@ -221,7 +230,7 @@ def pick(pictures: Pictures, window: Window, after: int = 0, shots: Iterable[Sho
             raise DamageError  # no key frame from there on: there may be one before
         raise ClipError("no_frames", "not one picture of the video stream can be decoded")
     if pending and count <= after:
-        raise ClipError("too_few_frames", f"the clip has {count} decodable pictures, optical flow needs {after + 1}")
+        raise ClipError("too_few_frames", f"the clip has {count} decodable pictures, {after + 1} are needed")
     while pending:
         yield made(*pending.popleft())
 

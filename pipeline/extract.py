@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from bmlpipe.pipeline.cluster import map_batches
 from bmlpipe.pipeline.ledger import NOT_TRIED, Ledger, Row, known_rows
 from bmlpipe.pipeline.software import software
 from bmlpipe.pipeline.store import FeatureStore, writing
+from bmlpipe.pipeline.watchdog import TimeLimit
 from bmlpipe.pipeline.work import Recipe, Task, extract_batch
 
 _logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ _logger = logging.getLogger(__name__)
 MANIFEST_FILE = "manifest.csv"
 DATASET_FILE = "dataset.json"
 _LOCK_FILE = ".lock"
+_HUNG_FOLDER = ".hung"
 
 Progress = Callable[[Sequence[Row]], None]
 
@@ -88,11 +90,11 @@ def make_plan(manifest: Manifest, videos: Path, out: Path, recipe: Recipe, *, re
     known, store, locator = known_rows(out), FeatureStore(out), Locator(manifest.dataset, videos)
     tasks: list[Task] = []
     rows: list[Row] = []
+    missing = f"no file of this clip below {videos}"  # one text for all rows: there may be millions
     for clip in manifest.clips:
         source = locator.find(clip)
         if source is None:
-            message = f"no file of this clip below {videos}"
-            rows.append(Row(clip.id, clip.split, "absent", "not_found", message, parameters=recipe.sha256))
+            rows.append(Row(clip.id, clip.split, "absent", "not_found", missing, parameters=recipe.sha256))
             continue
         task, old = Task(clip, source), known.get(clip.id)
         if old is not None and _settled(old, task.row(recipe, videos), task, store, retry_failed):
@@ -148,6 +150,7 @@ def run(
     workers: int = 1,
     scheduler: str | None = None,
     batch: int = 8,
+    time_limit: float | None = None,
     progress: Progress = lambda rows: None,
 ) -> Counter[str]:
     """Do what the plan says; make the plan and call this inside `claimed`.
@@ -157,6 +160,8 @@ def run(
         workers: Processes of a Dask cluster on this machine; 0: no Dask, in this process.
         scheduler: Address of an existing Dask scheduler instead, whose workers see the same folders.
         batch: Clips a Dask task.
+        time_limit: Seconds that a clip may take on a cluster; one that takes longer twice fails with `timeout`. Without
+            a cluster there is none: the process that would have to be ended is this one.
         progress: Called with the rows of each finished batch.
 
     Returns:
@@ -170,7 +175,8 @@ def run(
     with writing(out):
         _describe(plan)
         FeatureStore(out).sweep()
-    function = partial(extract_batch, recipe=plan.recipe, out=out, videos=plan.videos)
+    limit = TimeLimit(out / _HUNG_FOLDER, time_limit) if time_limit and (scheduler or workers) else None
+    function = partial(extract_batch, recipe=plan.recipe, out=out, videos=plan.videos, limit=limit)
     batches = [plan.tasks[start : start + batch] for start in range(0, len(plan.tasks), batch)]
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(out, plan.rows))
@@ -178,22 +184,29 @@ def run(
         if not batches or (scheduler is None and workers == 0):
             finished = map(function, batches)
         else:
-            died = partial(_died, recipe=plan.recipe, videos=plan.videos)
+            died = partial(_died, recipe=plan.recipe, videos=plan.videos, limit=limit)
             on_dask = map_batches(function, batches, died, workers=min(workers, len(batches)), scheduler=scheduler)
             finished = stack.enter_context(closing(on_dask))
         for rows in finished:
             ledger.append(rows)
             progress(rows)
+    if limit:
+        limit.sweep()
     return ledger.counts()
 
 
-def _died(task: Task, recipe: Recipe, videos: Path) -> list[Row]:
-    message = "the worker process died on it twice (a crash of a decoder, or killed for its memory)"
+def _died(task: Task, recipe: Recipe, videos: Path, limit: TimeLimit | None) -> list[Row]:
     try:
         stamp = task.stamp()
     except OSError:
         stamp = ""
-    return [task.row(recipe, videos, status="failed", reason="worker_died", message=message, stamp=stamp)]
+    row = task.row(recipe, videos, status="failed", stamp=stamp)
+    where = limit.struck(task.clip.id) if limit else ""
+    if limit and where:
+        message = f"it took longer than {limit.seconds:g} s, twice; the second time it was in {where}"
+        return [replace(row, reason="timeout", message=message)]
+    message = "the worker process died on it twice (a crash of a decoder, or killed for its memory)"
+    return [replace(row, reason="worker_died", message=message)]
 
 
 def _describe(plan: Plan) -> None:

@@ -74,6 +74,34 @@ class Flow:
 
 
 @dataclass(frozen=True)
+class RgbDiff:
+    """RGB differences at the same instants as the frames.
+
+    Attributes:
+        jpegs: jpegs[instant][step]: colour JPEGs, 128 = no change, 1 level = 2 levels of the pictures.
+        times: Presentation time of each instant's first picture, seconds from the clip's start.
+        height: Rows of each difference.
+        width: Columns of each difference.
+    """
+
+    jpegs: tuple[tuple[bytes, ...], ...]
+    times: tuple[float, ...]
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Waveform:
+    """The sound.
+
+    Attributes:
+        flac: A FLAC file: 16-bit, mono.
+    """
+
+    flac: bytes
+
+
+@dataclass(frozen=True)
 class Features:
     """Everything that one decode of a clip gave.
 
@@ -85,5 +113,7 @@ class Features:
     frames: Frames | None = None
     spectrogram: Spectrogram | None = None
     flow: Flow | None = None
+    rgb_diff: RgbDiff | None = None
+    waveform: Waveform | None = None
     flags: tuple[str, ...] = ()
     media: dict[str, Any] = field(default_factory=dict)

@@ -4,6 +4,11 @@ The fields are computed on the scaled luma planes. A displacement v (pixels at t
 downwards) is clipped to ±bound and stored as the grey level round(128 + v · 127 / bound). With the default bound of 20
 a grey level is 0.157 pixels, so that quantisation alone errs by 0.079 pixels at most. Measured on VGGSound clips with
 `dis` at quality 90, quantisation and JPEG together err by 0.01 to 0.06 pixels root mean square.
+
+`tvl1` is OpenCV's TV-L1 with its defaults, the field's standard. `tvl1-fast` is the same with 2 warpings instead of 5
+and a stopping threshold of 0.03 instead of 0.01. Measured on 9 pairs of VGGSound and UCF-101 pictures of short side 256
+in one thread: `tvl1` takes 830 ms a pair, `tvl1-fast` 117 ms, `dis` 2.1 ms (medians); the fields of the last two are
+0.23 and 0.51 pixels from those of `tvl1` on average, which are 0.82 pixels long. Bound and quantisation are the same.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +24,7 @@ import numpy.typing as npt
 
 from bmlpipe.pipeline.frames import Plane, check_quality, check_short_side
 
-ALGORITHMS = ("dis", "farneback", "tvl1")
+ALGORITHMS = ("dis", "farneback", "tvl1", "tvl1-fast")
 
 VERSION = 1  # of the values: raise it with every change that alters them
 
@@ -31,11 +37,13 @@ class FlowOptions:
     """How optical flow is computed and stored.
 
     Attributes:
-        algorithm: `dis` (OpenCV's DIS, preset fast), `farneback`, or `tvl1` (OpenCV's defaults, 500 times slower).
+        algorithm: `dis` (OpenCV's DIS, preset fast), `farneback`, `tvl1` or `tvl1-fast` (400 and 56 times slower).
         stack: Consecutive fields at each instant (L), 1 to 10.
         bound: Displacements are clipped to ± bound pixels.
         quality: JPEG quality, 1 to 100.
         short_side: Pixels of the shorter side of the pictures that flow is computed on, 16 to 4096.
+        images: Folder of ready-made images to take instead (see `flow_images`): then `bound` is theirs, and algorithm,
+            quality and size have no meaning.
     """
 
     algorithm: str = "dis"
@@ -43,6 +51,7 @@ class FlowOptions:
     bound: float = 20.0
     quality: int = 90
     short_side: int = 256
+    images: Path | None = None
 
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
@@ -56,6 +65,14 @@ class FlowOptions:
 
     def parameters(self) -> dict[str, Any]:
         """Everything that the bytes depend on, for hashing."""
+        if self.images is not None:
+            return {
+                "version": VERSION,
+                "algorithm": "images",
+                "stack": self.stack,
+                "bound": float(self.bound),
+                "fps": 1,
+            }
         return {
             "version": VERSION,
             "algorithm": self.algorithm,
@@ -82,8 +99,11 @@ def estimator(algorithm: str) -> Estimate:
             return np.asarray(field, np.float32)
 
         return farneback
-    if algorithm == "tvl1":
+    if algorithm.startswith("tvl1"):
         method: Any = cv2.optflow.DualTVL1OpticalFlow_create()  # type: ignore[attr-defined]
+        if algorithm == "tvl1-fast":
+            method.setWarpingsNumber(2)
+            method.setEpsilon(0.03)
     else:
         method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)  # type: ignore[attr-defined]
 

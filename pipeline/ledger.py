@@ -11,8 +11,9 @@ from __future__ import annotations
 import csv
 import json
 import os
+import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from itertools import chain
 from pathlib import Path
@@ -158,7 +159,14 @@ def _read_csv(path: Path) -> Iterator[Row]:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows = csv.reader(file)
             if next(rows, []) == _COLUMNS:  # else of another version: its clips are looked at again
-                yield from (Row(*cells) for cells in rows if len(cells) == len(_COLUMNS))
+                yield from (_row(cells) for cells in rows if len(cells) == len(_COLUMNS))
+
+
+def _row(cells: Sequence[str]) -> Row:
+    """A row whose cells share what repeats from clip to clip: ledgers of millions of rows are held in memory."""
+    id_, split, status, reason, message, flags, source, stamp, parameters = cells
+    split, status, reason, message, flags = map(sys.intern, (split, status, reason, message, flags))
+    return Row(id_, split, status, reason, message, flags, source, stamp, sys.intern(parameters))
 
 
 def _read_log(path: Path) -> Iterator[Row]:
@@ -166,6 +174,6 @@ def _read_log(path: Path) -> Iterator[Row]:
         with path.open(encoding="ascii", errors="replace") as file:
             for line in file:
                 try:
-                    yield Row(*json.loads(line))
+                    yield _row(json.loads(line))
                 except (ValueError, TypeError):  # cut by a kill: its clip is looked at again
                     continue

@@ -48,7 +48,7 @@ def needed_shots(pictures: Pictures, window: Window, after: int = 0) -> Iterator
         return
     visible = [packet for packet in ahead if not packet.is_discard]
     display = sorted(Shot(packet.pts, None) for packet in visible)
-    end = max((packet.pts + (packet.duration or pictures.step) for packet in visible), default=0)
+    end = max(((packet.pts, packet.pts + (packet.duration or pictures.step)) for packet in visible), default=(0, 0))[1]
     pictures.end = end
     wanted = {shot.tick for one in pick(pictures, window, after, display) for shot in (one.shown, *one.shots)}
     needed = _needed(ahead, units, wanted)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bmlpipe.manifests.datasets import DATASETS
 from bmlpipe.manifests.schema import SPLITS, Clip, read_clips
 from bmlpipe.pipeline.extract import DATASET_FILE, MANIFEST_FILE, ExtractionError
 from bmlpipe.pipeline.ledger import LedgerError, read_ledger
@@ -49,6 +50,13 @@ def sample_of(stored: Stored, clip: Clip, label: int, kinds: Iterable[str]) -> S
                 for step, pair in enumerate(fields):
                     members.update((spec.flow_member(i, step, axis), jpeg) for axis, jpeg in zip("xy", pair))
             meta["flow"] = {"times": flow.times, "height": flow.height, "width": flow.width, "bound": flow.bound}
+        elif kind == "rgb_diff" and features.rgb_diff is not None:
+            change = features.rgb_diff
+            for i, steps in enumerate(change.jpegs):
+                members.update((spec.rgb_diff_member(i, step), jpeg) for step, jpeg in enumerate(steps))
+            meta["rgb_diff"] = {"times": change.times, "height": change.height, "width": change.width}
+        elif kind == "waveform" and features.waveform is not None:
+            members[spec.WAVEFORM_MEMBER] = features.waveform.flac
     return Sample(spec.key_of(clip.id), label, members, meta)
 
 
@@ -66,7 +74,7 @@ def write_shards(
     """Write the shards of an extraction.
 
     Args:
-        dataset: Data set name; must be that of the features.
+        dataset: Data set name; must be that of the features, or a setting of it.
         features: Feature folder (`bmlpipe extract`).
         out: Folder of the shards; an old set there is replaced as a whole.
         kinds: Feature kinds to take, None for all that were extracted.
@@ -87,6 +95,7 @@ def write_shards(
         about = json.loads((features / DATASET_FILE).read_text(encoding="utf-8"))
     except (LedgerError, FileNotFoundError) as error:
         raise ExtractionError(str(error)) from error
+    dataset = DATASETS[dataset].clips_of if dataset in DATASETS else dataset
     if about["dataset"] != dataset:
         raise ExtractionError(f"{features} holds features of {about['dataset']}, not of {dataset}: correct --dataset")
     parameters = {kind: about["features"][kind] for kind in KINDS if kind in about["features"]}

@@ -15,7 +15,7 @@ SAMPLES = 1000
 
 
 class Statistics:
-    """Sums over samples: of every value of the spectrogram, of every pixel of one frame and one flow field a sample."""
+    """Sums over samples: of every value of the spectrogram, of every pixel of one picture of each other kind."""
 
     def __init__(self) -> None:
         self.samples = 0
@@ -34,6 +34,9 @@ class Statistics:
         if features.flow is not None:
             pair = features.flow.jpegs[len(features.flow.jpegs) // 2][0]
             self._count("flow", [simplejpeg.decode_jpeg(image, "GRAY").reshape(-1) for image in pair])
+        if features.rgb_diff is not None:
+            change = features.rgb_diff.jpegs[len(features.rgb_diff.jpegs) // 2][0]
+            self._count("rgb_diff", simplejpeg.decode_jpeg(change, "RGB").reshape(-1, 3).T)
 
     def _count(self, kind: str, channels: Iterable[Any]) -> None:
         values = np.asarray(channels, dtype=np.float64)
@@ -41,7 +44,7 @@ class Statistics:
         self._sums[kind] = self._sums.get(kind, 0) + sums
 
     def result(self) -> dict[str, dict[str, list[float]]]:
-        """Feature kind → mean and std of each channel (RGB in 0 … 255; spectrogram; flow's x and y in 0 … 255)."""
+        """Feature kind → mean and std of each channel (RGB, flow's x and y, and RGB differences in 0 … 255)."""
         found = {}
         for kind, (count, total, squares) in self._sums.items():
             mean = total / count

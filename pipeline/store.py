@@ -5,7 +5,9 @@ feature kind with attributes `parameters`, `software` (JSON) and `parameters_sha
 
 - `frames`: `jpeg` (uint8, all JPEGs one after the other), `ends` (int64), `times` (float64, s);
 - `spectrogram`: `values` (float16, bins × windows);
-- `flow`: as `frames`, JPEGs in the order instant, step, x before y; attributes `stack` and `bound`.
+- `flow`: as `frames`, JPEGs in the order instant, step, x before y; attributes `stack` and `bound`;
+- `rgb_diff`: as `frames`, JPEGs in the order instant, step; attribute `stack`;
+- `waveform`: `flac` (uint8, the FLAC file).
 """
 
 from __future__ import annotations
@@ -13,22 +15,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
-from bmlpipe.pipeline.features import Features, Flow, Frames, Spectrogram
+from bmlpipe.pipeline.features import Features, Flow, Frames, RgbDiff, Spectrogram, Waveform
 from bmlpipe.shards.spec import digest, key_of
 
 _FORMAT, _VERSION = "bmlpipe-features", 1
 _TEMPORARY = ".writing"
+
+_Step = TypeVar("_Step")
 
 
 class StoreError(Exception):
@@ -67,6 +72,8 @@ class SourceFile:
         Raises:
             OSError: The file cannot be read.
         """
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe or a device would wait, or do something
+            raise OSError(f"{path} is no file, but a folder, a pipe, a socket or a device")
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             return cls(path.name, status.st_size, status.st_mtime_ns, _sha256(file))
@@ -204,6 +211,12 @@ def _fill(file: h5py.File, stored: Stored) -> None:
         _put_pictures(file["flow"], fields, features.flow)
         file["flow"].attrs["stack"] = len(features.flow.jpegs[0])
         file["flow"].attrs["bound"] = features.flow.bound
+    if features.rgb_diff is not None:
+        steps = [image for instant in features.rgb_diff.jpegs for image in instant]
+        _put_pictures(file["rgb_diff"], steps, features.rgb_diff)
+        file["rgb_diff"].attrs["stack"] = len(features.rgb_diff.jpegs[0])
+    if features.waveform is not None:
+        _put(file["waveform"], "flac", np.frombuffer(features.waveform.flac, dtype=np.uint8))
 
 
 def _put_text(group: h5py.Group, name: str, text: str) -> None:
@@ -219,7 +232,7 @@ def _put(group: h5py.Group, name: str, values: npt.NDArray[Any]) -> None:
     group.create_dataset(name, data=values, chunks=values.shape, fletcher32=True)
 
 
-def _put_pictures(group: h5py.Group, jpegs: Iterable[bytes], about: Frames | Flow) -> None:
+def _put_pictures(group: h5py.Group, jpegs: Iterable[bytes], about: Frames | Flow | RgbDiff) -> None:
     images = list(jpegs)
     _put(group, "jpeg", np.frombuffer(b"".join(images), dtype=np.uint8))
     _put(group, "ends", np.cumsum([len(image) for image in images], dtype=np.int64))
@@ -232,6 +245,11 @@ def _pictures(group: h5py.Group) -> tuple[list[bytes], tuple[float, ...], int, i
     ends = group["ends"][()].tolist()
     images = [whole[start:end] for start, end in zip([0, *ends[:-1]], ends)]
     return images, tuple(group["times"][()].tolist()), int(group.attrs["height"]), int(group.attrs["width"])
+
+
+def _stacks(group: h5py.Group, steps: list[_Step]) -> tuple[tuple[_Step, ...], ...]:
+    stack = int(group.attrs["stack"])
+    return tuple(tuple(steps[start : start + stack]) for start in range(0, len(steps), stack))
 
 
 def _text(value: str | bytes) -> str:
@@ -248,7 +266,7 @@ def _load(file: h5py.File, kinds: Iterable[str] | None) -> Stored:
             f"{file.filename} holds {', '.join(file)} and no {', '.join(absent)}: extract these kinds in one command "
             "(bmlpipe extract --modalities), what is there is kept"
         )
-    frames = spectrogram = flow = None
+    frames = spectrogram = flow = rgb_diff = waveform = None
     if "frames" in wanted:
         images, times, height, width = _pictures(file["frames"])
         frames = Frames(tuple(images), times, height, width)
@@ -257,9 +275,12 @@ def _load(file: h5py.File, kinds: Iterable[str] | None) -> Stored:
     if "flow" in wanted:
         images, times, height, width = _pictures(file["flow"])
         pairs = list(zip(images[::2], images[1::2]))
-        stack = int(file["flow"].attrs["stack"])
-        fields = tuple(tuple(pairs[start : start + stack]) for start in range(0, len(pairs), stack))
-        flow = Flow(fields, times, height, width, float(file["flow"].attrs["bound"]))
+        flow = Flow(_stacks(file["flow"], pairs), times, height, width, float(file["flow"].attrs["bound"]))
+    if "rgb_diff" in wanted:
+        images, times, height, width = _pictures(file["rgb_diff"])
+        rgb_diff = RgbDiff(_stacks(file["rgb_diff"], images), times, height, width)
+    if "waveform" in wanted:
+        waveform = Waveform(file["waveform"]["flac"][()].tobytes())
     start, duration = json.loads(file.attrs["clip"])
     flags = tuple(json.loads(file.attrs["flags"]))
     return Stored(
@@ -267,6 +288,6 @@ def _load(file: h5py.File, kinds: Iterable[str] | None) -> Stored:
         clip=(start, duration),
         sources=tuple(SourceFile(**source) for source in json.loads(file.attrs["source"])),
         parameters={kind: json.loads(group.attrs["parameters"]) for kind, group in file.items()},
-        features=Features(frames, spectrogram, flow, flags, json.loads(file.attrs["media"])),
+        features=Features(frames, spectrogram, flow, rgb_diff, waveform, flags, json.loads(file.attrs["media"])),
         software={kind: json.loads(group.attrs.get("software", "{}")) for kind, group in file.items()},
     )

@@ -9,6 +9,7 @@ import logging
 import os
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +19,17 @@ from bmlpipe.manifests.locate import Source
 from bmlpipe.manifests.schema import Clip
 from bmlpipe.pipeline.clip import extract_clip
 from bmlpipe.pipeline.features import ClipError, Features
+from bmlpipe.pipeline.ffmpeg import FFmpeg
 from bmlpipe.pipeline.flow import FlowOptions
 from bmlpipe.pipeline.frames import FrameOptions
 from bmlpipe.pipeline.ledger import Row
+from bmlpipe.pipeline.rgb_diff import RgbDiffOptions
 from bmlpipe.pipeline.software import software
 from bmlpipe.pipeline.spectrogram import SpectrogramOptions
 from bmlpipe.pipeline.store import FeatureStore, SourceFile, Stored, StoreError, StoreWriteError
-from bmlpipe.shards.spec import digest
+from bmlpipe.pipeline.watchdog import TimeLimit
+from bmlpipe.pipeline.waveform import WaveformOptions
+from bmlpipe.shards.spec import KINDS, digest
 
 _logger = logging.getLogger(__name__)
 
@@ -34,23 +39,26 @@ class Recipe:
     """Which features to make, and how; None: that one is not wanted.
 
     Attributes:
-        seconds: Length of the front ends in seconds; None: the whole clip (no spectrogram then).
+        seconds: Length of the front ends in seconds; None: the whole clip (no sound then).
+        ffmpeg: Decode with this program; None: with PyAV. Software decoders give the same features, so only hardware
+            is one of their parameters.
     """
 
     seconds: int | None
     frames: FrameOptions | None = None
     spectrogram: SpectrogramOptions | None = None
     flow: FlowOptions | None = None
+    rgb_diff: RgbDiffOptions | None = None
+    waveform: WaveformOptions | None = None
+    ffmpeg: FFmpeg | None = None
 
     def __post_init__(self) -> None:
         if self.seconds is not None and self.seconds < 1:
             raise ValueError(f"seconds is {self.seconds}: must be at least 1")
-        if self.spectrogram is not None and self.seconds is None:
-            raise ValueError(
-                "a spectrogram has a fixed length: give it with --seconds (10 for 257×1004, 3 for 257×299)"
-            )
+        if (self.spectrogram or self.waveform) and self.seconds is None:
+            raise ValueError("sound has a fixed length: give it with --seconds (10 for 257×1004, 3 for 257×299)")
         if not self.parameters:
-            raise ValueError("no feature is wanted: name at least one of frames, spectrogram, flow")
+            raise ValueError(f"no feature is wanted: name at least one of {', '.join(KINDS)}")
 
     @cached_property
     def parameters(self) -> dict[str, dict[str, Any]]:
@@ -62,6 +70,13 @@ class Recipe:
             found["spectrogram"] = self.spectrogram.parameters(self.seconds)
         if self.flow is not None:
             found["flow"] = {**self.flow.parameters(), "seconds": self.seconds}
+        if self.rgb_diff is not None:
+            found["rgb_diff"] = {**self.rgb_diff.parameters(), "seconds": self.seconds}
+        if self.waveform is not None and self.seconds is not None:
+            found["waveform"] = self.waveform.parameters(self.seconds)
+        if self.ffmpeg is not None and self.ffmpeg.hwaccel is not None:
+            for kind in found.keys() & {"frames", "flow", "rgb_diff"}:
+                found[kind]["hwaccel"] = self.ffmpeg.hwaccel
         return found
 
     @cached_property
@@ -71,7 +86,7 @@ class Recipe:
 
     def only(self, kinds: set[str]) -> Recipe:
         """The same recipe for some of its feature kinds."""
-        dropped = {kind: None for kind in ("frames", "spectrogram", "flow") if kind not in kinds}
+        dropped = {kind: None for kind in KINDS if kind not in kinds}
         return replace(self, **dropped)
 
 
@@ -110,7 +125,9 @@ class Task:
         return (self.source.video,) if self.source.audio is None else (self.source.video, self.source.audio)
 
 
-def extract_batch(tasks: Sequence[Task], recipe: Recipe, out: Path, videos: Path) -> list[Row]:
+def extract_batch(
+    tasks: Sequence[Task], recipe: Recipe, out: Path, videos: Path, limit: TimeLimit | None = None
+) -> list[Row]:
     """Extract clips one after the other; a bad clip becomes a row and the next one is taken.
 
     Args:
@@ -118,6 +135,7 @@ def extract_batch(tasks: Sequence[Task], recipe: Recipe, out: Path, videos: Path
         recipe: What to make of them.
         out: Feature folder.
         videos: Folder that the ledger's source names are relative to.
+        limit: Time that a clip may take before this process is ended; None: any.
 
     Returns:
         A ledger row for each clip, in order.
@@ -127,7 +145,11 @@ def extract_batch(tasks: Sequence[Task], recipe: Recipe, out: Path, videos: Path
             is lost.
     """
     store = FeatureStore(out)
-    return [_row(task, recipe, store, videos) for task in tasks]
+    rows = []
+    for task in tasks:
+        with limit.watch(task.clip.id) if limit else nullcontext():
+            rows.append(_row(task, recipe, store, videos))
+    return rows
 
 
 def _row(task: Task, recipe: Recipe, store: FeatureStore, videos: Path) -> Row:
@@ -175,8 +197,13 @@ def _bring_up_to_date(task: Task, recipe: Recipe, store: FeatureStore) -> tuple[
         frames=part.frames,
         spectrogram=part.spectrogram,
         flow=part.flow,
+        rgb_diff=part.rgb_diff,
+        waveform=part.waveform,
+        ffmpeg=recipe.ffmpeg,
     )
     parameters, versions = dict(part.parameters), dict.fromkeys(missing, software())
+    if recipe.ffmpeg is not None:
+        versions = {kind: {**packages, **recipe.ffmpeg.software()} for kind, packages in versions.items()}
     if old is not None and kept:
         features = _merged(old.features, features)
         parameters |= {kind: old.parameters[kind] for kind in kept}
@@ -202,6 +229,8 @@ def _merged(old: Features, new: Features) -> Features:
         frames=new.frames or old.frames,
         spectrogram=new.spectrogram or old.spectrogram,
         flow=new.flow or old.flow,
+        rgb_diff=new.rgb_diff or old.rgb_diff,
+        waveform=new.waveform or old.waveform,
         flags=tuple(sorted({*old.flags, *new.flags})),
         media={**old.media, **new.media},
     )

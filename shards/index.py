@@ -2,13 +2,16 @@
 
 Two files: `index.json` (format, classes, front-end parameters, shards) and `samples.npy`, one fixed-size record a
 sample, memory-mapped and so shared by all processes of a machine. `index.json` is written last and holds the hash
-of the other: a folder without it is not a set of shards.
+of the other and its own: a folder without it is not a set of shards.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
+import os
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +24,9 @@ from bmlpipe.shards.spec import FORMAT, VERSION, ShardError, digest
 
 INDEX_FILE = "index.json"
 SAMPLES_FILE = "samples.npy"
+
+_UNSIGNED = "0" * 64  # stands for the index's own SHA-256 while that is computed
+_PATIENCE = 200  # times 10 ms that a reader waits for a writer between its two renamings
 
 #: One record a sample, little-endian and packed: 88 bytes.
 SAMPLE_DTYPE = np.dtype(
@@ -58,6 +64,9 @@ class Index:
         samples: Structured array of `SAMPLE_DTYPE`, in the order of the shards.
         seed: Seed of the order in which samples were written.
         statistics: Feature kind → `mean` and `std` of each channel over training samples.
+        samples_sha256: Hash of the samples' records, and so of every sample's key, place and CRC-32: what a checkpoint
+            remembers of the samples. Empty before it is written.
+        sha256: Hash of `index.json`, and so of the whole set. Empty before it is written.
     """
 
     dataset: str
@@ -67,6 +76,8 @@ class Index:
     samples: npt.NDArray[np.void]
     seed: int
     statistics: Mapping[str, Mapping[str, list[float]]]
+    samples_sha256: str = ""
+    sha256: str = ""
 
     @property
     def features_sha256(self) -> str:
@@ -105,56 +116,118 @@ def write_index(folder: Path, index: Index) -> None:
         "features_sha256": index.features_sha256,
         "statistics": index.statistics,
         "seed": index.seed,
-        "samples": {
-            "file": SAMPLES_FILE,
-            "count": len(index.samples),
-            "sha256": hashlib.sha256((folder / SAMPLES_FILE).read_bytes()).hexdigest(),
-        },
+        "samples": {"file": SAMPLES_FILE, "count": len(index.samples), "sha256": file_sha256(folder / SAMPLES_FILE)},
         "shards": [asdict(shard) for shard in index.shards],
+        "sha256": _UNSIGNED,
     }
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    text = text[: text.rindex(_UNSIGNED)] + hashlib.sha256(text.encode()).hexdigest() + '"\n}\n'
     (folder / INDEX_FILE).write_text(text, encoding="utf-8")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file of any size."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            found.update(part)
+    return found.hexdigest()
 
 
 def read_index(folder: Path) -> Index:
     """Open the index of a set of shards; the samples stay on disk, memory-mapped.
 
+    Where the set is replaced at this very moment, the old or the new index is read, never parts of both.
+
     Raises:
-        ShardError: There is no index, it is of another format or version, or its parts do not belong together.
+        ShardError: There is no index, it is of another format or version, or damaged; the message begins with the path
+            of the file that is.
     """
-    path = folder / INDEX_FILE
+    text = _index_bytes(folder)
+    while True:
+        found = _parsed(folder, text)
+        again = _index_bytes(folder)
+        if again == text:
+            break
+        text = again
+    if isinstance(found, ShardError):
+        raise found
+    return found
+
+
+def _index_bytes(folder: Path) -> bytes:
+    path, absent = folder / INDEX_FILE, 0
+    for _ in range(_PATIENCE):
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            # The writer renames the old folder away and the new one into its place: wait for the second renaming.
+            if any(folder.absolute().parent.glob(f".{glob.escape(folder.name)}.writing-*-old")):
+                time.sleep(0.01)
+                continue
+            absent += 1  # it may have come at this moment: look again
+            if absent == 3:
+                break
+    raise ShardError(
+        f"no {INDEX_FILE} in {folder}: not a set of shards, or one whose writing did not finish (bmlpipe shard)"
+    )
+
+
+def _parsed(folder: Path, text: bytes) -> Index | ShardError:
+    """The index in this text and the samples beside it, or what is wrong with them."""
+    path, records = folder / INDEX_FILE, folder / SAMPLES_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ShardError(
-            f"no {INDEX_FILE} in {folder}: not a set of shards, or one whose writing did not finish (bmlpipe shard)"
-        ) from error
+        content = json.loads(text)
     except ValueError as error:
-        raise ShardError(f"{path} is not JSON ({error}): it is damaged; write the shards again") from error
+        return ShardError(f"{path} is not JSON ({error}): it is damaged; write the shards again")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ShardError(f"{path} is not an index of {FORMAT}")
+        return ShardError(f"{path} is not an index of {FORMAT}")
     if content.get("version") != VERSION:
-        raise ShardError(
+        return ShardError(
             f"{path} has format version {content.get('version')!r}, this program reads version {VERSION}: "
             "use the bmlpipe that wrote it, or write the shards again"
         )
+    own = str(content.get("sha256", ""))
+    unsigned = text.replace(own.encode(), _UNSIGNED.encode()) if len(own) == 64 else b""
+    if "sha256" in content and own != hashlib.sha256(unsigned).hexdigest():
+        return ShardError(f"{path} is damaged: its SHA-256 is not the one that it states; write the shards again")
     try:
+        count = int(content["samples"]["count"])
         shards = tuple(Shard(**shard) for shard in content["shards"])
-        count = content["samples"]["count"]
-        samples = np.load(folder / SAMPLES_FILE, mmap_mode="r" if count else None, allow_pickle=False)
-        index = Index(
-            content["dataset"],
-            tuple(content["classes"]),
-            content["features"],
-            shards,
-            samples,
-            content["seed"],
-            content["statistics"],
+        about = (content["dataset"], tuple(content["classes"]), content["features"], shards)
+        rest = (content["seed"], content["statistics"], content["samples"]["sha256"], own)
+    except (KeyError, TypeError, ValueError) as error:
+        return ShardError(f"{path} is damaged ({type(error).__name__}: {error}): write the shards again")
+    samples = _records(records, count)
+    if samples is None or count != sum(shard.samples for shard in shards):
+        return ShardError(
+            f"{records} is damaged, or it and {INDEX_FILE} do not belong together: write the shards again"
         )
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        raise ShardError(
-            f"the index in {folder} is damaged ({type(error).__name__}: {error}): write the shards again"
-        ) from error
-    if samples.dtype != SAMPLE_DTYPE or len(samples) != count or count != sum(shard.samples for shard in shards):
-        raise ShardError(f"{INDEX_FILE} and {SAMPLES_FILE} in {folder} do not belong together: write the shards again")
-    return index
+    return Index(*about, samples, *rest)
+
+
+def _records(path: Path, count: int) -> npt.NDArray[np.void] | None:
+    """The records of a NumPy file (version 1.0), memory-mapped; None where it is not one of so many of them.
+
+    Its header is compared, not evaluated: nothing in a damaged or foreign file is ever parsed.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size - count * SAMPLE_DTYPE.itemsize
+            header = file.read(size) if 10 <= size < 4096 else b""
+            told = header[:8] == b"\x93NUMPY\x01\x00" and int.from_bytes(header[8:10], "little") == size - 10
+            wanted = (f"'descr': {SAMPLE_DTYPE.descr}", "'fortran_order': False", f"'shape': ({count},)")
+            if not told or not all(part.encode() in header for part in wanted):
+                return None
+            return np.memmap(file, SAMPLE_DTYPE, "r", size, (count,)) if count else np.empty(0, SAMPLE_DTYPE)
+    except OSError:
+        return None
+
+
+def replaced(folder: Path, index: Index) -> bool:
+    """Whether the set in the folder is another one than this index was read from: it was written again meanwhile."""
+    try:
+        now = read_index(folder)
+    except ShardError:
+        return True
+    return (now.sha256, now.samples_sha256) != (index.sha256, index.samples_sha256)

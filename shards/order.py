@@ -104,17 +104,3 @@ class EpochOrder:
             parts.append(self._window_order(number)[start - first : end - first])
             start, number = end, number + 1
         return np.concatenate(parts)
-
-
-def rank_slice(batch: Integers, rank: int, world: int) -> Integers:
-    """A rank's part of a global batch: its contiguous share.
-
-    Raises:
-        ValueError: The batch cannot be divided evenly; the average over ranks would not be the average over samples.
-    """
-    if len(batch) % world:
-        raise ValueError(
-            f"a global batch of {len(batch)} cannot be divided among {world} ranks: choose a multiple of {world}"
-        )
-    share = len(batch) // world
-    return batch[rank * share : (rank + 1) * share]

@@ -17,10 +17,10 @@ FORMAT = "bmlpipe-shards"
 VERSION = 1
 
 #: Feature kinds that a sample may have, in the order in which their members stand.
-KINDS = ("frames", "spectrogram", "flow")
+KINDS = ("frames", "spectrogram", "flow", "rgb_diff", "waveform")
 
 #: Training modality → the feature kind that it is read from.
-MODALITY_KIND = {"visual": "frames", "audio": "spectrogram", "flow": "flow"}
+MODALITY_KIND = {"visual": "frames", "audio": "spectrogram", "flow": "flow", "rgb_diff": "rgb_diff"}
 
 _MAX_KEY = 64  # leaves room for ".flow_000_09_x.jpg" in USTAR's 100 characters
 _SAFE = re.compile(r"[A-Za-z0-9_-]+")
@@ -54,6 +54,34 @@ def digest(parameters: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def differences(one: Any, other: Any, name: str = "") -> list[str]:
+    """What differs between two sets of parameters, in words.
+
+    >>> differences({"frames": {"short_side": 256, "fps": 1}}, {"frames": {"short_side": 224, "fps": 1}})
+    ['frames.short_side: 256 and 224']
+    >>> differences({"a": 1}, {"b": None})
+    ['a: 1 and not there', 'b: not there and None']
+    """
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        absent = object()
+        pairs = [(key, one.get(key, absent), other.get(key, absent)) for key in sorted({*one, *other})]
+        prefix = f"{name}." if name else ""
+        return [
+            line
+            for key, a, b in pairs
+            for line in (
+                [f"{prefix}{key}: {_shown(a, absent)} and {_shown(b, absent)}"]
+                if a is absent or b is absent
+                else differences(a, b, f"{prefix}{key}")
+            )
+        ]
+    return [] if one == other else [f"{name}: {one!r} and {other!r}"]
+
+
+def _shown(value: Any, absent: object) -> str:
+    return "not there" if value is absent else repr(value)
+
+
 def frame_member(instant: int) -> str:
     """Member suffix of the frame at an instant: `frame_003.jpg`."""
     return f"frame_{instant:03d}.jpg"
@@ -64,7 +92,24 @@ def flow_member(instant: int, step: int, component: str) -> str:
     return f"flow_{instant:03d}_{step:02d}_{component}.jpg"
 
 
+def rgb_diff_member(instant: int, step: int = 0) -> str:
+    """Member suffix of an RGB difference: `rgb_diff_003.jpg`; of a stack's later steps `rgb_diff_003_01.jpg`."""
+    return f"rgb_diff_{instant:03d}.jpg" if step == 0 else f"rgb_diff_{instant:03d}_{step:02d}.jpg"
+
+
+def kind_of(member: str) -> str:
+    """The feature kind that a member is of, by its suffix.
+
+    >>> [kind_of(name) for name in ("frame_003.jpg", "flow_003_00_x.jpg", "rgb_diff_003.jpg", "spectrogram.npy", "cls")]
+    ['frames', 'flow', 'rgb_diff', 'spectrogram', 'cls']
+    """
+    match = re.match(r"[a-z]+(_[a-z]+)*", member)
+    stem = match.group() if match else member
+    return "frames" if stem == "frame" else stem
+
+
 SPECTROGRAM_MEMBER = "spectrogram.npy"
+WAVEFORM_MEMBER = "waveform.flac"
 CLASS_MEMBER = "cls"
 JSON_MEMBER = "json"
 

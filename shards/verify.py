@@ -1,145 +1,155 @@
-"""Reread a set of shards and compare it with its index; every difference is one row."""
+"""Reread a set of shards and compare it with its index; every difference is one row.
+
+Every byte is read once and compared with SHA-256 (files), CRC-32 (samples and members) and the sample's own list of
+members. A shard that differs is read again to name what is wrong (`bmlpipe.shards.diagnosis`).
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from bmlpipe.shards.index import INDEX_FILE, SAMPLES_FILE, Index, Shard, read_index
+from bmlpipe.shards.diagnosis import Fault, Promise, diagnose, sample_faults
+from bmlpipe.shards.index import INDEX_FILE, SAMPLES_FILE, Index, file_sha256, read_index
+from bmlpipe.shards.order import splitmix64
 from bmlpipe.shards.reader import members_of
-from bmlpipe.shards.spec import CLASS_MEMBER, JSON_MEMBER, SPECTROGRAM_MEMBER, ShardError
+from bmlpipe.shards.spec import ShardError
 
-_KIND_PREFIX = {"frames": "frame_", "spectrogram": SPECTROGRAM_MEMBER, "flow": "flow_"}
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One difference between shards and index; `key` and `member` are empty where it concerns a whole file."""
-
-    shard: str
-    key: str
-    member: str
-    message: str
+_CHUNK = 1 << 20  # records
 
 
-def verify(folder: Path, progress: Callable[[int], None] | None = None) -> Iterator[Fault]:
+def verify(
+    folder: Path,
+    progress: Callable[[int], None] = lambda samples: None,
+    *,
+    start: Callable[[Index], None] = lambda index: None,
+    workers: int = 1,
+) -> Iterator[Fault]:
     """Compare every byte of the shards with the index.
 
     Args:
         folder: A set of shards.
-        progress: Called with the number of bytes read since the last call.
+        progress: Called after each shard with the number of its samples.
+        start: Called once with the index, if it can be read.
+        workers: Shards that are read at a time, by as many threads (checksums do not hold Python's lock); each holds
+            one sample in memory.
 
     Yields:
-        Faults, none for a sound set.
+        Faults, none for a sound set. Hidden files in the folder are not looked at.
 
     Raises:
-        ShardError: There is no readable index to compare with.
+        ShardError: There is no index to compare with.
     """
-    index = read_index(folder)
-    samples_hash = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))["samples"]["sha256"]
-    if hashlib.sha256((folder / SAMPLES_FILE).read_bytes()).hexdigest() != samples_hash:
-        yield Fault(SAMPLES_FILE, "", "", f"its SHA-256 is not the one in {INDEX_FILE}")
-    listed = {shard.file for shard in index.shards}
-    for stray in sorted(path.name for path in folder.glob("*.tar") if path.name not in listed):
-        yield Fault(stray, "", "", "is not in the index")
-    first = 0
-    for number, shard in enumerate(index.shards):
-        yield from _shard(folder, index, number, shard, first, progress)
-        first += shard.samples
-
-
-def _shard(
-    folder: Path, index: Index, number: int, shard: Shard, first: int, progress: Callable[[int], None] | None
-) -> Iterator[Fault]:
-    path = folder / shard.file
-    if not path.is_file():
-        yield Fault(shard.file, "", "", "is missing")
-        return
-    if path.stat().st_size != shard.bytes:
-        yield Fault(shard.file, "", "", f"has {path.stat().st_size} bytes, the index says {shard.bytes}")
-    records = index.samples[first : first + shard.samples]
-    ends = np.concatenate([[0], (records["offset"] + records["length"])])
-    if (records["shard"] != number).any() or (records["offset"] != ends[:-1]).any():
-        yield Fault(
-            shard.file,
-            "",
-            "",
-            "its samples in the index do not follow one another: the index does not belong to it",
-        )
-    whole = hashlib.sha256()
-    found = False
-    with path.open("rb") as file:
-        for record in records:
-            data = file.read(int(record["length"]))
-            whole.update(data)
-            if progress:
-                progress(len(data))
-            for fault in _sample(index, shard.file, record, data):
-                found = True
-                yield fault
-        while rest := file.read(1 << 20):
-            whole.update(rest)
-    if not found and whole.hexdigest() != shard.sha256:
-        yield Fault(
-            shard.file,
-            "",
-            "",
-            "its SHA-256 is not the one in the index, and the samples are sound: damage is in its end",
-        )
-
-
-def _sample(index: Index, shard: str, record: np.void, data: bytes) -> Iterator[Fault]:
-    key = record["key"].decode()
-    sound = zlib.crc32(data) == int(record["crc32"])
-    if len(data) != int(record["length"]):
-        yield Fault(shard, key, "", f"only {len(data)} of {int(record['length'])} bytes are there: the shard is cut")
-        return
     try:
-        members = members_of(data, key)
-        meta = json.loads(bytes(members[JSON_MEMBER]))
-        expected: dict[str, list[int]] = meta["members"]
-        label = int(bytes(members[CLASS_MEMBER]))
-    except (ShardError, KeyError, ValueError, TypeError) as error:
-        yield Fault(shard, key, "", f"cannot be read as a sample: {type(error).__name__}: {error}")
+        index = read_index(folder)
+    except ShardError as error:
+        if not (folder / INDEX_FILE).is_file():
+            raise
+        damaged = SAMPLES_FILE if str(error).startswith(str(folder / SAMPLES_FILE)) else INDEX_FILE
+        yield Fault(damaged, "", "", str(error))
         return
-    faults = [
-        Fault(shard, key, name, "is missing" if name not in members else "is not in the sample's own list")
-        for name in sorted(expected.keys() ^ (members.keys() - {CLASS_MEMBER, JSON_MEMBER}))
-    ]
-    faults += [
-        Fault(shard, key, name, "its contents are not those that were written")
-        for name, (size, crc) in sorted(expected.items())
-        if name in members and (len(members[name]) != size or zlib.crc32(members[name]) != crc)
-    ]
-    faults += [
-        Fault(shard, key, "", f"has no {kind}, which the index promises")
-        for kind in index.features
-        if not any(name.startswith(_KIND_PREFIX[kind]) for name in members)
-    ]
-    if bytes(data[: len(key) + 1]) != f"{key}.".encode():
-        faults.append(Fault(shard, key, "", f"another sample stands here: {bytes(data[:100]).split(b'.')[0]!r}"))
-    if label != int(record["label"]) or not 0 <= label < len(index.classes):
-        faults.append(
-            Fault(
-                shard,
-                key,
-                CLASS_MEMBER,
-                f"is {label}, the index says {int(record['label'])} of {len(index.classes)} classes",
-            )
-        )
-    if not faults and not sound:
-        faults.append(
-            Fault(
-                shard,
-                key,
-                f"{CLASS_MEMBER}, {JSON_MEMBER} or a header",
-                "its CRC-32 is not the one in the index",
-            )
-        )
-    yield from faults
+    start(index)
+    if not index.sha256:
+        yield Fault(INDEX_FILE, "", "", "does not state its own SHA-256, so damage to it may go unseen: write it again")
+    listed = {INDEX_FILE, SAMPLES_FILE, *(shard.file for shard in index.shards)}
+    for stray in sorted(path.name for path in folder.iterdir() if path.name[0] != "." and path.name not in listed):
+        yield Fault(stray, "", "", "is not in the index")
+    records = np.asarray(index.samples)
+    if file_sha256(folder / SAMPLES_FILE) == index.samples_sha256:
+        yield from _repeated(index)
+    else:
+        yield Fault(SAMPLES_FILE, "", "", f"its SHA-256 is not the one in {INDEX_FILE}: what it says is not used")
+        records = records[:0]
+    firsts = np.cumsum([0, *(shard.samples for shard in index.shards)])
+
+    def compare(number: int) -> list[Fault]:
+        return _shard(folder, index, number, records[firsts[number] : firsts[number + 1]])
+
+    pool = ThreadPoolExecutor(workers) if workers > 1 else None
+    try:
+        compared = (pool.map if pool else map)(compare, range(len(index.shards)))
+        for shard, faults in zip(index.shards, compared, strict=True):
+            yield from faults
+            progress(shard.samples)
+    finally:
+        if pool:
+            pool.shutdown(cancel_futures=True)
+
+
+def _shard(folder: Path, index: Index, number: int, records: npt.NDArray[np.void]) -> list[Fault]:
+    shard, promise = index.shards[number], Promise(index.features, len(index.classes))
+    path, faults = folder / shard.file, list[Fault]()
+    ends = np.concatenate([np.zeros(1, "u8"), records["offset"] + records["length"]])
+    if (records["shard"] != number).any() or (records["offset"] != ends[:-1]).any():
+        about = "its samples in the index do not follow one another: the index does not belong to it"
+        return [Fault(shard.file, "", "", about)]
+    whole, intact, sound = hashlib.sha256(), True, True
+    buffer = memoryview(bytearray(max(1 << 16, int(records["length"].max(initial=0)))))
+    try:
+        with path.open("rb") as file:
+            for record in records:
+                data = buffer[: file.readinto(buffer[: int(record["length"])])]
+                whole.update(data)
+                intact &= zlib.crc32(data) == int(record["crc32"])
+                members = _members(record, data) if intact else None
+                if members is not None:
+                    faults += sample_faults(shard.file, record, members, promise)
+                sound &= members is not None
+            while count := file.readinto(buffer):
+                whole.update(buffer[:count])
+    except OSError as error:
+        about = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        return [Fault(shard.file, "", "", about)]
+    if whole.hexdigest() == shard.sha256 and sound:
+        return faults
+    if whole.hexdigest() == shard.sha256 and not intact:
+        return [Fault(shard.file, "", "", f"holds other samples than {SAMPLES_FILE} says: they do not belong together")]
+    for other in index.shards:
+        if other.sha256 == whole.hexdigest() and other != shard:
+            return [Fault(shard.file, "", "", f"holds what the index says of {other.file}: files were swapped")]
+    if not len(records):
+        return [Fault(shard.file, "", "", f"its SHA-256 is not the one in {INDEX_FILE}")]
+    return diagnose(path, shard, records, promise)
+
+
+def _members(record: np.void, data: memoryview) -> dict[str, memoryview] | None:
+    """Members of a sample; None where these bytes are not one, or another one."""
+    if not bytes(data[:65]).startswith(record["key"] + b"."):
+        return None
+    try:
+        return members_of(data)
+    except ShardError:
+        return None
+
+
+def _repeated(index: Index) -> Iterator[Fault]:
+    """Keys that the index has more than once; 8 bytes a sample are held in memory."""
+    chunks = range(0, len(index.samples), _CHUNK)
+    hashes = np.concatenate([np.empty(0, np.uint64), *(_hashes(index.samples[at : at + _CHUNK]) for at in chunks)])
+    values, counts = np.unique(hashes, return_counts=True)
+    twice = values[counts > 1]
+    if not len(twice):
+        return
+    suspects = [number for at in chunks for number in at + np.flatnonzero(np.isin(hashes[at : at + _CHUNK], twice))]
+    count = Counter(index.samples[number]["key"] for number in suspects)
+    for number in suspects:
+        key = index.samples[number]["key"]
+        if count[key] > 1:
+            file = index.shards[int(index.samples[number]["shard"])].file
+            yield Fault(file, key.decode(), "", f"occurs {count[key]} times in the index: keys must be unique")
+
+
+def _hashes(records: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
+    """A 64-bit hash of each record's key."""
+    words = np.ascontiguousarray(records["key"]).view("<u8").reshape(len(records), -1)
+    found = np.zeros(len(records), np.uint64)
+    for column in words.T:
+        found = splitmix64(found ^ column)
+    return found

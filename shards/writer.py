@@ -6,6 +6,7 @@ reader sees the old set or the new one, and a run that was killed leaves no vali
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import os
@@ -91,8 +92,11 @@ class ShardWriter:
 
     def __enter__(self) -> ShardWriter:
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        for rest in self.out.parent.glob(f".{self.out.name}.writing-*"):  # of a run that was killed
-            shutil.rmtree(rest)
+        for rest in self.out.parent.glob(f".{glob.escape(self.out.name)}.writing-*"):  # of a run that was killed
+            if rest.name.endswith("-old") and not self.out.exists():  # between the two renamings
+                rest.rename(self.out)
+            else:
+                shutil.rmtree(rest)
         self._folder = self.out.parent / f".{self.out.name}.writing-{uuid.uuid4().hex[:8]}"
         self._folder.mkdir()
         return self

@@ -34,7 +34,8 @@ def toy_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from bmlpipe.shards.writer import ShardWriter
 
     out = tmp_path_factory.mktemp("toy") / "shards"
-    features = {"frames": {"short_side": 40}, "spectrogram": {"preset": "toy"}, "flow": {"stack": 1}}
+    features = {"frames": {"short_side": 40}, "spectrogram": {"preset": "toy"}}
+    features |= {"flow": {"stack": 1}, "rgb_diff": {"stack": 1}}
     random = np.random.default_rng(0)
     with ShardWriter(out, dataset="folder", classes=list("abcd"), features=features, samples_per_shard=20) as writer:
         for split, count in (("train", 96), ("val", 24), ("test", 25)):
@@ -55,13 +56,18 @@ def toy_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     for axis in "xy":
                         grey = np.ascontiguousarray(image[..., :1])
                         members[spec.flow_member(i, 0, axis)] = simplejpeg.encode_jpeg(grey, 95, colorspace="GRAY")
+                for i, image in enumerate(pixels):
+                    change = np.clip(128 + (pixels[(i + 1) % 4].astype(int) - image) / 2, 0, 255).astype(np.uint8)
+                    members[spec.rgb_diff_member(i)] = simplejpeg.encode_jpeg(change, 95, colorspace="RGB")
                 size = {"times": [0.0, 1.0, 2.0, 3.0], "height": 40, "width": 48}
-                meta = {"id": f"{split}{number}", "label": "abcd"[label], "frames": size, "flow": {**size, "bound": 20}}
+                meta = {"id": f"{split}{number}", "label": "abcd"[label], "frames": size}
+                meta |= {"flow": {**size, "bound": 20}, "rgb_diff": size}
                 writer.write(split, spec.Sample(f"{split}-{number:03d}", label, members, meta))
         writer.statistics = {
             "frames": {"mean": [105.0] * 3, "std": [58.0] * 3},
             "spectrogram": {"mean": [0.2], "std": [1.1]},
             "flow": {"mean": [105.0, 105.0], "std": [58.0, 58.0]},
+            "rgb_diff": {"mean": [128.0] * 3, "std": [41.0] * 3},
         }
     return out
 
@@ -199,14 +205,21 @@ def _make_clip(
 
 @pytest.fixture(scope="session")
 def ffmpeg_frames() -> Callable[..., list[tuple[Fraction, str]]]:
-    """An independent full decode by the ffmpeg program: each picture's time in seconds and the MD5 of its planes."""
+    """An independent full decode by the ffmpeg program: each picture's time in seconds and the MD5 of its planes.
 
-    def read(path: Path, stream: int = 0) -> list[tuple[Fraction, str]]:
+    `form` is the pixel format of these planes; None: the decoder's own.
+    """
+
+    def read(path: Path, stream: int = 0, form: str | None = "yuv420p") -> list[tuple[Fraction, str]]:
         import ffmpeg
         import imageio_ffmpeg
 
         command = ffmpeg.input(str(path), noautorotate=None, threads=1)[f"v:{stream}"].output(
-            "pipe:", format="framemd5", fps_mode="passthrough", copyts=None, pix_fmt="yuv420p"
+            "pipe:",
+            format="framemd5",
+            fps_mode="passthrough",
+            copyts=None,
+            **{"enc_time_base:v": "demux"} | ({"pix_fmt": form} if form else {}),
         )
         out, _ = command.run(cmd=imageio_ffmpeg.get_ffmpeg_exe(), capture_stdout=True, capture_stderr=True)
         frames, base = [], Fraction(1)

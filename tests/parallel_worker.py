@@ -20,12 +20,16 @@ from torch.nn.parallel import DistributedDataParallel
 from bmlpipe.train.fusion import make_fusion
 from bmlpipe.train.model import MultimodalModel
 from bmlpipe.train.modulation import OGM, OPM, Modulation, Rule
+from bmlpipe.train.modulation.dropout import Dropout
+from bmlpipe.train.modulation.evolutional import EvolutionalDropout
+from bmlpipe.train.modulation.moddrop import ModDrop
+from bmlpipe.train.modulation.ogm_star import OGMStar
 from bmlpipe.train.parallel import Place, all_equal, differing, process_group
 from bmlpipe.train.scores import scores, unimodal_logits
 
 NAMES = ("audio", "visual")
 STEPS = 8
-GLOBAL_BATCH = 12
+GLOBAL_BATCH = 16
 RULES: dict[str, tuple[Rule, ...]] = {
     "none": (),
     "opm": (OPM(),),
@@ -33,6 +37,11 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "opm+ogm": (OPM(), OGM()),
     "same step": (OPM(same_step=True, p_exe=0.7, rescale=True), OGM(form="cvpr", parameters="convolutions")),
     "batch unit": (OPM(unit="batch"), OGM(noise="damped")),
+    "inputs": (OPM(target="input"), OGM(apply="lr")),
+    "inputs of batches": (OPM(target="input", unit="batch"), OGMStar(apply="lr", form="constant")),
+    "moddrop": (ModDrop(),),
+    "dropout": (Dropout(), OGMStar()),
+    "evolutional": (EvolutionalDropout(),),
 }
 
 
@@ -72,12 +81,13 @@ def train(place: Place, rules: tuple[Rule, ...], micro: int = 1) -> dict[str, An
                 alone = scores(unimodal_logits(model.head, features), labels[part])
                 return modulation.forward(features, alone, ids[part])
 
-            loss = cross_entropy(wrapped({m: value[part] for m, value in inputs.items()}, between), labels[part])
+            seen = modulation.inputs({m: value[part] for m, value in inputs.items()}, ids[part])
+            loss = cross_entropy(wrapped(seen, between), labels[part])
             if part is parts[-1]:
                 modulation.reduce(torch.stack([loss, torch.tensor(float(place.rank))]))
             (loss / micro).backward()
         modulation.backward(model.encoders)
-        optimizer.step()
+        modulation.update(optimizer.step, model.encoders)
         rows.append({name: value.item() for name, value in modulation.telemetry().items()})
         extras.append(modulation.extra.tolist())
     parameters = torch.cat([p.detach().flatten() for p in model.parameters()])

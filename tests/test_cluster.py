@@ -17,6 +17,7 @@ from bmlpipe.pipeline import extract
 from bmlpipe.pipeline.cluster import ClusterError, map_batches
 from bmlpipe.pipeline.frames import FrameOptions
 from bmlpipe.pipeline.ledger import Row, read_ledger
+from bmlpipe.pipeline.watchdog import TimeLimit
 from bmlpipe.pipeline.work import Recipe, Task
 
 pytestmark = pytest.mark.slow
@@ -147,7 +148,9 @@ def test_a_clip_that_kills_its_worker_becomes_a_row(
 ) -> None:
     """In the place of `extract_batch`, a function whose process dies on one clip."""
 
-    def batch_function(tasks: Sequence[Task], recipe: Recipe, out: Path, videos: Path) -> list[Row]:
+    def batch_function(
+        tasks: Sequence[Task], recipe: Recipe, out: Path, videos: Path, limit: TimeLimit | None
+    ) -> list[Row]:
         if any(task.clip.id == "7" for task in tasks):
             os.kill(os.getpid(), signal.SIGKILL)
         return [task.row(recipe, videos, stamp=task.stamp()) for task in tasks]
@@ -169,3 +172,32 @@ def test_a_clip_that_kills_its_worker_becomes_a_row(
     # It is not tried again by itself.
     kept = extract.make_plan(manifest, videos, out, recipe).rows
     assert [row.reason for row in kept if row.id == "7"] == ["worker_died"]
+
+
+def test_a_clip_that_hangs_becomes_a_row_and_the_others_are_not_lost(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clip 3 hangs inside a C call, as a decoder would; clip 5 only on the first try."""
+
+    def batch_function(tasks: Sequence[Task], recipe: Recipe, out: Path, videos: Path, limit: TimeLimit) -> list[Row]:
+        for task in tasks:
+            with limit.watch(task.clip.id):
+                tried = videos / f"{task.clip.id}.tried"
+                if task.clip.id == "3" or (task.clip.id == "5" and not tried.exists()):
+                    tried.touch()
+                    time.sleep(60)
+        return [task.row(recipe, videos, stamp=task.stamp()) for task in tasks]
+
+    monkeypatch.setattr(extract, "extract_batch", batch_function)
+    clips = [Clip(str(number), "train", "x", f"{number}.mp4") for number in range(8)]
+    manifest, recipe = Manifest("folder", ("x",), clips), Recipe(3, FrameOptions())
+    out = tmp_path / "out"
+    with extract.claimed(out):
+        plan = extract.make_plan(manifest, videos, out, recipe)
+        counts = extract.run(plan, workers=2, batch=4, time_limit=0.5)
+    assert counts == {"ok": 7, "failed": 1}
+    (row,) = [row for row in read_ledger(out) if row.status == "failed"]
+    assert (row.id, row.reason) == ("3", "timeout")
+    assert "longer than 0.5 s" in row.message
+    assert "batch_function" in row.message
+    assert not (out / ".hung").exists()

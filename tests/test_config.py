@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bmlpipe.train.config import ConfigError, TrainConfig, parse, read_file
+from bmlpipe.train.config import ConfigError, TrainConfig
+from bmlpipe.train.modulation import PRESETS
+from bmlpipe.train.options import parse, read_file
 from bmlpipe.train.run import main
 
 BASE = {"shards": "s", "out": "o"}
@@ -30,6 +32,35 @@ def test_the_data_set_fills_in_its_setting(
 ) -> None:
     config = parse({**BASE, "dataset": dataset}, "test").resolved()
     assert (config.chosen, config.frames, config.weights) == (modalities, frames, weights)
+
+
+def test_the_paper_preset_is_the_defaults() -> None:
+    options = PRESETS["paper"].options
+    assert {name: getattr(TrainConfig(), name) for name in options} == options
+
+
+def test_a_preset_fills_in_what_is_not_given() -> None:
+    config = parse({**BASE, "preset": "tpami-release", "lr": 0.1, "modulation": "opm(p_exe=1)+ogm"}, "test").resolved()
+    assert (config.optimizer, config.lr, config.weight_decay, config.lr_step, config.gamma) == (
+        "adamw",
+        0.1,
+        0.01,
+        40,
+        None,
+    )
+    opm, ogm = config.balance().rules
+    assert (opm.p_exe, opm.unit, opm.rescale, opm.epochs) == (1, "batch", True, (6, None))
+    assert (ogm.form, ogm.parameters, ogm.noise) == ("cvpr", "convolutions", "off")
+    summed = parse({**BASE, "preset": "cvpr2022-release", "fusion": "sum"}, "test").resolved()
+    assert summed.gamma == (0.5, 0.5)
+    assert parse(summed.as_dict(), "again").resolved() == summed
+
+
+def test_behind_an_exchange_scores_take_the_whole_bias() -> None:
+    """Zero-out of one linear layer is its split with γ = 1."""
+    assert parse({**BASE, "intermediate": "mmtm"}, "test").resolved().gamma == (1, 1)
+    assert parse({**BASE, "intermediate": "mmtm", "fusion": "film"}, "test").resolved().gamma is None
+    assert parse({**BASE, "intermediate": "mmtm", "gamma": "0.5,0.5"}, "test").resolved().gamma == (0.5, 0.5)
 
 
 def test_given_values_win_over_the_setting() -> None:
@@ -56,8 +87,19 @@ def test_what_cannot_be_read_is_refused(values: dict[str, object], message: str)
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"shards": ""}, "--shards is missing"),
-        ({"modulation": "opmm"}, "must be one of none, opm, ogm"),
+        ({"shards": []}, "--shards is missing"),
+        ({"mix": "1,2"}, "one number above 0 for each of s"),
+        ({"mix": "0"}, "one number above 0"),
+        ({"modulation": "opmm"}, "unknown modulation 'opmm'"),
+        ({"modulation": "opm(q=1)"}, "opm has no option 'q'"),
+        ({"noise": "loud"}, "must be one of all, damped, off"),
+        ({"fusion": "mix"}, "must be one of concat, sum"),
+        ({"gamma": "1,0,0"}, "one number for each of audio, visual"),
+        ({"gamma": "1,0", "fusion": "film"}, "the bias of concat"),
+        ({"gamma": "1,0", "classifier_layers": 2}, "the bias of concat with one classifier layer"),
+        ({"preset": "mine"}, "must be one of paper, tpami-release"),
+        ({"preset": "tpami-release", "dataset": "nowhere"}, "must be one of vggsound"),
+        ({"accumulate": 0}, "at least 1"),
         ({"modalities": "audio,smell"}, "smell is not known"),
         ({"modalities": "audio,audio"}, "name each once"),
         ({"modalities": "audio", "modulation": "opm"}, "nothing to balance"),
@@ -75,7 +117,7 @@ def test_a_file_holds_options_and_flags_win(tmp_path: Path) -> None:
     file = tmp_path / "base.yaml"
     file.write_text("shards: here\nout: there\nlr: 1e-2\nmodalities: [audio, visual]\n", encoding="utf-8")
     config = parse({**read_file(file), "lr": 0.5}, str(file)).resolved()
-    assert (config.lr, config.shards, config.chosen) == (0.5, "here", ("audio", "visual"))
+    assert (config.lr, config.shards, config.chosen) == (0.5, ("here",), ("audio", "visual"))
     assert parse(config.as_dict(), "again").resolved() == config
 
 

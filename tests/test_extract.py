@@ -21,17 +21,20 @@ import pytest
 from bmlpipe.manifests.schema import Clip, Manifest, read_clips
 from bmlpipe.pipeline import work
 from bmlpipe.pipeline.extract import ExtractionError, Plan, claimed, make_plan, run
-from bmlpipe.pipeline.features import ClipError, Features, Flow, Frames, Spectrogram
+from bmlpipe.pipeline.features import ClipError, Features, Flow, Frames, RgbDiff, Spectrogram, Waveform
 from bmlpipe.pipeline.flow import FlowOptions
 from bmlpipe.pipeline.frames import FrameOptions
 from bmlpipe.pipeline.ledger import NOT_TRIED, LedgerError, known_rows, read_ledger
+from bmlpipe.pipeline.rgb_diff import RgbDiffOptions
 from bmlpipe.pipeline.spectrogram import SpectrogramOptions
 from bmlpipe.pipeline.store import FeatureStore, StoreWriteError
+from bmlpipe.pipeline.waveform import WaveformOptions
 from bmlpipe.pipeline.work import Recipe
+from bmlpipe.shards.spec import KINDS
 
 FRAMES = Recipe(3, frames=FrameOptions())
 BOTH = Recipe(3, frames=FrameOptions(), spectrogram=SpectrogramOptions())
-ALL = Recipe(3, frames=FrameOptions(), spectrogram=SpectrogramOptions(), flow=FlowOptions())
+ALL = replace(BOTH, flow=FlowOptions(), rgb_diff=RgbDiffOptions(), waveform=WaveformOptions())
 
 CONTENTS = {
     "a/one.mp4": b"one",
@@ -50,7 +53,7 @@ class Decoder:
         self.before: Callable[[Path], None] = lambda path: None
 
     def __call__(self, video: Path, *, start: float, duration: float | None, **wanted: Any) -> Features:
-        kinds = tuple(kind for kind in ("frames", "spectrogram", "flow") if wanted[kind] is not None)
+        kinds = tuple(kind for kind in KINDS if wanted[kind] is not None)
         self.calls.append((video.name, kinds))
         self.before(video)
         content = video.read_bytes()
@@ -67,6 +70,8 @@ class Decoder:
             frames=Frames((image,), (0.0,), 16, 16) if "frames" in kinds else None,
             spectrogram=Spectrogram(values) if "spectrogram" in kinds else None,
             flow=Flow((((seed, seed),),), (0.0,), 16, 16, 20.0) if "flow" in kinds else None,
+            rgb_diff=RgbDiff(((seed,),), (0.0,), 16, 16) if "rgb_diff" in kinds else None,
+            waveform=Waveform(seed) if "waveform" in kinds else None,
             flags=("short_audio",) if "spectrogram" in kinds else (),
             media={"rotation": 0, "width": 16} if "frames" in kinds else {"width": 16},
         )
@@ -211,7 +216,7 @@ def test_other_parameters_redo_their_kind_alone(videos: Path, tmp_path: Path, de
     assert set(decoder.calls) == {(name.rpartition("/")[2], ("frames",)) for name in CONTENTS} - {
         ("bad.mp4", ("frames",)),
         ("bug.mp4", ("frames",)),
-    } | {("bad.mp4", ("frames", "spectrogram", "flow")), ("bug.mp4", ("frames", "spectrogram", "flow"))}
+    } | {("bad.mp4", KINDS), ("bug.mp4", KINDS)}
     after = FeatureStore(out).read("a/one")
     assert after.parameters["frames"]["short_side"] == 128
     assert after.features.frames != before.features.frames
@@ -225,7 +230,7 @@ def test_a_kind_added_later_gives_the_same_file_as_all_at_once(videos: Path, tmp
     for recipe in (FRAMES, Recipe(3, spectrogram=SpectrogramOptions()), ALL):
         decoder.calls.clear()
         extract(videos, later, recipe)
-    assert ("one.mp4", ("flow",)) in decoder.calls
+    assert ("one.mp4", KINDS[2:]) in decoder.calls
     for clip_id in ("a/one", "a/two", "b/four"):
         paths = [FeatureStore(folder).path(clip_id) for folder in (once, later)]
         assert paths[0].read_bytes() == paths[1].read_bytes()
@@ -245,8 +250,8 @@ def test_kept_features_that_are_damaged_do_not_fail_the_clip(videos: Path, tmp_p
     path.write_bytes(whole[:at] + b"X" + whole[at + 1 :])
     decoder.calls.clear()
     extract(videos, out, ALL)
-    assert ("one.mp4", ("frames", "spectrogram", "flow")) in decoder.calls
-    assert ("two.mp4", ("spectrogram", "flow")) in decoder.calls
+    assert ("one.mp4", KINDS) in decoder.calls
+    assert ("two.mp4", KINDS[1:]) in decoder.calls
     assert known_rows(out)["a/one"].status == "ok"
 
 
@@ -428,6 +433,7 @@ def test_a_file_that_cannot_be_read_fails_alone(videos: Path, tmp_path: Path, de
     [
         ({"seconds": 0, "frames": FrameOptions()}, "seconds is 0"),
         ({"seconds": None, "spectrogram": SpectrogramOptions()}, "give it with --seconds"),
+        ({"seconds": None, "waveform": WaveformOptions()}, "give it with --seconds"),
         ({"seconds": 10}, "no feature is wanted"),
     ],
 )

@@ -21,7 +21,7 @@ def shifted(picture, right, down):
     return np.roll(picture, (down, right), axis=(0, 1))
 
 
-@pytest.mark.parametrize("algorithm", ["dis", "farneback", pytest.param("tvl1", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("algorithm", ["dis", "farneback", "tvl1-fast", pytest.param("tvl1", marks=pytest.mark.slow)])
 def test_a_known_shift_comes_back_with_the_right_sign_and_axis(algorithm):
     picture = texture()
     field = estimator(algorithm)(picture, shifted(picture, 3, -2))
@@ -30,6 +30,19 @@ def test_a_known_shift_comes_back_with_the_right_sign_and_axis(algorithm):
     inner = field[20:-20, 20:-20]
     assert np.abs(np.median(inner[..., 0]) - 3) < 0.2
     assert np.abs(np.median(inner[..., 1]) + 2) < 0.2
+
+
+@pytest.mark.slow
+def test_tvl1_fast_is_near_tvl1():
+    """On pictures that turn by three degrees and grow by 2 %: up to 5 pixels of motion."""
+    import cv2
+
+    first = texture(160, 200)
+    turn = cv2.getRotationMatrix2D((100, 80), 3, 1.02)
+    second = cv2.warpAffine(first, turn, (200, 160), borderMode=cv2.BORDER_REFLECT)
+    full, fast = (estimator(algorithm)(first, second)[20:-20, 20:-20] for algorithm in ("tvl1", "tvl1-fast"))
+    assert np.linalg.norm(full, axis=-1).mean() > 2
+    assert 0 < np.linalg.norm(fast - full, axis=-1).mean() < 0.25
 
 
 def test_quantisation_error_is_as_stated():

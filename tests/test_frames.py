@@ -10,6 +10,7 @@ import simplejpeg
 from PIL import Image
 
 from bmlpipe.pipeline.clip import extract_clip
+from bmlpipe.pipeline.ffmpeg import FFmpeg
 from bmlpipe.pipeline.frames import FrameOptions, Scaler, encode
 
 COLOURS = np.array(  # four by two patches
@@ -131,6 +132,60 @@ def test_luma_alone_is_the_luma_of_the_picture():
 def test_later_frames_of_another_size_are_brought_to_the_first():
     scaler = Scaler(64)
     assert scaler.planes(coloured(160, 120)).luma.shape == scaler.planes(coloured(200, 200)).luma.shape == (64, 86)
+
+
+ENCODED = {  # encoder, container, size, matrix, full range, pixel format, width of a pixel ÷ its height
+    "h264-601": ("libx264", "mp4", (160, 120), "bt601", False, "yuv420p", 1),
+    "h264-709": ("libx264", "mp4", (160, 120), "bt709", False, "yuv420p", 1),
+    "h264-709-full": ("libx264", "mkv", (160, 120), "bt709", True, "yuv420p", 1),
+    "h264-unnamed-small": ("libx264", "mp4", (320, 240), "unspecified", False, "yuv420p", 1),
+    "h264-odd-444": ("libx264", "mp4", (161, 121), "bt709", False, "yuv444p", 1),
+    "h264-422-10": ("libx264", "mov", (160, 120), "bt709", False, "yuv422p10le", 1),
+    "h264-wide-pixels": ("libx264", "mp4", (120, 120), "bt601", False, "yuv420p", Fraction(4, 3)),
+    "h264-narrow-pixels": ("libx264", "ts", (160, 96), "bt601", False, "yuv420p", Fraction(4, 5)),
+    "hevc-2020-10": ("libx265", "mp4", (160, 120), "bt2020", False, "yuv420p10le", 1),
+    "hevc-709-full": ("libx265", "mkv", (160, 120), "bt709", True, "yuv420p", 1),
+    "vp9-709": ("libvpx-vp9", "webm", (160, 120), "bt709", False, "yuv420p", 1),
+    "mpeg2-709": ("mpeg2video", "mpg", (160, 120), "bt709", False, "yuv420p", 1),
+    "mpeg4-avi": ("mpeg4", "avi", (160, 120), "bt601", False, "yuv420p", 1),
+    "mjpeg": ("mjpeg", "avi", (160, 120), "bt601", True, "yuvj420p", 1),
+    "mjpeg-422-odd": ("mjpeg", "mov", (161, 121), "bt601", True, "yuvj422p", 1),
+    "prores-422-10": ("prores_ks", "mov", (160, 120), "bt709", False, "yuv422p10le", 1),
+    "ffv1-rgb": ("ffv1", "mkv", (160, 120), "bt601", True, "bgr0", 1),
+}
+
+
+@pytest.mark.parametrize("decoder", [None, FFmpeg()], ids=["pyav", "ffmpeg"])
+@pytest.mark.parametrize("name", ENCODED)
+def test_colours_of_encoded_clips(tmp_path, name, decoder):
+    """From known colours through an encoder, its notes in stream and container, and either decoder, to the JPEG."""
+    encoder, suffix, (width, height), matrix, full, form, aspect = ENCODED[name]
+    if form == "bgr0":
+        rows, columns = np.arange(height) * 2 // height, np.arange(width) * 4 // width
+        frame = av.VideoFrame.from_ndarray(COLOURS[rows][:, columns].astype(np.uint8), format="rgb24").reformat(
+            format=form
+        )
+    else:
+        frame = coloured(width, height, matrix, full, form)
+    clip = tmp_path / f"clip.{suffix}"
+    options = {"libx264": {"crf": "1"}, "libx265": {"x265-params": "log-level=none:crf=4"}}.get(encoder, {})
+    with av.open(str(clip), "w") as container:
+        stream = container.add_stream(encoder, rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, form
+        context = stream.codec_context
+        context.bit_rate, context.sample_aspect_ratio = 8_000_000, Fraction(aspect)
+        if matrix != "unspecified":
+            context.colorspace = NUMBERS[matrix] if form != "bgr0" else 0
+        context.color_range = 2 if full else 1
+        for number in range(12):
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    features = extract_clip(clip, seconds=1, frames=FrameOptions(short_side=120, quality=100), ffmpeg=decoder)
+    shown = width * Fraction(aspect) / height
+    assert abs(features.frames.width / features.frames.height - shown) < 0.02
+    assert np.abs(seen(features.frames.jpegs[0]) - COLOURS).max() <= 9
+    assert extract_clip(clip, seconds=1, frames=FrameOptions(short_side=120, quality=100)).frames == features.frames
 
 
 @pytest.mark.parametrize("rotation", [0, 90, -90, 180])

@@ -254,6 +254,13 @@ def test_ucf101_class_comes_from_the_folder(tmp_path: Path) -> None:
     assert last.path == "HandstandPushups/v_HandStandPushups_g01_c01.avi"
 
 
+def test_ucf101_three_is_ucf101(tmp_path: Path) -> None:
+    folder = ucf101(tmp_path)
+    assert read_manifest("ucf101-three", folder, fold=2) == read_manifest("ucf101", folder, fold=2)
+    with pytest.raises(ManifestError, match="ucf101-three takes the folder of classInd"):
+        read_manifest("ucf101-three", tmp_path / "gone")
+
+
 def test_ucf101_validation_takes_whole_groups(tmp_path: Path) -> None:
     clips = read_manifest("ucf101", ucf101(tmp_path), fold=2).clips
     val = {clip.group for clip in clips if clip.split == "val"}
@@ -311,17 +318,20 @@ def test_an_official_validation_split_stays(tmp_path: Path) -> None:
 
 
 def test_datasets_state_the_papers_settings() -> None:
-    assert list(DATASETS) == ["vggsound", "kinetics-sounds", "cremad", "ucf101", "folder"]
+    assert list(DATASETS) == ["vggsound", "kinetics-sounds", "cremad", "ucf101", "ucf101-three", "folder"]
     assert {name: dataset.seconds for name, dataset in DATASETS.items()} == {
         "vggsound": 10,
         "kinetics-sounds": 10,
         "cremad": 3,
         "ucf101": None,
+        "ucf101-three": None,
         "folder": 10,
     }
-    assert [dataset.train_frames for dataset in DATASETS.values()] == [3, 3, 1, 3, 3]
-    assert [name for name, dataset in DATASETS.items() if dataset.pretrained] == ["ucf101"]
+    assert [dataset.train_frames for dataset in DATASETS.values()] == [3, 3, 1, 3, 3, 3]
+    assert [name for name, dataset in DATASETS.items() if dataset.pretrained] == ["ucf101", "ucf101-three"]
     assert DATASETS["ucf101"].modalities == ("visual", "flow")
+    assert DATASETS["ucf101-three"].modalities == ("visual", "flow", "rgb_diff")
+    assert DATASETS["ucf101-three"].kinds == ("frames", "flow", "rgb_diff")
 
 
 def test_import_is_cheap() -> None:

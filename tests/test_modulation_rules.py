@@ -1,7 +1,7 @@
-"""What OPM does to features and OGM to gradients.
+"""What OPM does to features and inputs, OGM and OGM* to gradients.
 
-Statistical tests accept at 5 standard deviations (two-sided error rate 6e-7 each) or at p > 1e-6; the numbers are
-keyed, so that a test that passes once passes always.
+Each statistical test rejects a right implementation with probability ERROR (exact binomial, χ², normal,
+Kolmogorov–Smirnov and Fisher-z tests, two-sided). The numbers are keyed, so that a test that passes once passes always.
 """
 
 from __future__ import annotations
@@ -14,10 +14,36 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from bmlpipe.train.modulation import OGM, OPM, Step, keyed
+from bmlpipe.train.modulation import OGM, OPM, OGMStar, Rule, Step, keyed
+from bmlpipe.train.modulation.ratio import NEUTRAL, discrepancy
 
 NAMES = ("audio", "visual")
-SIGMAS = 5
+ERROR = 1e-6
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def assert_share(count: float, of: int, share: float) -> None:
+    """An exact binomial test."""
+    assert stats.binomtest(int(count), of, share).pvalue > ERROR, (count, of, share)
+
+
+def assert_uncorrelated(a: np.ndarray, b: np.ndarray) -> None:
+    """Fisher's z of the correlation, normal with deviation 1/√(n − 3) where there is none."""
+    z = math.atanh(np.corrcoef(a, b)[0, 1]) * math.sqrt(len(a) - 3)
+    assert 2 * stats.norm.sf(abs(z)) > ERROR
+
+
+def assert_normal(numbers: np.ndarray, deviation: float) -> None:
+    """Mean 0, this deviation and the normal shape: a z test, a χ² test and Kolmogorov–Smirnov's."""
+    n, scaled = len(numbers), numbers / deviation
+    assert 2 * stats.norm.sf(abs(scaled.mean()) * math.sqrt(n)) > ERROR
+    below = stats.chi2.cdf((scaled**2).sum(), n)
+    assert 2 * min(below, 1 - below) > ERROR
+    assert stats.kstest(scaled, "norm").pvalue > ERROR
 
 
 def step(ratio: list[float], *, ids: Tensor | None = None, seed: int = 0, epoch: int = 0, index: int = 0) -> Step:
@@ -59,11 +85,11 @@ def test_uniform_numbers_are_uniform_and_streams_independent() -> None:
     ids = torch.arange(100_000)
     streams = [keyed.uniform(ids, keyed.key(0, "drop", epoch, m)).numpy() for epoch in (0, 1) for m in NAMES]
     for numbers in streams:
-        assert stats.kstest(numbers, "uniform").pvalue > 1e-6
-        assert abs(np.corrcoef(numbers[1:], numbers[:-1])[0, 1]) < SIGMAS / math.sqrt(len(ids))
+        assert stats.kstest(numbers, "uniform").pvalue > ERROR
+        assert_uncorrelated(numbers[1:], numbers[:-1])
     for i in range(4):
         for j in range(i):
-            assert abs(np.corrcoef(streams[i], streams[j])[0, 1]) < SIGMAS / math.sqrt(len(ids))
+            assert_uncorrelated(streams[i], streams[j])
 
 
 def test_keys_do_not_run_together() -> None:
@@ -71,42 +97,72 @@ def test_keys_do_not_run_together() -> None:
     assert len({keyed.key(*parts) for parts in keys}) == len(keys)
     assert all(0 <= keyed.key(*parts) < 2**63 for parts in keys)
     chances = [keyed.chance(0, "p_exe", i) for i in range(20_000)]
-    assert stats.kstest(chances, "uniform").pvalue > 1e-6
+    assert stats.kstest(chances, "uniform").pvalue > ERROR
 
 
 # OPM
 
 
+@pytest.mark.parametrize("target", ["feature", "input"])
 @pytest.mark.parametrize("ratio", [[1.2, 0.9], [3.0, 0.4], [2.0, 1.5, 0.3], [0.9, 1.4, 1.1, 0.7]])
-def test_the_share_of_dropped_samples_is_q(ratio: list[float]) -> None:
-    samples = 100_000
-    rule = OPM(q_base=0.4, lam=0.5)
+def test_the_share_of_dropped_samples_is_q(ratio: list[float], target: str) -> None:
+    samples = 50_000
+    rule = OPM(q_base=0.4, lam=0.5, target=target)
     now = step(ratio, ids=torch.arange(samples))
-    out = rule.forward(ones(samples, (2, 3, 1, 2)[: len(ratio)]), now)
+    given = ones(samples, (2, 3, 1, 2)[: len(ratio)])
+    out = rule.forward(given, now) if target == "feature" else rule.inputs(given, now)
     q = rule.probability(now.ratio)
     assert torch.equal(now.q, q)
-    lost = {m: dropped(out[m]) for m in now.modalities}
-    assert now.dropped.tolist() == [lost[m].sum() for m in now.modalities]
     for i, m in enumerate(now.modalities):
-        share = float(q[i])
-        assert (share > 0) == (ratio[i] > 1)
-        assert abs(lost[m].mean() - share) <= SIGMAS * math.sqrt(share * (1 - share) / samples)
+        lost = dropped(out[m])
+        assert now.dropped[i].tolist() == lost.tolist()
+        assert (float(q[i]) > 0) == (ratio[i] > 1)
+        assert_share(lost.sum(), samples, float(q[i]))
         assert set(out[m].unique().tolist()) <= {0.0, 1.0}  # the others are as they were
 
 
 def test_drops_of_two_modalities_are_independent() -> None:
     now = step([2.0, 2.0, 0.1], ids=torch.arange(100_000))
     out = OPM().forward(ones(100_000, (1, 1, 1)), now)
-    a, b = dropped(out["audio"]), dropped(out["visual"])
-    assert abs(np.corrcoef(a, b)[0, 1]) < SIGMAS / math.sqrt(100_000)
+    assert_uncorrelated(dropped(out["audio"]), dropped(out["visual"]))
 
 
-def test_no_sample_loses_every_modality_even_if_every_ratio_is_high() -> None:
-    samples = 10_000
-    now = step([9.0, 9.0], ids=torch.arange(samples))
-    out = OPM(q_base=0.5, lam=1.0).forward(ones(samples), now)
-    assert now.q.tolist() == pytest.approx([1.0, 1.0], abs=1e-6)
-    assert not (dropped(out["audio"]) & dropped(out["visual"])).any()
+@pytest.mark.parametrize("modalities", [2, 3, 4])
+@pytest.mark.parametrize("unit", ["sample", "batch"])
+@pytest.mark.parametrize("target", ["feature", "input"])
+def test_no_sample_ever_loses_every_modality(modalities: int, unit: str, target: str) -> None:
+    """Not under the ratios of any scores, in both forms, nor if a rule of one's own made every ratio high."""
+    rng = np.random.default_rng(modalities)
+    extreme = OPM(q_base=0.5, lam=1.0, unit=unit) if target == "feature" else OPM(q_base=0.99, lam=0, target=target)
+    ratios = [torch.full((modalities,), 9.0, dtype=torch.float64)] * 20
+    neutrals = [1.0] * 20
+    for form in ("ratio", "difference"):
+        ratios += [discrepancy(torch.from_numpy(rng.uniform(size=modalities)), form) for _ in range(20)]
+        neutrals += [NEUTRAL[form]] * 20
+    some = False
+    for index, (ratio, neutral) in enumerate(zip(ratios, neutrals, strict=True)):
+        now = step(ratio.tolist(), ids=torch.arange(200), index=index)
+        now.neutral = neutral
+        given = ones(200, (1, 2, 1, 1)[:modalities])
+        out = extreme.forward(given, now) if target == "feature" else extreme.inputs(given, now)
+        lost = np.stack([dropped(out[m]) for m in now.modalities])
+        assert not lost.all(axis=0).any()
+        some |= bool(lost.any())
+    assert some
+
+
+def test_inputs_of_any_shape_are_dropped_whole() -> None:
+    inputs = {"audio": torch.ones(60, 1, 1, 5, 4), "visual": torch.ones(60, 2, 3, 4, 4)}
+    now = step([2.0, 0.5], ids=torch.arange(60))
+    rule = OPM(target="input", rescale=True)
+    out = rule.inputs(inputs, now)
+    assert 0 < now.dropped[0].sum() < 60
+    assert dropped(out["audio"].flatten(1)).tolist() == now.dropped[0].tolist()
+    assert torch.equal(out["visual"], inputs["visual"])
+    features = rule.forward(ones(60), now)  # nothing more is dropped, but everything rescaled
+    theta = 2 * float(now.q[0]) / 5
+    assert features["audio"].unique().tolist() == pytest.approx([1 / (1 - theta)])
+    assert OPM().inputs(inputs, now) is inputs
 
 
 def test_masks_depend_on_seed_epoch_and_sample_only() -> None:
@@ -130,7 +186,7 @@ def test_the_batch_unit_drops_all_or_none() -> None:
         lost.append(dropped(OPM(q_base=0.3, unit="batch").forward(ones(4), now)["audio"]).mean())
     q = float(OPM(q_base=0.3).probability(now.ratio)[0])
     assert set(lost) == {0.0, 1.0}
-    assert abs(np.mean(lost) - q) < SIGMAS * math.sqrt(q * (1 - q) / steps)
+    assert_share(sum(lost), steps, q)
 
 
 def test_p_exe_is_one_draw_a_batch() -> None:
@@ -140,7 +196,7 @@ def test_p_exe_is_one_draw_a_batch() -> None:
         OPM(p_exe=0.7).forward(ones(32), now)
         acted.append(float(now.q[0]) > 0)
         assert (now.dropped is not None) == acted[-1]
-    assert abs(np.mean(acted) - 0.7) < SIGMAS * math.sqrt(0.7 * 0.3 / 2000)
+    assert_share(sum(acted), 2000, 0.7)
 
 
 def test_rescaling_multiplies_by_the_share_that_is_expected_to_stay() -> None:
@@ -161,7 +217,7 @@ def test_the_window_of_epochs(epoch: int, acts: bool) -> None:
     encoders = encoders_with_gradients()
     before = gradients(encoders)
     OGM(epochs=(6, 10)).backward(encoders, now)
-    assert (float(now.k[0]) < 1) == acts
+    assert (now.k is not None and float(now.k[0]) < 1) == acts
     assert all(torch.equal(a, b) for a, b in zip(before, gradients(encoders), strict=True)) == (not acts)
 
 
@@ -199,6 +255,23 @@ def gradients(encoders: dict[str, nn.Module]) -> list[Tensor]:
     return [p.grad.clone() for encoder in encoders.values() for p in encoder.parameters()]
 
 
+def assert_times(encoders: dict[str, nn.Module], before: dict[str, list[Tensor]], factors: dict[str, float]) -> None:
+    for m, factor in factors.items():
+        for parameter, raw in zip(encoders[m].parameters(), before[m], strict=True):
+            torch.testing.assert_close(parameter.grad, raw * factor)
+
+
+@pytest.mark.parametrize("form", ["adaptive", "constant"])
+def test_ogm_star_enlarges_the_weaker_gradient(form: str) -> None:
+    encoders = encoders_with_gradients()
+    before = {m: [p.grad.clone() for p in encoder.parameters()] for m, encoder in encoders.items()}
+    now = step([1.8, 0.6])
+    OGMStar(alpha=0.5, form=form, noise="off").backward(encoders, now)
+    k = 1.5 if form == "constant" else 1 + 0.5 * math.tanh(1 / 0.6 - 1)
+    assert now.k.tolist() == pytest.approx([1, k])
+    assert_times(encoders, before, {"audio": 1.0, "visual": k})
+
+
 def test_without_noise_the_gradient_is_multiplied_by_k() -> None:
     encoders = encoders_with_gradients()
     before = {m: [p.grad.clone() for p in encoder.parameters()] for m, encoder in encoders.items()}
@@ -207,31 +280,30 @@ def test_without_noise_the_gradient_is_multiplied_by_k() -> None:
     OGM(alpha=0.8, noise="off").backward(encoders, now)
     k = 1 - 0.8 * math.tanh(0.8)
     assert now.k.tolist() == pytest.approx([k, 1])
-    for m, factor in (("audio", k), ("visual", 1.0)):
-        for parameter, raw in zip(encoders[m].parameters(), before[m], strict=True):
-            torch.testing.assert_close(parameter.grad, raw * factor)
+    assert_times(encoders, before, {"audio": k, "visual": 1.0})
     assert storages == [p.grad.data_ptr() for encoder in encoders.values() for p in encoder.parameters()]
 
 
+@pytest.mark.parametrize("rule", [OGM, OGMStar])
 @pytest.mark.parametrize("noise", ["all", "damped"])
-def test_noise_is_normal_with_the_raw_gradients_deviation(noise: str) -> None:
+@pytest.mark.parametrize("apply", ["gradient", "lr"])
+def test_noise_is_normal_with_the_raw_gradients_deviation(rule: type[OGM | OGMStar], noise: str, apply: str) -> None:
     encoders = encoders_with_gradients()
     before = {m: dict(encoder.named_parameters()) for m, encoder in encoders.items()}
     raw = {m: {name: p.grad.double() for name, p in named.items()} for m, named in before.items()}
     now = step([1.8, 0.6])
-    OGM(alpha=0.8, noise=noise).backward(encoders, now)
+    rule(alpha=0.8, noise=noise, apply=apply).backward(encoders, now)
+    assert (now.k != 1).tolist() == [rule is OGM, rule is OGMStar]
     for i, m in enumerate(NAMES):
+        factor = now.k[i] if apply == "gradient" else 1.0
         for name, parameter in encoders[m].named_parameters():
-            added = (parameter.grad.double() - raw[m][name] * now.k[i]).numpy().ravel()
-            expected = raw[m][name].std().item()  # of the gradient before it was damped
-            if parameter.ndim < 2 or (noise == "damped" and m == "visual"):
+            added = (parameter.grad.double() - raw[m][name] * factor).numpy().ravel()
+            expected = np.std(raw[m][name].numpy(), ddof=1)  # of the gradient before it was changed
+            if parameter.ndim < 2 or (noise == "damped" and now.k[i] == 1):
                 np.testing.assert_allclose(added, 0, atol=1e-9)
                 continue
-            n = len(added)
-            assert abs(added.std() / expected - 1) < SIGMAS / math.sqrt(2 * n)
-            assert abs(added.mean() / expected) < SIGMAS / math.sqrt(n)
-            assert stats.kstest(added / expected, "norm").pvalue > 1e-6
-            assert abs(np.corrcoef(added, raw[m][name].numpy().ravel())[0, 1]) < SIGMAS / math.sqrt(n)
+            assert_normal(added, expected)
+            assert_uncorrelated(added, raw[m][name].numpy().ravel())
 
 
 def test_noise_is_a_function_of_seed_step_modality_and_parameter() -> None:
@@ -303,14 +375,25 @@ def test_channels_last_gradients_keep_their_layout() -> None:
         (OPM, {"p_exe": math.nan}, r"p_exe must be in \[0, 1\], not nan"),
         (OPM, {"z": "relu"}, "z must be one of tanh, sigmoid, not 'relu'"),
         (OPM, {"unit": "clip"}, "unit must be one of sample, batch, not 'clip'"),
+        (OPM, {"target": "image"}, "target must be one of feature, input, not 'image'"),
+        (OPM, {"target": "input", "same_step": True}, "this step's ratio is not known before the encoders"),
+        (OPM, {"target": "input", "q_base": 0.5, "lam": 1}, r"q_base · \(1 \+ lam\) is 1 .* is not measured any more"),
+        (OPM, {"same_step": "off"}, "same_step must be true or false, not 'off'"),
+        (OPM, {"rescale": 1}, "rescale must be true or false, not 1"),
+        (OPM, {"q_base": True}, "q_base must be .* not True"),
+        (OPM, {"lam": "high"}, "lam must be .* not 'high'"),
+        (OPM, {"epochs": 5}, r"epochs must be a pair \(first, end\), not 5"),
         (OPM, {"epochs": (5, 5)}, r"epochs must be .* not \(5, 5\)"),
         (OGM, {"alpha": math.inf}, "alpha must be finite and at least 0, not inf"),
         (OGM, {"form": "tpami"}, "form must be one of paper, cvpr, not 'tpami'"),
         (OGM, {"noise": "on"}, "noise must be one of all, damped, off, not 'on'"),
         (OGM, {"parameters": "bias"}, "parameters must be one of all, convolutions, not 'bias'"),
         (OGM, {"epochs": (-1, None)}, "epochs must be"),
+        (OGM, {"apply": "adam"}, "apply must be one of gradient, lr, not 'adam'"),
+        (OGMStar, {"form": "paper"}, "form must be one of adaptive, constant, not 'paper'"),
+        (OGMStar, {"alpha": -1}, "alpha must be finite and at least 0, not -1"),
     ],
 )
-def test_options_out_of_range_are_refused(rule: type, options: dict, message: str) -> None:
+def test_options_out_of_range_are_refused(rule: type[Rule], options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rule(**options)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bmlpipe.shards.order import EpochOrder, keyed_bits, keyed_uniform, rank_slice, shuffled
+from bmlpipe.shards.order import EpochOrder, keyed_bits, keyed_uniform, shuffled
 
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=12)
 
@@ -25,18 +24,6 @@ def test_any_slice_is_that_of_the_whole(sizes: list[int], window: int, batch: in
     stop = min(start + batch, sum(sizes))
     part = EpochOrder(sizes, seed=1, epoch=2, window=window).slice(start, stop)
     np.testing.assert_array_equal(part, whole[start:stop])
-
-
-@pytest.mark.parametrize("world", [1, 2, 3, 4, 8])
-def test_ranks_share_out_the_global_batch(world: int) -> None:
-    order = EpochOrder([37, 5, 10], seed=0, epoch=0)
-    batch = order.slice(0, 24)
-    np.testing.assert_array_equal(np.concatenate([rank_slice(batch, rank, world) for rank in range(world)]), batch)
-
-
-def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
-    with pytest.raises(ValueError, match="choose a multiple of 5"):
-        rank_slice(np.arange(24), 0, 5)
 
 
 def test_epochs_and_seeds_differ_and_windows_stay_local() -> None:

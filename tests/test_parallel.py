@@ -1,4 +1,4 @@
-"""Two ranks with gloo against one process at the same global batch, and the process group's own edges."""
+"""Two and four ranks with gloo against one process at the same global batch, and the process group's own edges."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from torch import nn
 from bmlpipe.train.parallel import all_equal, differing, process_group
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
-MODULATIONS = ("none", "opm", "ogm", "opm+ogm", "same step", "batch unit", "accumulated")
+MODULATIONS = (
+    *("none", "opm", "ogm", "opm+ogm", "same step", "batch unit", "inputs", "inputs of batches"),
+    *("moddrop", "dropout", "evolutional", "accumulated"),
+)
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
@@ -32,20 +35,33 @@ def start(out: Path, **variables: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Of the only process, and of ranks 0 and 1 of two."""
-    folder = tmp_path_factory.mktemp("ranks")
+def outcomes(folder: Path, world: int) -> list[dict[str, Any]]:
+    """What each of so many ranks gives."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    outs = [folder / "alone.json", folder / "rank0.json", folder / "rank1.json"]
-    processes = [start(outs[0]), *(start(outs[i + 1], RANK=str(i), LOCAL_RANK=str(i), **group) for i in (0, 1))]
+    group = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    outs = [folder / f"rank{rank}of{world}.json" for rank in range(world)]
+    processes = [start(out, RANK=str(i), LOCAL_RANK=str(i), **group) for i, out in enumerate(outs)]
     for process in processes:
         text, _ = process.communicate(timeout=300)
         assert process.returncode == 0, text
     return [json.loads(out.read_text()) for out in outs]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Of the only process, and of ranks 0 and 1 of two."""
+    folder = tmp_path_factory.mktemp("ranks")
+    text, _ = (alone := start(folder / "alone.json")).communicate(timeout=300)
+    assert alone.returncode == 0, text
+    return [json.loads((folder / "alone.json").read_text()), *outcomes(folder, 2)]
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Of four ranks."""
+    return outcomes(tmp_path_factory.mktemp("four"), 4)
 
 
 @pytest.mark.slow
@@ -61,14 +77,24 @@ def test_replicas_stay_bitwise_equal(results: list[dict[str, Any]], name: str) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODULATIONS)
-def test_two_ranks_measure_and_do_what_one_does(results: list[dict[str, Any]], name: str) -> None:
-    alone, first, _ = results
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_several_ranks_measure_and_do_what_one_does(
+    results: list[dict[str, Any]], four: list[dict[str, Any]], name: str, ranks: int
+) -> None:
+    alone, first = results[0], results[1] if ranks == 2 else four[0]
     for reference in [name, "opm+ogm"] if name == "accumulated" else [name]:
         for one, two in zip(alone[reference]["rows"], first[name]["rows"], strict=True):
             for key, value in one.items():
                 exact = key.startswith("dropped")
                 assert two[key] == (value if exact else pytest.approx(value, rel=1e-6 if "rho" in key else 1e-5)), key
         assert first[name]["parameters"] == pytest.approx(alone[reference]["parameters"], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODULATIONS)
+def test_four_replicas_stay_bitwise_equal(four: list[dict[str, Any]], name: str) -> None:
+    assert len({rank[name]["sha256"] for rank in four}) == 1
+    assert all(rank[name]["all_equal"] for rank in four)
 
 
 @pytest.mark.slow

@@ -9,12 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bmlpipe.train.config import ConfigError, parse
+from bmlpipe.train.config import ConfigError
+from bmlpipe.train.options import parse
 from bmlpipe.train.report import experiments, markdown, picture, read_run, table
 
 
-def fake_run(folder: Path, *, seed: int, accuracy: float, modulation: str = "none", rho: float = 2.0) -> Path:
-    """A finished run of three epochs of four steps; ρ of audio is `rho` in the middle epoch, 9 elsewhere."""
+def fake_run(
+    folder: Path, *, seed: int, accuracy: float, modulation: str = "none", rho: float = 2.0, seconds: float = 1.0
+) -> Path:
+    """A finished run of three epochs of four steps; ρ of audio is `rho` in the middle epoch, 9 elsewhere.
+
+    A step takes so many seconds, after one second of waiting for data.
+    """
     import yaml
 
     folder.mkdir(parents=True)
@@ -22,7 +28,9 @@ def fake_run(folder: Path, *, seed: int, accuracy: float, modulation: str = "non
     config = parse(given, "test").resolved()
     (folder / "config.yaml").write_text(yaml.safe_dump(config.as_dict()), encoding="utf-8")
     steps = [
-        {"step": s, "epoch": s // 4, "rho/audio": rho if s // 4 == 1 else 9.0, "rho/visual": 0.5} for s in range(12)
+        {"step": s, "epoch": s // 4, "rho/audio": rho if s // 4 == 1 else 9.0, "rho/visual": 0.5}
+        | {"step_s": seconds + 1, "data_s": 1}
+        for s in range(12)
     ]
     common = {"mAP": 0.5, "accuracy/audio": 0.6, "accuracy/visual": 0.2}
     metrics = [{"epoch": e, "step": 4 * e + 4, "split": "val", "accuracy": 0.1 * e, **common} for e in range(3)]
@@ -36,7 +44,7 @@ def test_seeds_are_averaged_and_experiments_named_by_what_differs(tmp_path: Path
     folders = [
         fake_run(tmp_path / "a", seed=0, accuracy=0.40, rho=4.0),
         fake_run(tmp_path / "b", seed=1, accuracy=0.50, rho=6.0),
-        fake_run(tmp_path / "c", seed=0, accuracy=0.70, modulation="opm", rho=1.0),
+        fake_run(tmp_path / "c", seed=0, accuracy=0.70, modulation="opm", rho=1.0, seconds=1.5),
     ]
     runs = [read_run(folder) for folder in folders]
     assert {name: len(group) for name, group in experiments(runs).items()} == {"none": 2, "opm": 1}
@@ -52,6 +60,7 @@ def test_seeds_are_averaged_and_experiments_named_by_what_differs(tmp_path: Path
             "visual branch": "20.0 ± 0.0",
             "ρ audio halfway": "5.00 ± 1.41",
             "ρ visual halfway": "0.50 ± 0.00",
+            "step time": "1.00",
         },
         {
             "run": "opm",
@@ -63,6 +72,7 @@ def test_seeds_are_averaged_and_experiments_named_by_what_differs(tmp_path: Path
             "visual branch": "20.0",
             "ρ audio halfway": "1.00",
             "ρ visual halfway": "0.50",
+            "step time": "1.50",
         },
     ]
     text = markdown(titles, rows)

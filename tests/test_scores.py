@@ -51,12 +51,19 @@ def test_gamma_moves_the_bias_and_is_refused_where_nothing_is_split() -> None:
         unimodal_logits(Gated(DIMS, CLASSES), given, (0.5, 0.5))
 
 
-@pytest.mark.parametrize("name", ["film", "gated"])
+@pytest.mark.parametrize("name", ["film", "gated", "lowrank", "centralnet"])
 def test_other_heads_are_read_by_zero_out(name: str) -> None:
     head, given = make_fusion(name, DIMS, CLASSES), features()
     for m, other in (("audio", "visual"), ("visual", "audio")):
         by_hand = head({m: given[m], other: torch.zeros(6, DIMS[other])})
         torch.testing.assert_close(unimodal_logits(head, given)[m], by_hand.detach(), rtol=0, atol=0)
+
+
+def test_zero_out_of_concatenation_is_its_split_with_the_whole_bias_for_each() -> None:
+    head, given = Concatenation(DIMS, CLASSES), features()
+    split, cut = unimodal_logits(head, given, (1.0, 1.0)), zero_out(head, given)
+    for m in DIMS:
+        torch.testing.assert_close(split[m], cut[m])
 
 
 def test_zero_out_of_a_deep_classifier_by_hand() -> None:
@@ -96,9 +103,9 @@ def test_modes_are_put_back_after_an_error() -> None:
 def test_scores_are_float32_under_autocast(name: str) -> None:
     head, given = make_fusion(name, DIMS, CLASSES), features()
     labels = torch.tensor([0, 1, 2, 3, 0, 1])
-    plain = scores(unimodal_logits(head, given), labels)
+    plain, logits = scores(unimodal_logits(head, given), labels), head(given)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert head(given).dtype == torch.bfloat16
+        assert not torch.equal(head(given).float(), logits)  # the head itself does compute in bfloat16
         inside = scores(unimodal_logits(head, given), labels)
     for m in DIMS:
         assert inside[m].dtype == torch.float32

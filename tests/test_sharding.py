@@ -25,13 +25,15 @@ from bmlpipe.pipeline.extract import ExtractionError, claimed, make_plan, run
 from bmlpipe.pipeline.flow import FlowOptions
 from bmlpipe.pipeline.frames import FrameOptions
 from bmlpipe.pipeline.ledger import LOG_FILE, read_ledger
+from bmlpipe.pipeline.rgb_diff import RgbDiffOptions
 from bmlpipe.pipeline.shard import write_shards
 from bmlpipe.pipeline.spectrogram import SpectrogramOptions
 from bmlpipe.pipeline.store import FeatureStore, StoreError
+from bmlpipe.pipeline.waveform import WaveformOptions
 from bmlpipe.pipeline.work import Recipe
 from bmlpipe.shards.index import read_index
 from bmlpipe.shards.reader import ShardReader
-from bmlpipe.shards.spec import ShardError
+from bmlpipe.shards.spec import KINDS, ShardError
 from bmlpipe.shards.verify import verify
 
 RECIPE = Recipe(
@@ -39,6 +41,8 @@ RECIPE = Recipe(
     FrameOptions(short_side=32),
     SpectrogramOptions(),
     FlowOptions(stack=2, short_side=32),
+    RgbDiffOptions(stack=2, short_side=32),
+    WaveformOptions(),
 )
 LABELS = ("cat", "dog", "owl")
 
@@ -118,13 +122,21 @@ def test_members_are_named_and_made_as_the_format_says(features: Path, shards: P
         "flow_000_01_y.jpg",
         "frame_000.jpg",
         "json",
+        "rgb_diff_000.jpg",
+        "rgb_diff_000_01.jpg",
         "spectrogram.npy",
+        "waveform.flac",
     ]
     assert kept.frames is not None
     assert kept.flow is not None
     assert kept.spectrogram is not None
+    assert kept.rgb_diff is not None
+    assert kept.waveform is not None
+    assert bytes(sample.members["waveform.flac"]) == kept.waveform.flac
     assert bytes(sample.members["frame_000.jpg"]) == kept.frames.jpegs[0]
     assert bytes(sample.members["flow_000_01_y.jpg"]) == kept.flow.jpegs[0][1][1]
+    assert [bytes(sample.members[f"rgb_diff_000{step}.jpg"]) for step in ("", "_01")] == list(kept.rgb_diff.jpegs[0])
+    assert sample.meta["rgb_diff"] == {"times": [0.0], "height": 32, "width": 48}
     assert simplejpeg.decode_jpeg(bytes(sample.members["frame_000.jpg"])).shape == (32, 48, 3)
     assert simplejpeg.decode_jpeg(bytes(sample.members["flow_000_00_x.jpg"]), colorspace="GRAY").shape == (32, 48, 1)
     values = np.load(io.BytesIO(sample.members["spectrogram.npy"]), allow_pickle=False)
@@ -156,6 +168,10 @@ def test_the_index_says_how_the_features_were_made(shards: Path) -> None:
     assert content["features_sha256"] == RECIPE.sha256
     assert content["features"]["spectrogram"]["rate"] == 16000
     assert content["features"]["flow"]["stack"] == 2
+    numbers = content["statistics"]["rgb_diff"]
+    assert [len(numbers[name]) for name in ("mean", "std")] == [3, 3]
+    assert all(abs(mean - 128) < 10 for mean in numbers["mean"])
+    assert all(0 < std < 128 for std in numbers["std"])
 
 
 def test_some_kinds_can_be_taken(features: Path, tmp_path: Path) -> None:
@@ -200,8 +216,8 @@ def test_the_bytes_do_not_depend_on_workers_batches_or_history(clips: Path, feat
     write_shards("folder", tmp_path / "by_two", tmp_path / "two")
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     step = tmp_path / "step_by_step"
-    for recipe in (replace(RECIPE, frames=None, flow=None), replace(RECIPE, flow=None), RECIPE):
-        extract(clips, step, recipe)
+    for kinds in ({"spectrogram"}, {"frames", "spectrogram"}, {"frames", "rgb_diff", "spectrogram"}, set(KINDS)):
+        extract(clips, step, RECIPE.only(kinds))
     write_shards("folder", step, tmp_path / "three")
     assert contents(tmp_path / "one") == contents(tmp_path / "three")
 
@@ -218,7 +234,7 @@ def test_what_cannot_become_shards_is_refused(clips: Path, features: Path, tmp_p
 
     refused(ExtractionError, "holds no ledger.csv, so no extraction: run bmlpipe extract", tmp_path)
     refused(ExtractionError, "holds features of folder, not of vggsound: correct --dataset", dataset="vggsound")
-    frames = extract(clips, tmp_path / "frames", replace(RECIPE, spectrogram=None, flow=None))
+    frames = extract(clips, tmp_path / "frames", RECIPE.only({"frames"}))
     refused(ExtractionError, "has no flow, only frames: run bmlpipe extract", frames, kinds=("frames", "flow"))
     (frames / LOG_FILE).write_text("")
     refused(ExtractionError, "is running or was interrupted", frames)
@@ -241,7 +257,7 @@ def test_clips_that_lack_a_kind_are_named_with_the_remedy(
         (folder / "x").mkdir(parents=True, exist_ok=True)
         make_clip(folder / "x" / name, seconds=1.2, size=(48, 32), codec=codec)
     manifest = read_manifest("folder", None, videos=folder)
-    for recipe in (replace(RECIPE, spectrogram=None, flow=None), replace(RECIPE, frames=None, flow=None)):
+    for recipe in (RECIPE.only({"frames"}), RECIPE.only({"spectrogram"})):
         with claimed(out):
             run(make_plan(manifest, folder, out, recipe), workers=0)
     with pytest.raises(StoreError, match="holds spectrogram and no frames: extract these kinds in one command"):
@@ -281,7 +297,8 @@ def test_killed_again_and_again_it_ends_with_the_same_shards(clips: Path, tmp_pa
     extract(videos, undisturbed)
     command = [sys.executable, "-m", "bmlpipe.pipeline.cli", "extract", "--dataset", "folder", "--max-failed", "1"]
     command += ["--videos", str(videos), "--annotations", str(videos / "clips.csv"), "--out", str(out)]
-    command += ["--modalities", "frames,spectrogram,flow", "--seconds", "1", "--short-side", "32", "--flow-stack", "2"]
+    command += ["--modalities", ",".join(KINDS), "--seconds", "1", "--short-side", "32"]
+    command += ["--flow-stack", "2", "--rgb-diff-stack", "2"]
     command += ["--workers", str(workers), "--batch", "3"]
     for target in (0, 1, 10, 40, 80):
         process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)

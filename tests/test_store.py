@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bmlpipe.pipeline.features import Features, Flow, Frames, Spectrogram
+from bmlpipe.pipeline.features import Features, Flow, Frames, RgbDiff, Spectrogram, Waveform
 from bmlpipe.pipeline.store import FeatureStore, SourceFile, Stored, StoreError, StoreWriteError
-from bmlpipe.shards.spec import digest
+from bmlpipe.shards.spec import KINDS, digest
 
 
 def pictures(count: int, seed: int = 0) -> tuple[bytes, ...]:
@@ -33,10 +33,12 @@ def stored(clip_id: str = "clip", *, flow: bool = True) -> Stored:
         frames=Frames(pictures(3, 1), (0.0, 0.96, 2 / 3), 256, 340),
         spectrogram=Spectrogram(np.random.default_rng(2).normal(size=(257, 299)).astype(np.float16)),
         flow=Flow(stacks, (0.0, 1.0, 1.9), 256, 341, 20.0) if flow else None,
+        rgb_diff=RgbDiff((images[:2], images[2:4], images[4:6]), (0.0, 1.0, 1.9), 256, 342) if flow else None,
+        waveform=Waveform(images[6]) if flow else None,
         flags=("late_video", "short_audio"),
         media={"fps": 29.97, "container": "mov", "duration_s": None},
     )
-    kinds = ("frames", "spectrogram", "flow") if flow else ("frames", "spectrogram")
+    kinds = KINDS if flow else ("frames", "spectrogram")
     return Stored(
         id=clip_id,
         clip=(1.25, None),
@@ -85,7 +87,9 @@ def test_kinds_are_read_apart_and_provenance_alone(tmp_path: Path) -> None:
     )
     flow = store.read("clip", ["flow"]).features
     assert flow.flow == written.features.flow
-    assert flow.frames is None
+    assert flow.frames is flow.rgb_diff is None
+    assert store.read("clip", ["waveform"]).features.waveform == written.features.waveform
+    assert store.read("clip", ["rgb_diff"]).features.rgb_diff == written.features.rgb_diff
 
 
 @given(st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=300))

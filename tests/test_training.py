@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -21,6 +22,8 @@ from bmlpipe.shards.spec import Sample
 from bmlpipe.shards.writer import ShardWriter
 from bmlpipe.train import checkpoint
 from bmlpipe.train.config import ConfigError
+from bmlpipe.train.options import parse
+from bmlpipe.train.run import train
 
 RUN = Path(__file__).parents[1] / "train" / "run.py"
 SMALL = (
@@ -80,14 +83,18 @@ def test_a_run_leaves_its_journal_metrics_configuration_and_checkpoints(finished
     assert [row["step"] for row in steps] == list(range(12))
     assert [row["epoch"] for row in steps] == [0] * 4 + [1] * 4 + [2] * 4
     per_modality = {f"{k}/{m}" for k in ("score", "rho", "q", "k", "dropped", "grad_norm") for m in ("audio", "visual")}
-    assert set(steps[0]) == {"step", "epoch", "loss", "lr", "data_s", "step_s", "samples_per_s"} | per_modality
+    common = {"step", "epoch", "loss", "lr", "samples", "data_s", "step_s", "samples_per_s"}
+    assert set(steps[0]) == common | per_modality
     for row, later in pairwise(steps):
         assert row["rho/audio"] == pytest.approx(row["score/audio"] / row["score/visual"], rel=1e-9)
         expected = min(1, 0.5 * (1 + 0.5 * torch.tanh(torch.tensor(row["rho/audio"] - 1)).item()))
         assert later["q/audio"] == pytest.approx(expected if row["rho/audio"] > 1 else 0, abs=1e-6)
     metrics = rows(finished, "metrics.jsonl")
     assert [row["split"] for row in metrics] == ["val", "val", "val", "test"]
-    assert set(metrics[0]) == {"epoch", "step", "split", "accuracy", "mAP", "accuracy/audio", "accuracy/visual"}
+    common = {"epoch", "step", "split", "loss", "accuracy", "mAP", "accuracy/audio", "accuracy/visual"}
+    assert set(metrics[0]) == common | {"left_out", "padded"}
+    assert set(metrics[3]) == common
+    assert (metrics[0]["left_out"], metrics[0]["padded"]) == (0, 0)
     validation = [row["accuracy"] for row in metrics[:3]]
     assert metrics[3]["epoch"] == validation.index(max(validation))
     config = yaml.safe_load((finished / "config.yaml").read_text(encoding="utf-8"))
@@ -96,25 +103,44 @@ def test_a_run_leaves_its_journal_metrics_configuration_and_checkpoints(finished
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("modulation", ["none", "opm", "ogm", "opm+ogm"])
-def test_two_ranks_are_one_rank_at_the_same_global_batch(toy_shards: Path, tmp_path: Path, modulation: str) -> None:
+def test_any_number_of_ranks_and_micro_batches_is_one_rank_at_the_same_global_batch(
+    toy_shards: Path, tmp_path: Path
+) -> None:
     """Batch norm is frozen, since local batch statistics are of a rank's own samples.
 
-    Both runs differ by the order of float32 additions only.
+    The runs differ by the order of float32 additions only. Which modulation acts matters little here: all are compared
+    by test_parallel.
     """
-    flags = ("--epochs", "2", "--modulation", modulation, "--batch-norm", "frozen")
-    for ranks in (1, 2):
-        run(toy_shards, tmp_path / str(ranks), *flags, ranks=ranks)
-    one, two = (numbers(tmp_path / str(ranks)) for ranks in (1, 2))
-    assert len(one) == len(two) == 8
-    for a, b in zip(one, two):
-        for name in a:
-            relative = 1e-5 if name.startswith(("rho", "score", "q/", "k/", "dropped")) else 1e-4
-            assert b[name] == pytest.approx(a[name], rel=relative, abs=1e-7), name
-    for name, tensor in weights(tmp_path / "1").items():
-        torch.testing.assert_close(weights(tmp_path / "2")[name], tensor, rtol=1e-3, atol=1e-5)
-    a, b = rows(tmp_path / "1", "metrics.jsonl"), rows(tmp_path / "2", "metrics.jsonl")
-    assert [row["accuracy"] for row in a] == [row["accuracy"] for row in b]
+    flags = ("--epochs", "2", "--modulation", "opm+ogm", "--batch-norm", "frozen", "--last-batch", "pad")
+    run(toy_shards, tmp_path / "one", *flags)
+    one = numbers(tmp_path / "one")
+    assert [row["samples"] for row in one[:5]] == [24, 24, 24, 24, 24]
+    for ranks, micro in ((2, 1), (4, 1), (1, 4), (2, 2)):
+        out = tmp_path / f"{ranks}x{micro}"
+        run(toy_shards, out, *flags, "--accumulate", str(micro), ranks=ranks)
+        other = numbers(out)
+        assert len(one) == len(other)
+        for a, b in zip(one, other):
+            for name in a:
+                relative = 1e-5 if name.startswith(("rho", "score", "q/", "k/", "dropped")) else 1e-4
+                assert b[name] == pytest.approx(a[name], rel=relative, abs=1e-7), (name, ranks, micro)
+        for name, tensor in weights(tmp_path / "one").items():
+            torch.testing.assert_close(weights(out)[name], tensor, rtol=1e-3, atol=1e-5)
+        a, b = rows(tmp_path / "one", "metrics.jsonl"), rows(out, "metrics.jsonl")
+        assert [row["accuracy"] for row in a] == [row["accuracy"] for row in b]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_ranks_and_micro_batches(toy_shards: Path, tmp_path: Path) -> None:
+    """The same global batch, so the same samples in the same steps: one rank, then two with two micro-batches each."""
+    flags = ("--modulation", "opm+ogm", "--batch-norm", "frozen")
+    run(toy_shards, tmp_path / "one", *flags, "--epochs", "2")
+    run(toy_shards, tmp_path / "moved", *flags, "--epochs", "1")
+    run(toy_shards, tmp_path / "moved", *flags, "--epochs", "2", "--accumulate", "2", "--resume", ranks=2)
+    for a, b in zip(numbers(tmp_path / "one"), numbers(tmp_path / "moved"), strict=True):
+        assert b == pytest.approx(a, rel=1e-4, abs=1e-7)
+    for name, tensor in weights(tmp_path / "one").items():
+        torch.testing.assert_close(weights(tmp_path / "moved")[name], tensor, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -200,11 +226,85 @@ def test_one_modality_trains_alone(toy_shards: Path, tmp_path: Path) -> None:
     assert "rho/audio" not in rows(tmp_path / "audio")[0]
 
 
+def trained(shards: Path, out: Path, **options: object) -> Path:
+    """A run of one epoch in this process."""
+    given = {"encoder": "cnn4", "image_size": 32, "batch_size": 24, "lr": 0.01, "workers": 0, "device": "cpu"}
+    whole = {**given, "epochs": 1, "tensorboard": False, "shards": str(shards), "out": str(out), **options}
+    assert train(parse(whole, "test").resolved()) == 0
+    return out
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("fusion", ["sum", "film", "gated"])
-def test_every_fusion_trains_with_both_modulations(toy_shards: Path, tmp_path: Path, fusion: str) -> None:
-    run(toy_shards, tmp_path / fusion, "--epochs", "1", "--fusion", fusion, "--modulation", "opm+ogm")
-    assert all(row["rho/audio"] > 0 for row in rows(tmp_path / fusion))
+@pytest.mark.parametrize(
+    "options",
+    [{"fusion": name} for name in ("sum", "film", "gated", "lowrank", "centralnet")]
+    + [{"intermediate": "mmtm"}, {"intermediate": "attention"}, {"classifier_layers": 2}, {"encoder": "tsm18"}]
+    + [{"ratio": "difference"}, {"preset": "tpami-release"}, {"preset": "cvpr2022-release", "fusion": "sum"}],
+    ids=lambda options: " ".join(map(str, options.values())),
+)
+def test_every_model_and_preset_trains_with_both_modulations(
+    toy_shards: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    steps = rows(trained(toy_shards, tmp_path / "run", modulation="opm+ogm", **options))
+    assert all(math.isfinite(row["rho/audio"]) and math.isfinite(row["loss"]) for row in steps)
+    assert len(steps) >= 4 or options.get("preset")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fusion", ["concat", "film"])
+def test_three_modalities_train_together(toy_shards: Path, tmp_path: Path, fusion: str) -> None:
+    """The setting of UCF-101-Three."""
+    three = {"dataset": "ucf101-three", "weights": "none", "fusion": fusion}
+    steps = rows(trained(toy_shards, tmp_path / "run", modulation="opm+ogm", **three))
+    names = ("visual", "flow", "rgb_diff")
+    for row in steps:
+        s = [row[f"score/{m}"] for m in names]
+        for i, m in enumerate(names):
+            others = [s[i] / s[j] for j in range(3) if j != i]
+            assert row[f"rho/{m}"] == pytest.approx(sum(others) / 2, rel=1e-9)
+    assert set(rows(tmp_path / "run", "metrics.jsonl")[0]) >= {f"accuracy/{m}" for m in names}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "modulation",
+    [
+        *("ogm-star", "ogm-ge", "ogm(apply=lr)", "opm(target=input)+ogm", "opm(same_step=true)", "moddrop"),
+        *("dropout+opm", "annealed-dropout", "curriculum-dropout+ogm", "evolutional-dropout"),
+    ],
+)
+def test_every_modulation_trains(toy_shards: Path, tmp_path: Path, modulation: str) -> None:
+    steps = rows(trained(toy_shards, tmp_path / "run", modulation=modulation))
+    plain = rows(trained(toy_shards, tmp_path / "plain"))
+    assert [row["loss"] for row in steps] != [row["loss"] for row in plain]
+
+
+@pytest.mark.slow
+def test_greedy_and_gradient_blending_train_with_what_they_need(toy_shards: Path, tmp_path: Path) -> None:
+    steps = rows(trained(toy_shards, tmp_path / "greedy", modulation="greedy", intermediate="mmtm", epochs=3))
+    assert all(math.isfinite(row["loss"]) for row in steps)
+    references = [trained(toy_shards, tmp_path / m, modalities=m, epochs=2) for m in ("audio", "visual")]
+    references.append(trained(toy_shards, tmp_path / "joint", epochs=2))
+    given = {"modulation": "gblending", "references": ",".join(map(str, references))}
+    trained(toy_shards, tmp_path / "blend", **given)
+    saved = weights(tmp_path / "blend")
+    shares = next(value for name, value in saved.items() if name.endswith("weights"))
+    assert shares.sum().item() == pytest.approx(1)
+    trained(toy_shards, tmp_path / "blend", **given, epochs=2, resume=True)
+    assert len(rows(tmp_path / "blend")) == 8
+
+
+@pytest.mark.slow
+def test_everything_at_once_resumes_bitwise(toy_shards: Path, tmp_path: Path) -> None:
+    options = {"precision": "fp16", "optimizer": "adamw", "lr": 1e-3, "clip": 1.0, "accumulate": 2, "last_batch": "pad"}
+    options |= {"channels_last": True, "modulation": "dropout+opm+ogm(apply=lr)", "intermediate": "mmtm"}
+    torch.set_num_threads(1)
+    whole = trained(toy_shards, tmp_path / "whole", **options, epochs=2)
+    trained(toy_shards, tmp_path / "parted", **options)
+    parted = trained(toy_shards, tmp_path / "parted", **options, epochs=2, resume=True)
+    assert numbers(whole) == numbers(parted)
+    for name, tensor in weights(whole).items():
+        assert torch.equal(weights(parted)[name], tensor), name
 
 
 @pytest.mark.slow
@@ -235,11 +335,17 @@ def test_a_loss_that_is_not_a_number_ends_the_run_with_a_remedy(toy_shards: Path
     assert all(row["loss"] is None or row["loss"] >= 0 for row in rows(tmp_path / "run"))
 
 
-def test_checkpoints_of_other_features_are_refused() -> None:
-    old = {"config": {"lr": 1.0, "workers": 1}, "features_sha256": "a" * 64}
-    checkpoint.check_same_run(old, {"lr": 1.0, "workers": 9}, "a" * 64, Path("last.pt"))
-    with pytest.raises(ConfigError, match="other front-end parameters"):
-        checkpoint.check_same_run(old, {"lr": 1.0}, "b" * 64, Path("last.pt"))
+def test_checkpoints_of_other_features_or_samples_are_refused() -> None:
+    path, features = Path("last.pt"), {"frames": {"fps": 1}, "spectrogram": {"window": 512}}
+    old = {"config": {"lr": 1.0, "workers": 1}, "features": features, "samples_sha256": "a" * 64}
+    checkpoint.check_same_run(old, {"lr": 1.0, "workers": 9}, path)
+    checkpoint.check_same_features(old, features, ["visual", "audio"], path)
+    checkpoint.check_same_features(old, {"frames": {"fps": 1}}, ["visual"], path)
+    checkpoint.check_same_samples(old, "a" * 64, path)
+    with pytest.raises(ConfigError, match="window"):
+        checkpoint.check_same_features(old, {**features, "spectrogram": {"window": 400}}, ["visual", "audio"], path)
+    with pytest.raises(ConfigError, match=r"last\.pt"):
+        checkpoint.check_same_samples(old, "b" * 64, path)
 
 
 def test_what_is_no_checkpoint_is_refused_and_never_executed(tmp_path: Path) -> None:

@@ -1,28 +1,73 @@
-"""Configuration and shards → the model."""
+"""Configuration → the shards to read and the model to train."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from bmlpipe.shards.index import Index
+from bmlpipe.shards.mixed import MixedReader
+from bmlpipe.shards.mixture import Mixture
+from bmlpipe.shards.reader import ShardReader
+from bmlpipe.shards.remote import is_remote, open_cache
+from bmlpipe.shards.spec import MODALITY_KIND, ShardError
 from bmlpipe.train.config import TrainConfig
-from bmlpipe.train.encoders import ResNet18, load_imagenet, make_encoder
-from bmlpipe.train.fusion import make_fusion
+from bmlpipe.train.encoders import load_imagenet, make_encoder
+from bmlpipe.train.exchange import make_exchange
+from bmlpipe.train.fusion import make_fusion, reads_pyramid
 from bmlpipe.train.model import MultimodalModel
+from bmlpipe.train.modulation.gblending import BlendedHead
+from bmlpipe.train.networks import ResNet18
 
 
-def build_model(config: TrainConfig, index: Index) -> MultimodalModel:
-    """Encoders for the configured modalities and a head for the shards' classes, initialised by the seed."""
+def open_shards(config: TrainConfig) -> tuple[MixedReader, Mixture]:
+    """The configured sets of shards, read as one, and their training samples.
+
+    Raises:
+        ShardError: One cannot be read, they do not fit together, or the cache has no room for a window of them.
+    """
+    cache = open_cache(config.cache, config.cache_bytes) if any(map(is_remote, config.shards)) else None
+    kinds = {MODALITY_KIND[modality] for modality in config.chosen}
+    readers = [ShardReader(place, cache=cache) for place in config.shards]
+    reader = MixedReader(readers, kinds=kinds, weights=config.mix or None)
+    if reader.mixture is None:
+        raise ShardError(f"{reader.folder} has no training samples: see bmlpipe stats")
+    reader.check_room(config.window)
+    return reader, reader.mixture
+
+
+def build_model(
+    config: TrainConfig, index: Index, *, blend: bool = False, weights: Mapping[str, float] | None = None
+) -> MultimodalModel:
+    """Encoders for the configured modalities and a head for the shards' classes, initialised by the seed.
+
+    Args:
+        config: Resolved configuration.
+        index: Of the shards.
+        blend: Give the head GBlending's branches.
+        weights: Theirs; None: a checkpoint will bring them.
+    """
     torch.manual_seed(config.seed)
-    channels = {"audio": 1, "visual": 3, "flow": 2 * int(index.features.get("flow", {}).get("stack", 1))}
     encoders: dict[str, nn.Module] = {}
+    pyramid = reads_pyramid(config.fusion)
     for modality in config.chosen:
-        encoder = make_encoder(config.encoder, modality, channels=channels[modality])
+        encoder = make_encoder(config.encoder, modality, channels=_channels(modality, index), pyramid=pyramid)
         if config.weights != "none" and isinstance(encoder, ResNet18):
             load_imagenet(encoder, None if config.weights == "imagenet" else Path(str(config.weights)))
         encoders[modality] = encoder
     dims = {modality: int(encoder.features) for modality, encoder in encoders.items()}  # type: ignore[arg-type]
-    return MultimodalModel(encoders, make_fusion(config.fusion, dims, len(index.classes)))
+    widths = {modality: encoder.widths for modality, encoder in encoders.items()} if pyramid else None
+    classes = len(index.classes)
+    head = make_fusion(config.fusion, dims, classes, classifier_layers=config.classifier_layers, widths=widths)  # type: ignore[arg-type]
+    if blend:
+        head = BlendedHead(head, dims, classes, weights)
+    return MultimodalModel(encoders, head, make_exchange(config.intermediate, encoders))
+
+
+def _channels(modality: str, index: Index) -> int:
+    """Input channels: a flow or difference sample shows several consecutive ones at each instant."""
+    one = {"audio": 1, "visual": 3, "flow": 2, "rgb_diff": 3}[modality]
+    return one * int(index.features.get(modality, {}).get("stack", 1)) if modality in ("flow", "rgb_diff") else one

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bmlpipe.shards.spec import MODALITY_KIND, differences
 from bmlpipe.train.config import ConfigError
 
 LAST, BEST = "last.pt", "best.pt"
 _FORMAT, _VERSION = "bmlpipe-checkpoint", 1
 
 #: Options that may change when a run goes on: where and how it is computed, not what.
-FREE = frozenset({"out", "shards", "epochs", "workers", "device", "resume", "tensorboard", "checkpoint_every"})
+FREE = frozenset(
+    {"out", "shards", "cache", "cache_bytes", "accumulate", "epochs", "workers", "device", "resume", "tensorboard"}
+    | {"checkpoint_every"}
+)
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
@@ -44,8 +48,8 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     return content
 
 
-def check_same_run(old: Mapping[str, Any], config: Mapping[str, Any], features_sha256: str, path: Path) -> None:
-    """Refuse to go on with other options or other features than the checkpoint's.
+def check_same_run(old: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> None:
+    """Refuse to go on with other options than the checkpoint's.
 
     Raises:
         ConfigError: Names what differs.
@@ -55,8 +59,44 @@ def check_same_run(old: Mapping[str, Any], config: Mapping[str, Any], features_s
     if changed:
         listed = "; ".join(f"{name}: {before.get(name)!r} before, {config[name]!r} now" for name in changed)
         raise ConfigError(f"{path} is of a run with other options ({listed}): use those, or another --out")
-    if old["features_sha256"] != features_sha256:
+
+
+def check_same_features(
+    old: Mapping[str, Any], features: Mapping[str, Mapping[str, Any]], modalities: Iterable[str], path: Path
+) -> None:
+    """Refuse shards whose features were made in another way than those that the checkpoint was trained on.
+
+    Args:
+        old: Checkpoint.
+        features: Feature kind → front-end parameters, of the shards.
+        modalities: What is used of them: other feature kinds may differ or be absent.
+        path: Where the checkpoint is, for the message.
+
+    Raises:
+        ConfigError: Names each parameter that differs, with both values.
+    """
+    kinds = [MODALITY_KIND[modality] for modality in modalities]
+    before, now = ({kind: made[kind] for kind in kinds if kind in made} for made in (old["features"], features))
+    if changed := differences(before, now):
         raise ConfigError(
             f"{path} was trained on features made with other front-end parameters than these shards hold "
-            f"({old['features_sha256'][:12]} and {features_sha256[:12]}): use the shards it was trained on"
+            f"({'; '.join(changed)}): use the shards it was trained on, or make these with its parameters"
+        )
+
+
+def check_same_samples(old: Mapping[str, Any], samples_sha256: str, path: Path) -> None:
+    """Refuse to go on in the order of one set of samples with another set.
+
+    Args:
+        old: Checkpoint.
+        samples_sha256: Of the index of the shards; they may lie elsewhere than before.
+        path: Where the checkpoint is, for the message.
+
+    Raises:
+        ConfigError: The samples are others, or stand in another order.
+    """
+    if old.get("samples_sha256", samples_sha256) != samples_sha256:
+        raise ConfigError(
+            f"{path} is of a run on other samples than these shards hold ({old['samples_sha256'][:12]} and "
+            f"{samples_sha256[:12]}), so its position means nothing here: use those shards, or another --out"
         )

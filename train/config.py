@@ -1,29 +1,38 @@
-"""The options of a training run: one typed dataclass, from which the flags and the configuration file follow."""
+"""The options of a training run, one typed dataclass: their defaults, what they mean, and which go together."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import types
+import importlib.metadata
 import typing
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-import click
-import yaml
+from typing import TYPE_CHECKING, Any, Literal
 
 from bmlpipe.manifests.datasets import DATASETS
 from bmlpipe.shards.spec import MODALITY_KIND
+
+if TYPE_CHECKING:
+    from bmlpipe.train.modulation import Modulation
 
 
 class ConfigError(ValueError):
     """An option that is unknown, missing or has an impossible value."""
 
 
-def _option(default: Any, text: str, *choices: str) -> Any:
-    return field(default=default, metadata={"help": text, "choices": choices})
+def _option(default: Any, text: str, *choices: str, plugins: str = "", shown: str = "") -> Any:
+    """An option.
+
+    Args:
+        default: Its default; None: filled in when the configuration is resolved.
+        text: Help.
+        choices: Possible values where they are not a Literal type; none: any.
+        plugins: Group of the entry points by which other packages add choices.
+        shown: What the help says of the default instead of its value.
+    """
+    return field(default=default, metadata={"help": text, "choices": choices, "plugins": plugins, "shown": shown})
+
+
+_PRETRAINED = ("resnet18", "tsm18")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,45 +43,99 @@ class TrainConfig:
     """
 
     dataset: str = _option("folder", "Data set: its name decides the defaults of the paper's setting.", *DATASETS)
-    shards: str = _option("", "Folder of the shards (bmlpipe shard).")
-    out: str = _option("", "Folder of the run.")
-    modalities: tuple[str, ...] | None = _option(None, "Modalities, separated by commas: audio, visual, flow.")
-    encoder: str = _option("resnet18", "Encoder of every modality.", "resnet18", "cnn4")
-    weights: str | None = _option(
-        None, "Initial weights of resnet18: none, imagenet (downloaded once) or a file of torchvision's."
+    shards: tuple[str, ...] = _option(
+        (), "Folders or addresses (s3://, gs://, https://) of one or more sets of shards.", shown="required"
     )
-    fusion: str = _option("concat", "Fusion.", "concat", "sum", "film", "gated")
-    modulation: str = _option("none", "Modulation.", "none", "opm", "ogm", "opm+ogm")
+    mix: tuple[float, ...] = _option(
+        (),
+        "How often each set of shards is drawn from, in any unit, separated by commas.",
+        shown="each sample once an epoch",
+    )
+    cache: str | None = _option(
+        None,
+        "Folder where shards from an address are kept, on a local disk (BMLPIPE_CACHE).",
+        shown="~/.cache/bmlpipe",
+    )
+    cache_bytes: str | None = _option(
+        None,
+        "Most bytes that it may hold, like 200GB (BMLPIPE_CACHE_BYTES).",
+        shown="50 GB, or half of what the disk has",
+    )
+    out: str = _option("", "Folder of the run.")
+    modalities: tuple[str, ...] | None = _option(None, f"Modalities, separated by commas: {', '.join(MODALITY_KIND)}.")
+    encoder: str = _option(
+        "resnet18",
+        "Encoder of every modality (tsm18: resnet18 with temporal shift).",
+        *("resnet18", "tsm18", "cnn4"),
+        plugins="bmlpipe.encoders",
+    )
+    weights: str | None = _option(
+        None, "Initial weights of resnet18 and tsm18: none, imagenet (downloaded once) or a file of torchvision's."
+    )
+    fusion: str = _option(
+        "concat",
+        "Fusion of the features.",
+        *("concat", "sum", "film", "gated", "lowrank", "centralnet"),
+        plugins="bmlpipe.fusions",
+    )
+    classifier_layers: int = _option(1, "Linear layers of the classifier; above 1, concat is read by zero-out.")
+    intermediate: str = _option(
+        "none",
+        "Intermediate fusion between the encoders' stages: mmtm (after stages 2 to 4) or attention (after the last).",
+        *("none", "mmtm", "attention"),
+        plugins="bmlpipe.exchanges",
+    )
+    preset: Literal["paper", "tpami-release", "cvpr2022-release"] = _option(
+        "paper", "Published setting, the defaults of what is not given."
+    )
+    modulation: str = _option(
+        "none",
+        "Modulations and baselines, joined by +, each with its options: opm, opm(p_exe=0.7)+ogm(epochs=0:50), … "
+        "(docs/methods.md).",
+    )
     q_base: float = _option(0.5, "OPM: base drop probability (Eq. 8).")
     lam: float = _option(0.5, "OPM: λ, how strongly the discrepancy raises it (Eq. 8).")
     alpha: float = _option(0.8, "OGM: α, how strongly the discrepancy damps the gradient (Eq. 11).")
-    noise: str = _option(
-        "all", "OGM: restore the noise of every encoder (Eq. 17), of damped ones, or of none.", "all", "damped", "off"
+    noise: Literal["all", "damped", "off"] = _option(
+        "all", "OGM: restore the noise of every encoder (Eq. 17), of damped ones, or of none."
     )
+    ratio: Literal["ratio", "difference"] = _option("ratio", "Discrepancy: ratio (Eq. 7) or difference (Table 15).")
+    gamma: tuple[float, ...] | None = _option(
+        None,
+        "Share of the head's bias in each modality's score (Eq. 6), separated by commas.",
+        shown="1/M each; 1 with sum",
+    )
+    references: tuple[str, ...] = _option((), "gblending: folders of the finished uni-modal and plain joint runs.")
     epochs: int = _option(100, "Epochs.")
     batch_size: int = _option(32, "Global batch: samples of one optimiser step, all ranks together.")
-    lr: float = _option(1e-3, "Learning rate of SGD.")
+    accumulate: int = _option(1, "Micro-batches that a rank goes through for one optimiser step.")
+    last_batch: Literal["drop", "pad"] = _option(
+        "drop", "An epoch's last, incomplete batch: drop it, or pad it with samples of weight 0."
+    )
+    optimizer: Literal["sgd", "adamw"] = _option("sgd", "Optimiser.")
+    lr: float = _option(1e-3, "Learning rate.")
     momentum: float = _option(0.9, "Momentum of SGD.")
     weight_decay: float = _option(0.0, "Weight decay.")
     lr_step: int = _option(0, "Multiply the learning rate by lr_gamma every so many epochs; 0: never.")
     lr_gamma: float = _option(0.1, "See lr_step.")
+    clip: float = _option(0.0, "Clip the gradient of all parameters to this norm, after modulation; 0: never.")
     frames: int | None = _option(None, "Frames (and flow stacks) of a sample.")
     image_size: int = _option(224, "Side of the square pictures that the encoders see, in pixels.")
-    augment: str = _option(
-        "standard", "Training views: random crop, flip and frame choice, or the evaluation's.", "standard", "none"
+    augment: Literal["standard", "none"] = _option(
+        "standard", "Training views: random crop, flip and frame choice, or the evaluation's."
     )
-    batch_norm: str = _option(
-        "local",
-        "Batch statistics of each rank, of all ranks (CUDA), or none (running ones).",
-        "local",
-        "sync",
-        "frozen",
+    batch_norm: Literal["local", "sync", "frozen"] = _option(
+        "local", "Batch statistics of each rank, of all ranks (CUDA), or none (running ones)."
     )
-    precision: str = _option("fp32", "Arithmetic of forward and backward.", "fp32", "bf16")
+    precision: Literal["fp32", "bf16", "fp16"] = _option(
+        "fp32", "Arithmetic of forward and backward; fp16 scales the loss."
+    )
+    channels_last: bool = _option(False, "Lay pictures and convolutions out channels last: faster on CUDA with bf16.")
+    compile: bool = _option(False, "Compile the model with torch.compile.")
     workers: int = _option(2, "Loader processes a rank; 0: load in the training process.")
     window: int = _option(16, "Shards whose samples are mixed with each other at a time.")
     seed: int = _option(0, "Seed of everything random.")
-    device: str = _option("auto", "Where to compute.", "auto", "cpu", "cuda")
+    device: Literal["auto", "cpu", "cuda"] = _option("auto", "Where to compute.")
     resume: bool = _option(False, "Go on from the run's last checkpoint, if it has one.")
     checkpoint_every: int = _option(0, "Also save every so many steps; 0: after each epoch only.")
     tensorboard: bool = _option(True, "Write TensorBoard files into the run.")
@@ -86,16 +149,22 @@ class TrainConfig:
         for name in ("shards", "out"):
             if not getattr(self, name):
                 raise ConfigError(f"--{name} is missing")
+        if self.mix and (len(self.mix) != len(self.shards) or min(self.mix) <= 0):
+            raise ConfigError(f"mix is {self.mix}: one number above 0 for each of {', '.join(self.shards)}")
         for item in dataclasses.fields(self):
-            value, choices = getattr(self, item.name), item.metadata["choices"]
-            if choices and value not in choices:
+            value, choices = getattr(self, item.name), choices_of(item.name)
+            if choices and value not in choices and value not in _plugged(item.metadata["plugins"]):
                 raise ConfigError(f"{item.name} is {value!r}: must be one of {', '.join(choices)}")
         setting = DATASETS[self.dataset]
+        modalities = self.modalities or setting.modalities
+        # Scores behind an intermediate fusion are read by zero-out, which of one linear layer is its split with γ = 1.
+        whole_bias = self.intermediate != "none" and self.fusion == "concat" and self.classifier_layers == 1
         filled = dataclasses.replace(
             self,
-            modalities=self.modalities or setting.modalities,
+            modalities=modalities,
             frames=self.frames or setting.train_frames,
-            weights=self.weights or ("imagenet" if setting.pretrained and self.encoder == "resnet18" else "none"),
+            gamma=self.gamma or ((1.0,) * len(modalities) if whole_bias else None),
+            weights=self.weights or ("imagenet" if setting.pretrained and self.encoder in _PRETRAINED else "none"),
         )
         filled._check()
         return filled
@@ -108,18 +177,52 @@ class TrainConfig:
             )
         if len(set(self.modalities)) != len(self.modalities):
             raise ConfigError(f"modalities are {', '.join(self.modalities)}: name each once")
-        for name, low in (("epochs", 1), ("batch_size", 1), ("frames", 1), ("image_size", 16), ("workers", 0)):
+        lowest = dict.fromkeys(("epochs", "batch_size", "frames", "accumulate", "classifier_layers"), 1)
+        for name, low in {**lowest, "image_size": 16, "workers": 0, "clip": 0}.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} is {getattr(self, name)}: must be at least {low}")
         if self.lr <= 0:
             raise ConfigError(f"lr is {self.lr}: must be above 0")
-        if self.encoder != "resnet18" and self.weights != "none":
-            raise ConfigError(f"weights is {self.weights!r}: only resnet18 has ImageNet weights, not {self.encoder}")
-        if len(self.modalities) == 1 and (self.modulation != "none" or self.fusion != "concat"):
+        if self.encoder not in _PRETRAINED and self.weights != "none":
+            there = " and ".join(_PRETRAINED)
+            raise ConfigError(f"weights is {self.weights!r}: only {there} have ImageNet weights, not {self.encoder}")
+        joint = {self.modulation, self.intermediate} != {"none"} or self.fusion != "concat"
+        if len(self.modalities) == 1 and joint:
             raise ConfigError(
-                f"with {self.modalities[0]} alone there is nothing to balance or fuse: "
-                "leave --modulation at none and --fusion at concat"
+                f"with {self.modalities[0]} alone there is nothing to balance or fuse: leave --modulation and "
+                "--intermediate at none and --fusion at concat"
             )
+        splits = self.fusion == "sum" or (self.fusion == "concat" and self.classifier_layers == 1)
+        if self.gamma is not None and not (splits and len(self.gamma) == len(self.modalities)):
+            raise ConfigError(
+                f"gamma is {', '.join(map(str, self.gamma))}: it shares out the bias of concat with one classifier layer "
+                f"or of sum (this is {self.fusion} with {self.classifier_layers}), one number for each of "
+                f"{', '.join(self.modalities)}"
+            )
+        try:
+            self.balance()
+        except ValueError as error:
+            raise ConfigError(f"modulation is {self.modulation!r}: {error}") from error
+
+    def balance(self) -> Modulation:
+        """The modulation that the options of a resolved configuration name.
+
+        Raises:
+            ValueError: They name none, or give it an impossible option.
+        """
+        from bmlpipe.train.modulation import make_modulation  # imports torch
+
+        return make_modulation(
+            self.modulation,
+            self.chosen,
+            seed=self.seed,
+            form=self.ratio,
+            preset=self.preset,
+            q_base=self.q_base,
+            lam=self.lam,
+            alpha=self.alpha,
+            noise=self.noise,
+        )
 
     @property
     def chosen(self) -> tuple[str, ...]:
@@ -133,77 +236,16 @@ class TrainConfig:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in content.items()}
 
 
-_TYPES = typing.get_type_hints(TrainConfig)
+#: Option → its type.
+TYPES = typing.get_type_hints(TrainConfig)
 
 
-def _scalar(name: str) -> type:
-    hint = _TYPES[name]
-    if isinstance(hint, types.UnionType):
-        hint = next(part for part in typing.get_args(hint) if part is not type(None))
-    return tuple if typing.get_origin(hint) is tuple else typing.cast("type", hint)
+def _plugged(group: str) -> set[str]:
+    """Names that other packages register in a group of entry points, without loading them."""
+    return {point.name for point in importlib.metadata.entry_points(group=group)} if group else set()
 
 
-def parse(values: Mapping[str, Any], where: str) -> TrainConfig:
-    """Build a configuration from plain values, as a file or a checkpoint holds them.
-
-    Raises:
-        ConfigError: A key is unknown or a value has the wrong type.
-    """
-    known = {item.name for item in dataclasses.fields(TrainConfig)}
-    made: dict[str, Any] = {}
-    for name, value in values.items():
-        if name not in known:
-            close = difflib.get_close_matches(str(name), known, 1)
-            raise ConfigError(f"{where}: unknown option {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
-        made[name] = _converted(name, value, where)
-    return TrainConfig(**made)
-
-
-def _converted(name: str, value: Any, where: str) -> Any:
-    kind = _scalar(name)
-    if value is None and isinstance(_TYPES[name], types.UnionType):
-        return None
-    if kind is tuple:
-        parts = value.split(",") if isinstance(value, str) else value
-        if isinstance(parts, list | tuple) and all(isinstance(part, str) for part in parts):
-            return tuple(part.strip() for part in parts)
-    elif kind is float and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 1e-3 as text
-        except (TypeError, ValueError):
-            pass
-    elif isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
-        return value
-    raise ConfigError(f"{where}: {name} is {value!r}: expected {'names' if kind is tuple else kind.__name__}")
-
-
-def read_file(path: Path) -> dict[str, Any]:
-    """Options of a YAML file.
-
-    Raises:
-        ConfigError: It cannot be read, or is not a mapping.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds {type(content).__name__}, expected lines of the form `option: value`")
-    return content
-
-
-def flags(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a click command with a flag for each option; only those given on the command line arrive."""
-    for item in reversed(dataclasses.fields(TrainConfig)):
-        name, kind = item.name.replace("_", "-"), _scalar(item.name)
-        shown = (
-            item.default if item.default not in (None, "") else "the data set's" if item.default is None else "required"
-        )
-        text = f"{item.metadata['help']}  [{shown}]"
-        if kind is bool:
-            command = click.option(f"--{name}/--no-{name}", item.name, default=None, help=text)(command)
-        else:
-            choices = item.metadata["choices"]
-            value_type: Any = click.Choice(choices) if choices else str if kind is tuple else kind
-            command = click.option(f"--{name}", item.name, type=value_type, default=None, help=text)(command)
-    return command
+def choices_of(name: str) -> tuple[str, ...]:
+    """Possible values of an option; empty: any."""
+    literal = typing.get_args(TYPES[name]) if typing.get_origin(TYPES[name]) is Literal else ()
+    return literal or TrainConfig.__dataclass_fields__[name].metadata["choices"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,13 @@ class Predictions:
 
 @torch.no_grad()
 def predict(
-    model: MultimodalModel, inputs: Inputs, batches: Iterable[dict[str, Any]], classes: int, device: torch.device
+    model: MultimodalModel,
+    inputs: Inputs,
+    batches: Iterable[dict[str, Any]],
+    classes: int,
+    device: torch.device,
+    *,
+    gamma: Sequence[float] | None = None,
 ) -> Predictions:
     """Run the model over this rank's share of a split and gather all ranks' predictions.
 
@@ -46,6 +52,7 @@ def predict(
         batches: This rank's batches (`bmlpipe.train.loader.evaluation_batches`); ranks may have different numbers.
         classes: K.
         device: Where to compute.
+        gamma: Share of the head's bias in each branch, as in training; None: the head's default.
 
     Returns:
         The same on every rank.
@@ -56,7 +63,7 @@ def predict(
     numbers: list[Tensor] = []
     for batch in batches:
         features = model.encode(inputs({m: batch[m].to(device, non_blocking=True) for m in modalities}))
-        alone = unimodal_logits(model.head, features)
+        alone = unimodal_logits(model.head, features, gamma)
         parts.append(torch.stack([model.head(features).float(), *(alone[m] for m in modalities)], dim=1))
         numbers.append(torch.stack([batch["number"], batch["label"]], dim=1))
     values = torch.cat(parts) if parts else torch.empty(0, 1 + len(modalities), classes, device=device)

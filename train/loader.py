@@ -1,59 +1,81 @@
-"""Shards → batches: a map-style data set over the index, a resumable batch sampler, torch's own DataLoader.
+"""Shards → batches: a map-style data set over the index and torch's own DataLoader (which samples: `batches`).
 
-A batch is a slice of the epoch's order and a rank's part a slice of that, so what is trained on does not depend on
-the number of ranks or workers, and the position in a run is one integer: its step. The last, incomplete batch of an
-epoch is dropped; the order being another one each epoch, no sample is left out for good.
-
-Shapes: B samples of a rank's batch, T frames, H = W the picture size, F frequency bins, N windows, L flow fields.
+Shapes: B samples of a rank's batch, T frames, H = W the picture size, F frequency bins, N windows, L the stack: flow
+fields or RGB differences at an instant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bmlpipe.shards.order import EpochOrder, rank_slice
+from bmlpipe.shards.ahead import Batches, FetchAhead
+from bmlpipe.shards.mixed import MixedReader
 from bmlpipe.shards.reader import ShardReader, StoredSample
-from bmlpipe.shards.spec import MODALITY_KIND, SPECTROGRAM_MEMBER, ShardError, flow_member, frame_member
+from bmlpipe.shards.spec import (
+    MODALITY_KIND,
+    SPECTROGRAM_MEMBER,
+    ShardError,
+    flow_member,
+    frame_member,
+    rgb_diff_member,
+)
 from bmlpipe.train import views
+from bmlpipe.train.batches import Item
 
-#: (epoch, sample number): all that a worker needs to know; epoch −1 is evaluation.
-Item = tuple[int, int]
+Array = npt.NDArray[Any]
+
+_PICTURES = ("frames", "flow", "rgb_diff")  # feature kinds that are pictures
+_PREFETCH = 4  # batches a worker loads ahead
+
+#: What the DataLoader hands over; see `ClipDataset.__getitems__`.
+Batch = dict[str, Tensor]
 
 
-class ClipDataset(Dataset[dict[str, Any]]):
+class ClipDataset(Dataset[Batch]):
     """Samples as an encoder's raw input: pictures as uint8, spectrograms as stored (float16).
 
     Args:
-        shards: A set of shards.
+        shards: A set of shards, or its reader.
         modalities: What to load.
         frames: T, frames (and flow stacks) of a sample.
         image_size: H and W.
         augment: Random views in training.
         seed: Seed of the run.
 
+    Attributes:
+        reader: Where samples come from.
+
     Raises:
         ShardError: The shards lack the feature of a modality.
     """
 
     def __init__(
-        self, shards: Path, modalities: Sequence[str], *, frames: int, image_size: int, augment: bool, seed: int
+        self,
+        shards: Path | str | ShardReader | MixedReader,
+        modalities: Sequence[str],
+        *,
+        frames: int,
+        image_size: int,
+        augment: bool,
+        seed: int,
     ) -> None:
-        self.reader = ShardReader(shards)
+        self.reader = ShardReader(shards) if isinstance(shards, Path | str) else shards
         self._modalities, self._frames, self._size = tuple(modalities), frames, image_size
         self._augment, self._seed = augment, seed
         there = self.reader.index.features
         for modality in modalities:
             if MODALITY_KIND[modality] not in there:
                 raise ShardError(
-                    f"modality {modality} needs {MODALITY_KIND[modality]}, and {shards} holds only {', '.join(there)}: "
+                    f"modality {modality} needs {MODALITY_KIND[modality]}, the shards hold only {', '.join(there)}: "
                     "choose other --modalities, or extract and shard with --modalities "
                     + ",".join([*there, MODALITY_KIND[modality]])
                 )
@@ -61,130 +83,127 @@ class ClipDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.reader)
 
-    def __getitem__(self, item: Item) -> dict[str, Any]:
-        epoch, number = item
-        sample = self.reader[number]
-        random = self._augment and epoch >= 0
-        numbers = views.uniform_numbers(self._seed, epoch, number, 5 + self._frames) if random else None
-        loaded: dict[str, Any] = {"label": sample.label, "number": number}
-        for modality in self._modalities:
-            if modality == "audio":
-                loaded[modality] = torch.from_numpy(views.spectrogram(sample.members[SPECTROGRAM_MEMBER]))[None]
-            elif modality == "visual":
-                loaded[modality] = self._pictures(sample, numbers)
-            else:
-                loaded[modality] = self._flow(sample, numbers)
-        return loaded
+    def __getitem__(self, item: Item) -> Batch:
+        """One sample: a batch of one, without its first axis."""
+        return {name: value[0] for name, value in self.__getitems__([item]).items()}
 
-    def _view(self, about: Mapping[str, int], numbers: Sequence[float] | None) -> views.View:
-        height, width = about["height"], about["width"]
-        return views.random_view(height, width, numbers) if numbers else views.centre_view(height, width)
+    def __getitems__(self, items: Sequence[Item]) -> Batch:
+        """A whole batch: what the DataLoader calls. Each sample is decoded into its place and not copied again.
 
-    def _pictures(self, sample: StoredSample, numbers: Sequence[float] | None) -> Tensor:
-        about = sample.meta["frames"]
-        view = self._view(about, numbers)
-        chosen = views.choose(len(about["times"]), self._frames, numbers and numbers[5:])
-        images = [views.picture(sample.members[frame_member(i)], view, self._size) for i in chosen]
-        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+        Args:
+            items: Epoch and sample number of each; epoch −1 is evaluation, without random views. A number below 0 is
+                padding: the sample −1 − number, with weight 0.
 
-    def _flow(self, sample: StoredSample, numbers: Sequence[float] | None) -> Tensor:
-        about = sample.meta["flow"]
-        view = self._view(about, numbers)
-        chosen = views.choose(len(about["times"]), self._frames, numbers and numbers[5:])
-        stack = sum(name.startswith("flow_000_") for name in sample.members) // 2
-        fields = [
-            np.concatenate(
-                [
-                    views.flow_field(
-                        sample.members[flow_member(i, step, "x")],
-                        sample.members[flow_member(i, step, "y")],
-                        view,
-                        self._size,
-                    )
-                    for step in range(stack)
-                ],
-                axis=2,
-            )
-            for i in chosen
-        ]
-        return torch.from_numpy(np.stack(fields)).permute(0, 3, 1, 2)
+        Returns:
+            `label` and `number` (B,), int64; `weight` (B,), float32; and what was asked for of `audio` (B, 1, F, N),
+            float16, `visual` (B, T, 3, H, W), `flow` (B, T, 2L, H, W) and `rgb_diff` (B, T, 3L, H, W), uint8. In memory
+            the channels of `visual` come last, as they are decoded.
 
+        Raises:
+            ShardError: A sample is damaged or incomplete, or its spectrogram is not as long as the others'.
+        """
+        epochs, given = np.array(items, dtype=np.int64).T
+        numbers = np.where(given < 0, ~given, given)
+        random = views.uniform_numbers(self._seed, epochs, numbers, 5 + self._frames).tolist()
+        labels = np.empty(len(items), dtype=np.int64)
+        arrays = dict[str, Array]()
+        for row, number in enumerate(numbers.tolist()):
+            sample = self.reader[number]
+            labels[row] = sample.label
+            try:
+                if row == 0:
+                    arrays = {m: self._empty(m, len(items), sample) for m in self._modalities}
+                self._load(sample, random[row] if self._augment and epochs[row] >= 0 else None, arrays, row)
+            except KeyError as error:
+                raise ShardError(f"sample {sample.key} has no {error}: run bmlpipe verify") from error
+            except ValueError as error:
+                raise ShardError(f"sample {sample.key}: {error}") from error
+        return {
+            "label": torch.from_numpy(labels),
+            "number": torch.from_numpy(numbers),
+            "weight": torch.from_numpy((given >= 0).astype(np.float32)),
+            **{m: _channels_first(m, torch.from_numpy(array)) for m, array in arrays.items()},
+        }
 
-class TrainBatches:
-    """A rank's batches from one step to the end of training: a batch sampler whose state is one integer.
+    def _empty(self, modality: str, count: int, first: StoredSample) -> Array:
+        """Memory for a batch: audio (B, F, N), pictures (B, T, planes, H, W, C)."""
+        if modality == "audio":
+            return np.empty((count, *views.spectrogram(first.members[SPECTROGRAM_MEMBER]).shape), dtype=np.float16)
+        planes, channels = len(self._members(modality, 0)), 1 if modality == "flow" else 3
+        return np.empty((count, self._frames, planes, self._size, self._size, channels), dtype=np.uint8)
 
-    Args:
-        sizes: Samples of each training shard.
-        batch_size: Global batch.
-        epochs: Epochs of the whole training.
-        seed: Seed of the run.
-        window: Shards mixed at a time.
-        rank: This process.
-        world: Number of processes.
-        first_step: Step to begin with, counted over all epochs.
+    def _members(self, modality: str, instant: int) -> list[str]:
+        """The pictures of an instant, plane by plane."""
+        if modality == "visual":
+            return [frame_member(instant)]
+        stack = range(self.reader.index.features[MODALITY_KIND[modality]].get("stack", 1))
+        if modality == "flow":
+            return [flow_member(instant, step, axis) for step in stack for axis in "xy"]
+        return [rgb_diff_member(instant, step) for step in stack]
 
-    Raises:
-        ValueError: The batch cannot be shared out, or there are fewer samples than one batch.
-    """
-
-    def __init__(
-        self,
-        sizes: Sequence[int],
-        *,
-        batch_size: int,
-        epochs: int,
-        seed: int,
-        window: int,
-        rank: int = 0,
-        world: int = 1,
-        first_step: int = 0,
+    def _load(
+        self, sample: StoredSample, random: Sequence[float] | None, arrays: Mapping[str, Array], row: int
     ) -> None:
-        if batch_size % world:
-            raise ValueError(
-                f"batch_size is {batch_size}, which {world} ranks cannot share evenly: choose a multiple of {world}"
-            )
-        if batch_size > sum(sizes):
-            raise ValueError(
-                f"batch_size is {batch_size}, and there are only {sum(sizes)} training samples: choose a smaller one"
-            )
-        self._sizes, self._batch, self._seed, self._window = list(sizes), batch_size, seed, window
-        self._rank, self._world, self._first = rank, world, first_step
-        self.steps_per_epoch = sum(sizes) // batch_size
-        self.steps = self.steps_per_epoch * epochs
-
-    def __len__(self) -> int:
-        return self.steps - self._first
-
-    def __iter__(self) -> Iterator[list[Item]]:
-        order: EpochOrder | None = None
-        current = -1
-        for step in range(self._first, self.steps):
-            epoch, position = divmod(step, self.steps_per_epoch)
-            if order is None or epoch != current:
-                order = EpochOrder(self._sizes, seed=self._seed, epoch=epoch, window=self._window)
-                current = epoch
-            batch = order.slice(position * self._batch, (position + 1) * self._batch)
-            yield [(epoch, int(number)) for number in rank_slice(batch, self._rank, self._world)]
+        """Write one sample into its row of the batch."""
+        view: views.View | None = None
+        for modality, array in arrays.items():
+            if modality == "audio":
+                sound = views.spectrogram(sample.members[SPECTROGRAM_MEMBER])
+                if sound.shape != array.shape[1:]:
+                    raise ValueError(
+                        f"its spectrogram has the shape {sound.shape}, another one of its batch {array.shape[1:]}: "
+                        "extract all clips with the same length"
+                    )
+                array[row] = sound
+                continue
+            view = view or _view(sample, random)
+            instants = len(sample.meta[MODALITY_KIND[modality]]["times"])
+            chosen = views.choose(instants, self._frames, random and random[5:])
+            for planes, instant in zip(array[row], chosen):
+                for out, member in zip(planes, self._members(modality, instant)):
+                    views.picture(sample.members[member], view, out)
+                    if view.flip and member.endswith("_x.jpg"):
+                        views.mirror_motion(out)
 
 
-def evaluation_batches(numbers: range, *, batch_size: int, rank: int = 0, world: int = 1) -> list[list[Item]]:
-    """A rank's share of a split, each sample once; ranks may differ by one sample, and by one batch."""
-    mine = numbers[rank::world]
-    return [[(-1, n) for n in mine[start : start + batch_size]] for start in range(0, len(mine), batch_size)]
+def _view(sample: StoredSample, random: Sequence[float] | None) -> views.View:
+    """One view for all pictures of a sample, whatever is loaded of them."""
+    about = sample.meta[next((kind for kind in _PICTURES if kind in sample.meta), "frames")]
+    height, width = about["height"], about["width"]
+    return views.random_view(height, width, random) if random else views.centre_view(height, width)
+
+
+def _channels_first(modality: str, memory: Tensor) -> Tensor:
+    return memory[:, None] if modality == "audio" else memory.permute(0, 1, 2, 5, 3, 4).flatten(2, 3)
 
 
 def make_loader(
-    dataset: ClipDataset, batches: Iterable[list[Item]], *, workers: int, pin_memory: bool = False
-) -> DataLoader[dict[str, Any]]:
-    """A DataLoader over batches of items; workers keep nothing between samples but open files."""
+    dataset: ClipDataset, batches: Batches[list[Item]], *, workers: int, pin_memory: bool = False
+) -> DataLoader[Batch]:
+    """A DataLoader over batches of items; workers keep nothing between samples but open files.
+
+    Shards at an address are fetched ahead of the batches that need them.
+    """
+    if dataset.reader.remote:
+        in_flight = max(1, _PREFETCH * workers)
+        batches = FetchAhead(batches, lambda batch: dataset.reader.needs(_numbers(batch)), in_flight=in_flight)
     return DataLoader(
         dataset,
         batch_sampler=batches,
+        collate_fn=_as_it_is,
         num_workers=workers,
         pin_memory=pin_memory,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=_PREFETCH if workers else None,
         worker_init_fn=_one_thread if workers else None,
     )
+
+
+def _numbers(batch: Sequence[Item]) -> list[int]:
+    return [~number if number < 0 else number for _, number in batch]
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch  # nothing is left to collate
 
 
 def _one_thread(worker: int) -> None:

@@ -12,22 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bmlpipe.train import checkpoint
-from bmlpipe.train.assemble import build_model
+from bmlpipe.train.assemble import build_model, open_shards
+from bmlpipe.train.batches import TrainBatches, evaluation_batches
 from bmlpipe.train.config import ConfigError, TrainConfig
 from bmlpipe.train.evaluate import predict
 from bmlpipe.train.inputs import Inputs
 from bmlpipe.train.journal import DelayedRows, Journal, Row
-from bmlpipe.train.loader import ClipDataset, TrainBatches, evaluation_batches, make_loader
+from bmlpipe.train.loader import ClipDataset, make_loader
 from bmlpipe.train.metrics import summarise
-from bmlpipe.train.modulation import make_modulation, optimizer_advice, row_advice
+from bmlpipe.train.modulation import optimizer_advice, row_advice, rule_advice
+from bmlpipe.train.modulation.gblending import GBlending
+from bmlpipe.train.objective import objective_of, reference_weights
+from bmlpipe.train.optimizers import make_optimizer, set_lr
 from bmlpipe.train.parallel import Place, share_buffers
 from bmlpipe.train.progress import ProgressLine
-from bmlpipe.train.scores import scores, unimodal_logits
+from bmlpipe.train.step import TrainStep
 from bmlpipe.train.stopping import StopRequest
 
 _logger = logging.getLogger(__name__)
@@ -71,39 +74,58 @@ class Training:
         if config.batch_norm == "sync" and place.device.type != "cuda":
             raise ConfigError("batch_norm is 'sync', which torch offers on CUDA only: choose local or frozen")
         self.config, self.place, self.folder = config, place, Path(config.out)
+        reader, mixture = open_shards(config)
         self.data = ClipDataset(
-            Path(config.shards),
+            reader,
             config.chosen,
             frames=config.frames or 1,
             image_size=config.image_size,
             augment=config.augment == "standard",
             seed=config.seed,
         )
-        self.index = self.data.reader.index
+        self.index = reader.index
         self.index.split_shards("val")  # the best epoch is chosen on it: say early if it is not there
-        model = build_model(config, self.index)
+        self.balance = config.balance()
+        resuming = config.resume and self._path(checkpoint.LAST).is_file()
+        blending = next((rule for rule in self.balance.rules if isinstance(rule, GBlending)), None)
+        weights = None
+        if blending and not resuming:
+            weights = reference_weights(config.references, config.chosen, blending.blend_until)
+        model = build_model(config, self.index, blend=blending is not None, weights=weights)
+        self.balance.bind(model)
         if config.batch_norm == "sync":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        if config.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model.to(place.device)
         imagenet = config.weights != "none"
         self.inputs = Inputs(config.chosen, self.index.statistics, imagenet=imagenet).to(place.device)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        self.optimizer = make_optimizer(
+            config.optimizer,
+            self.model.parameters(),
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            fused=config.precision == "fp16",
         )
-        self.balance = make_modulation(
-            config.modulation,
-            config.chosen,
-            seed=config.seed,
-            q_base=config.q_base,
-            lam=config.lam,
-            alpha=config.alpha,
-            noise=config.noise,
+        self.step = TrainStep(
+            self.model,
+            self._wrapped(),
+            self.inputs,
+            self.balance,
+            self.optimizer,
+            place,
+            objective=objective_of(self.model.head),
+            precision=config.precision,
+            gamma=config.gamma,
+            clip=config.clip,
+            compiled=config.compile,
         )
         self.progress = Progress()
-        if config.resume and self._path(checkpoint.LAST).is_file():
+        if resuming:
             self._load(checkpoint.LAST)
         self.batches = TrainBatches(
-            [shard.samples for shard in self.index.split_shards("train")],
+            mixture,
             batch_size=config.batch_size,
             epochs=config.epochs,
             seed=config.seed,
@@ -111,6 +133,8 @@ class Training:
             rank=place.rank,
             world=place.world,
             first_step=self.progress.step,
+            accumulate=config.accumulate,
+            last_batch=config.last_batch,
         )
         self.rows = DelayedRows([*self.balance.columns, "loss", "stop"])
         self.stop = StopRequest()
@@ -126,9 +150,9 @@ class Training:
         Raises:
             DivergedError: The loss is not a number any more.
         """
-        advice = optimizer_advice(self.balance, self.optimizer)
-        if advice and self.place.first:
-            _logger.warning(advice)
+        if self.place.first:
+            for advice in filter(None, [optimizer_advice(self.balance, self.optimizer), *rule_advice(self.balance)]):
+                _logger.warning(advice)
         first, options = self.place.first, self.config
         with (
             Journal(
@@ -143,13 +167,12 @@ class Training:
         ):
             line = ProgressLine(self.batches.steps) if first else None
             loader = iter(make_loader(self.data, self.batches, workers=options.workers, pin_memory=self._on_cuda))
-            wrapped = self._wrapped()
             metrics: Row = {}
             now = self.progress
             while now.step < self.batches.steps or now.evaluated < now.step:
                 epoch, inside = divmod(now.step, self.batches.steps_per_epoch)
                 if inside or now.evaluated == now.step:
-                    self._epoch(epoch, wrapped, loader, journal, line)
+                    self._epoch(epoch, loader, journal, line)
                     if self.stopping:
                         self._save(checkpoint.LAST)
                         return None
@@ -173,36 +196,32 @@ class Training:
         return self.place.device.type == "cuda"
 
     def _wrapped(self) -> nn.Module:
+        if self.config.compile:
+            self.model.compile()
         if self.place.world == 1:
             return self.model
         return DistributedDataParallel(self.model, device_ids=[self.place.device] if self._on_cuda else None)
 
     def _epoch(
-        self,
-        epoch: int,
-        wrapped: nn.Module,
-        loader: Iterator[dict[str, Any]],
-        journal: Journal | None,
-        line: ProgressLine | None,
+        self, epoch: int, loader: Iterator[dict[str, Any]], journal: Journal | None, line: ProgressLine | None
     ) -> None:
         """Take the steps of one epoch, or of what is left of it; ends early where the ranks agree to stop."""
         config = self.config
-        wrapped.train()
+        self.model.train()
         if config.batch_norm == "frozen":
             _freeze_batch_norm(self.model)
         self.balance.epoch = epoch
-        lr = config.lr * (config.lr_gamma ** (epoch // config.lr_step) if config.lr_step else 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        lr = set_lr(self.optimizer, lr=config.lr, epoch=epoch, every=config.lr_step, gamma=config.lr_gamma)
         end = (epoch + 1) * self.batches.steps_per_epoch
         before = time.perf_counter()
         while self.progress.step < end and not self.stopping:
-            batch = next(loader)
+            micro = [next(loader) for _ in range(config.accumulate)]
             loaded = time.perf_counter()
-            values = self._step(wrapped, batch)
+            real = self.batches.real(self.progress.step)
+            values = self.step(micro, real=real, also=[float(self.stop.requested)])
             now = time.perf_counter()
-            about: Row = {"step": self.progress.step, "epoch": epoch, "lr": lr, "data_s": loaded - before}
-            about |= {"step_s": now - before, "samples_per_s": config.batch_size / (now - before)}
+            about: Row = {"step": self.progress.step, "epoch": epoch, "lr": lr, "samples": real}
+            about |= {"data_s": loaded - before, "step_s": now - before, "samples_per_s": real / (now - before)}
             before = now
             self.progress.step += 1
             self._read(self.rows.push(about, values), journal, line)
@@ -210,28 +229,6 @@ class Training:
                 self._flush(journal, line)
                 self._save(checkpoint.LAST)
         self._flush(journal, line)
-
-    def _step(self, wrapped: nn.Module, batch: dict[str, Any]) -> Tensor:
-        """One optimiser step; returns the journal's numbers, on the device."""
-        device = self.place.device
-        raw = {m: batch[m].to(device, non_blocking=True) for m in self.config.chosen}
-        labels = batch["label"].to(device, non_blocking=True)
-        numbers = batch["number"]
-
-        def between(features: dict[str, Tensor]) -> dict[str, Tensor]:
-            alone = scores(unimodal_logits(self.model.head, features), labels)
-            return self.balance.forward(features, alone, numbers.to(device, non_blocking=True))
-
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            logits = wrapped(self.inputs(raw), between=between)
-            loss = functional.cross_entropy(logits.float(), labels)
-        weighted = loss.detach() / self.place.world  # ranks have equal shares, so the mean over ranks is the batch's
-        self.balance.reduce(torch.stack([weighted, torch.full_like(weighted, float(self.stop.requested))]))
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.balance.backward(self.model.encoders)  # type: ignore[arg-type]
-        self.optimizer.step()
-        return torch.cat([self.balance.row, self.balance.extra])
 
     def _read(self, row: Row | None, journal: Journal | None, line: ProgressLine | None) -> None:
         """Act on a row that has arrived, alike on every rank."""
@@ -241,7 +238,7 @@ class Training:
         if journal is not None:
             journal.step(row)
         if line is not None:
-            line.step(row, row_advice({name: row[name] for name in self.balance.columns}))
+            line.step(row, row_advice({name: row[name] for name in self.balance.columns}, self.balance))
         if not math.isfinite(row["loss"]):
             raise DivergedError(
                 f"the loss is {row['loss']} at step {row['step']} (epoch {row['epoch']}): lower --lr (now "
@@ -263,8 +260,11 @@ class Training:
             world=place.world,
         )
         loader = make_loader(self.data, batches, workers=self.config.workers, pin_memory=self._on_cuda)
-        found = predict(self.model, self.inputs, loader, len(self.index.classes), place.device)
+        classes, gamma = len(self.index.classes), self.config.gamma
+        found = predict(self.model, self.inputs, loader, classes, place.device, gamma=gamma)
         row: Row = {"epoch": epoch, "step": self.progress.step, "split": split}
+        if split == "val":
+            row |= {"left_out": self.batches.dropped, "padded": self.batches.padded}
         row |= summarise(found.logits, found.branches, found.labels)
         if journal is not None:
             journal.metrics(row)
@@ -281,23 +281,27 @@ class Training:
                 "model": self.model.state_dict(),
                 "inputs": self.inputs.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
+                "scaler": self.step.scaler.state_dict(),
                 "modulation": self.balance.state_dict(),
                 "progress": vars(self.progress),
                 "config": self.config.as_dict(),
                 "dataset": self.index.dataset,
                 "classes": list(self.index.classes),
                 "features": dict(self.index.features),
-                "features_sha256": self.index.features_sha256,
+                "samples_sha256": self.index.samples_sha256,
             }
             checkpoint.save(self._path(name), content)
 
     def _load(self, name: str) -> None:
         path = self._path(name)
         state = checkpoint.load(path, self.place.device)
-        checkpoint.check_same_run(state, self.config.as_dict(), self.index.features_sha256, path)
+        checkpoint.check_same_run(state, self.config.as_dict(), path)
+        checkpoint.check_same_features(state, self.index.features, self.config.chosen, path)
+        checkpoint.check_same_samples(state, self.index.samples_sha256, path)
         self.model.load_state_dict(state["model"])
         self.inputs.load_state_dict(state["inputs"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.step.scaler.load_state_dict(state["scaler"])
         self.balance.load_state_dict(state["modulation"])
         self.progress = Progress(**state["progress"])
 

@@ -1,4 +1,4 @@
-"""Metrics of predictions, by scikit-learn."""
+"""Metrics of predictions, by scikit-learn and SciPy."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import log_softmax
 from sklearn.metrics import accuracy_score, average_precision_score
 
 Logits = npt.NDArray[np.floating]
@@ -39,10 +40,17 @@ def mean_average_precision(logits: Logits, labels: Labels) -> float:
         return float(average_precision_score(truth, probabilities[:, present], average="macro"))
 
 
+def cross_entropy(logits: Logits, labels: Labels) -> float:
+    """Mean of −log softmax(logits)[label], the loss; (N, K) and (N,) → [0, ∞)."""
+    of_labels = log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels]
+    return float(-of_labels.mean())
+
+
 def summarise(logits: Logits, branches: Mapping[str, Logits], labels: Labels) -> dict[str, float]:
-    """Accuracy and mAP of the joint prediction, accuracy of each modality's branch (`accuracy/audio`)."""
+    """Accuracy, mAP and loss of the joint prediction, accuracy of each modality's branch (`accuracy/audio`)."""
     return {
         "accuracy": accuracy(logits, labels),
         "mAP": mean_average_precision(logits, labels),
+        "loss": cross_entropy(logits, labels),
         **{f"accuracy/{modality}": accuracy(branch, labels) for modality, branch in branches.items()},
     }

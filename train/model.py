@@ -1,4 +1,4 @@
-"""The multimodal model: one encoder a modality and a fusion head."""
+"""The multimodal model: one encoder a modality, perhaps an exchange between them, and a fusion head."""
 
 from __future__ import annotations
 
@@ -6,19 +6,29 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
+from bmlpipe.train.stages import run_together, staged
+
 
 class MultimodalModel(nn.Module):
-    """Encoders and a head.
+    """Encoders and a head, and what happens between the encoders' stages.
 
     Args:
         encoders: Modality → encoder, (B, T, C, H, W) → (B, D_m).
         head: {m: (B, D_m)} → (B, K).
+        exchange: Intermediate fusion (`bmlpipe.train.exchange`), called after the encoders' stages; its parameters are
+            its own and belong to no encoder. None: the encoders do not know of each other.
+
+    Raises:
+        ValueError: An exchange between encoders that are not made of stages.
     """
 
-    def __init__(self, encoders: Mapping[str, nn.Module], head: nn.Module) -> None:
+    def __init__(self, encoders: Mapping[str, nn.Module], head: nn.Module, exchange: nn.Module | None = None) -> None:
         super().__init__()
+        if exchange is not None:
+            staged(encoders, type(exchange).__name__)
         self.encoders = nn.ModuleDict(encoders)
         self.head = head
+        self.exchange = exchange
 
     def forward(
         self,
@@ -42,5 +52,7 @@ class MultimodalModel(nn.Module):
         return logits
 
     def encode(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """{m: (B, T, C, H, W)} → {m: (B, D_m)}."""
-        return {m: encoder(inputs[m]) for m, encoder in self.encoders.items()}
+        """{m: (B, T, C, H, W)} → {m: (B, D_m)}, after any exchange."""
+        if self.exchange is None:
+            return {m: encoder(inputs[m]) for m, encoder in self.encoders.items()}
+        return run_together(dict(self.encoders.items()), inputs, self.exchange)  # type: ignore[arg-type]

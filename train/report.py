@@ -10,11 +10,12 @@ from typing import Any
 
 import yaml
 
+from bmlpipe.train.checkpoint import FREE
 from bmlpipe.train.config import ConfigError
 from bmlpipe.train.journal import METRICS_FILE, STEPS_FILE, Row, read_rows
 
 #: Options that do not make two runs different experiments.
-_ASIDE = frozenset({"seed", "out", "shards", "workers", "device", "resume", "tensorboard", "checkpoint_every"})
+_ASIDE = FREE - {"epochs"} | {"seed"}
 
 #: Options that mean something under one modulation only.
 _OF_MODULATION = {"q_base": "opm", "lam": "opm", "alpha": "ogm", "noise": "ogm"}
@@ -47,6 +48,12 @@ class Run:
         middle = int(self.config["epochs"]) // 2
         values = [row[column] for row in self.steps if row["epoch"] == middle and row.get(column) is not None]
         return statistics.fmean(values) if values else None
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Median time of a step, waiting for data left out."""
+        times = [row["step_s"] - row["data_s"] for row in self.steps]
+        return statistics.median(times) if times else None
 
 
 def read_run(folder: Path) -> Run:
@@ -93,12 +100,14 @@ def table(runs: Iterable[Run]) -> tuple[list[str], list[list[str]]]:
     """The headline table.
 
     Returns:
-        Column titles and rows of text; accuracies and mAP in %, mean ± standard deviation over seeds.
+        Column titles and rows of text; accuracies and mAP in %, mean ± standard deviation over seeds; step time
+        over that of the same training without modulation, which means something only if the machine was as busy.
     """
     groups = experiments(runs)
     modalities = list(dict.fromkeys(m for group in groups.values() for m in group[0].config["modalities"]))
     titles = ["run", "seeds", "split", "accuracy", "mAP", *(f"{m} branch" for m in modalities)]
-    titles += [f"ρ {m} halfway" for m in modalities]
+    titles += [*(f"ρ {m} halfway" for m in modalities), "step time"]
+    plain = {_unmodulated(group[0]): group for group in groups.values() if group[0].config["modulation"] == "none"}
     rows = []
     for name, group in groups.items():
         finals = [final for run in group if (final := run.final) is not None]
@@ -107,8 +116,19 @@ def table(runs: Iterable[Run]) -> tuple[list[str], list[list[str]]]:
         ratios = [[value for run in group if (value := run.halfway(f"rho/{m}")) is not None] for m in modalities]
         split = finals[0]["split"] if finals else "-"
         cells = [*(_spread(values, ".1f") for values in shares), *(_spread(values, ".2f") for values in ratios)]
-        rows.append([name, str(len(finals)), split, *cells])
+        rows.append([name, str(len(finals)), split, *cells, _slower(group, plain.get(_unmodulated(group[0])))])
     return titles, rows
+
+
+def _unmodulated(run: Run) -> tuple[tuple[str, Any], ...]:
+    """What a run shares with the same one without modulation."""
+    return tuple((name, value) for name, value in _options(run.config) if name not in {"modulation", *_OF_MODULATION})
+
+
+def _slower(group: Sequence[Run], plain: Sequence[Run] | None) -> str:
+    """Median step time over that of the runs without modulation."""
+    own, theirs = ([run.step_seconds for run in runs if run.step_seconds] for runs in (group, plain or ()))
+    return f"{statistics.median(own) / statistics.median(theirs):.2f}" if own and theirs else "-"
 
 
 def _spread(values: Sequence[float], form: str) -> str:

@@ -15,7 +15,8 @@ from typing import Any
 import click
 import yaml
 
-from bmlpipe.train.config import ConfigError, TrainConfig, flags, parse, read_file
+from bmlpipe.train.config import ConfigError, TrainConfig
+from bmlpipe.train.options import flags, parse, read_file
 
 _logger = logging.getLogger("bmlpipe.train")
 

@@ -6,6 +6,7 @@ and leaves the head as it was.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -24,14 +25,18 @@ def unimodal_logits(
     Args:
         head: Takes {m: (B, D_m)}, gives (B, K).
         features: {m: (B, D_m)}, undropped, of any floating type.
-        gamma: Share of the bias that each modality's term gets, only for heads that split; None: the head's default.
+        gamma: Shares γ^m of the head's bias that the terms get (Table 14), in the order of the head's modalities, only
+            for heads that split: of the one bias of concatenation (None: 1/M each), of each branch's own bias in
+            summation (None: 1; the release's form: ½). They need not add up to anything.
 
     Returns:
         {m: (B, K)}, float32, detached, in the order of `features`.
 
     Raises:
-        ValueError: `gamma` with a head that does not split.
+        ValueError: `gamma` with a head that does not split, of another length than M, or not finite.
     """
+    if gamma is not None and not all(math.isfinite(share) for share in gamma):
+        raise ValueError(f"gamma must be finite numbers, not {list(gamma)}")
     some = next(iter(features.values()))
     with torch.no_grad(), torch.autocast(some.device.type, enabled=False):
         dtype = next((parameter.dtype for parameter in head.parameters()), torch.float32)

@@ -22,8 +22,9 @@ from typing import Any
 
 import yaml
 
-from bmlpipe.train.config import ConfigError, parse, read_file
+from bmlpipe.train.config import ConfigError
 from bmlpipe.train.journal import METRICS_FILE, read_rows
+from bmlpipe.train.options import parse, read_file
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -19,6 +20,9 @@ import simplejpeg
 from bmlpipe.shards.order import keyed_uniform
 
 Image = npt.NDArray[np.uint8]
+
+# Grey level of a horizontal motion → that of the opposite one: 128 is none.
+_MIRRORED = np.clip(256 - np.arange(256), 0, 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,21 @@ def random_view(height: int, width: int, numbers: Sequence[float]) -> View:
     return View(top / height, left / width, tall / height, wide / width, numbers[4] < 0.5)
 
 
-def uniform_numbers(seed: int, epoch: int, number: int, count: int) -> list[float]:
-    """Uniform numbers of one sample in one epoch (stream 2; streams 0 and 1 are the order's)."""
-    numbers: list[float] = keyed_uniform(seed, epoch, 2, number, np.arange(count)).tolist()
-    return numbers
+def uniform_numbers(
+    seed: int, epochs: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64], count: int
+) -> npt.NDArray[np.float64]:
+    """Uniform numbers of samples (stream 2; streams 0 and 1 are the order's).
+
+    Args:
+        seed: Seed of the run.
+        epochs: Epoch of each sample, (B,).
+        numbers: Sample numbers, (B,).
+        count: How many each.
+
+    Returns:
+        (B, count), in [0, 1); a row depends on its own epoch and number only, and more of them begin with the same.
+    """
+    return keyed_uniform(seed, epochs[:, None], 2, numbers[:, None], np.arange(count))
 
 
 def choose(available: int, count: int, numbers: Sequence[float] | None = None) -> list[int]:
@@ -78,51 +93,62 @@ def choose(available: int, count: int, numbers: Sequence[float] | None = None) -
     return [min(available - 1, int((segment + inside[segment]) * available / count)) for segment in range(count)]
 
 
-def picture(jpeg: bytes | memoryview, view: View, size: int, *, grey: bool = False) -> Image:
+def picture(jpeg: bytes | memoryview, view: View, out: Image) -> None:
     """Decode a JPEG and show a view of it.
 
-    The decoder scales down by n/8 (in the DCT domain) as far as the view stays at least `size` large, which saves most
-    of the work for small pictures.
+    The decoder halves the picture (in the DCT domain; once, twice or three times) as long as the view stays at least
+    as large as `out`. It could scale by any n/8, but what lies between two halvings takes longer than the larger of
+    them. What is left to shrink is less than twofold and bilinear; an axis of a long box that shrinks more is averaged.
 
     Args:
         jpeg: A JPEG of any size.
         view: Part to show.
-        size: Side of the result in pixels.
-        grey: One channel instead of RGB.
-
-    Returns:
-        (size, size, 3), or (size, size, 1) for grey; uint8.
+        out: Where to, contiguous: (height, width, 3) for RGB or (height, width, 1) for grey.
     """
     height, width = simplejpeg.decode_jpeg_header(jpeg)[:2]
-    scale = max(size / (view.height * height), size / (view.width * width))
+    spare = min(round(view.height * height) / out.shape[0], round(view.width * width) / out.shape[1])
+    reduction = next(factor for factor in (8, 4, 2, 1) if spare >= factor or factor == 1)
     image = simplejpeg.decode_jpeg(
         jpeg,
-        "GRAY" if grey else "RGB",
-        min_height=min(height, math.ceil(scale * height)),
-        min_width=min(width, math.ceil(scale * width)),
+        "RGB" if out.shape[2] == 3 else "GRAY",
+        min_height=math.ceil(height / reduction),
+        min_width=math.ceil(width / reduction),
         min_factor=1,
     )
     rows, columns = image.shape[:2]
     top, left = round(view.top * rows), round(view.left * columns)
     tall, wide = max(1, round(view.height * rows)), max(1, round(view.width * columns))
     part = image[top : top + tall, left : left + wide]
-    if part.shape[:2] != (size, size):
-        shrinks = part.shape[0] >= size and part.shape[1] >= size
-        part = cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    long = tall > 2 * out.shape[0] or wide > 2 * out.shape[1]
+    size, interpolation = (out.shape[1], out.shape[0]), cv2.INTER_AREA if long else cv2.INTER_LINEAR
     if view.flip:
-        part = part[:, ::-1]
-    return np.ascontiguousarray(part.reshape(size, size, 1 if grey else 3))
+        cv2.flip(cv2.resize(part, size, interpolation=interpolation), 1, dst=out)
+    else:
+        cv2.resize(part, size, dst=out, interpolation=interpolation)
 
 
-def flow_field(x: bytes | memoryview, y: bytes | memoryview, view: View, size: int) -> Image:
-    """One flow field as (size, size, 2); mirroring turns the horizontal component around its zero, 128."""
-    across, down = picture(x, view, size, grey=True), picture(y, view, size, grey=True)
-    if view.flip:
-        across = np.clip(256 - across.astype(np.int16), 0, 255).astype(np.uint8)
-    return np.concatenate([across, down], axis=2)
+def mirror_motion(x: Image) -> None:
+    """Turn the horizontal component of a flow field, which a flip has mirrored, to the other side; in place."""
+    np.take(_MIRRORED, x, out=x)
 
 
 def spectrogram(npy: bytes | memoryview) -> npt.NDArray[np.float16]:
-    """A stored spectrogram, (bins, windows), float16."""
-    values: npt.NDArray[np.float16] = np.load(io.BytesIO(npy), allow_pickle=False)
-    return values
+    """A stored spectrogram, (bins, windows), float16: a view into the bytes.
+
+    Raises:
+        ValueError: It is not one.
+    """
+    start = 10 + int.from_bytes(npy[8:10], "little")
+    shape, fortran = _npy_layout(bytes(npy[:start]))
+    values = np.frombuffer(npy, "<f2", math.prod(shape), start)
+    return values.reshape(shape, order="F" if fortran else "C")
+
+
+@lru_cache(maxsize=64)  # parsing costs more than copying the spectrogram, and a set has few lengths
+def _npy_layout(header: bytes) -> tuple[tuple[int, ...], bool]:
+    file = io.BytesIO(header)
+    np.lib.format.read_magic(file)
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype != np.dtype("<f2") or len(shape) != 2:
+        raise ValueError(f"a spectrogram of type {dtype} and shape {shape}: must be float16, (bins, windows)")
+    return shape, fortran

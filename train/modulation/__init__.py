@@ -13,14 +13,24 @@
             optimizer.step()
     balance.telemetry()                                                  # {"rho/audio": tensor(1.4), …}
 
-Under DistributedDataParallel the two lines in the middle stand inside the wrapped module's forward pass
-(`bmlpipe.train.model.MultimodalModel`, argument `between`). What each option is: docs/methods.md.
+Rules that act on the encoders' inputs or on the optimiser's step need two more lines, which do nothing otherwise:
+`inputs = balance.inputs(inputs, ids)` before the encoders, and `balance.update(optimizer.step, encoders)` in place of
+`optimizer.step()`. Under DistributedDataParallel the two lines in the middle stand inside the wrapped module's forward
+pass (`bmlpipe.train.model.MultimodalModel`, argument `between`). What each option is: docs/methods.md.
 """
 
-from bmlpipe.train.modulation.advice import optimizer_advice, row_advice
+from bmlpipe.train.modulation.advice import optimizer_advice, row_advice, rule_advice
+from bmlpipe.train.modulation.annealed import AnnealedDropout
 from bmlpipe.train.modulation.combine import Modulation
+from bmlpipe.train.modulation.curriculum import CurriculumDropout
+from bmlpipe.train.modulation.dropout import Dropout
+from bmlpipe.train.modulation.evolutional import EvolutionalDropout
+from bmlpipe.train.modulation.greedy import Greedy
+from bmlpipe.train.modulation.moddrop import ModDrop
 from bmlpipe.train.modulation.ogm import OGM
+from bmlpipe.train.modulation.ogm_star import OGMStar
 from bmlpipe.train.modulation.opm import OPM
+from bmlpipe.train.modulation.presets import PRESETS, Preset
 from bmlpipe.train.modulation.registry import MODULATIONS, make_modulation
 from bmlpipe.train.modulation.rule import Rule, Step
 
@@ -28,10 +38,20 @@ __all__ = [
     "MODULATIONS",
     "OGM",
     "OPM",
+    "PRESETS",
+    "AnnealedDropout",
+    "CurriculumDropout",
+    "Dropout",
+    "EvolutionalDropout",
+    "Greedy",
+    "ModDrop",
     "Modulation",
+    "OGMStar",
+    "Preset",
     "Rule",
     "Step",
     "make_modulation",
     "optimizer_advice",
     "row_advice",
+    "rule_advice",
 ]

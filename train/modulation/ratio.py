@@ -54,12 +54,23 @@ def check_choice(name: str, value: str, choices: object) -> None:
         raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
 
 
+def check_flag(name: str, value: bool) -> None:
+    """Refuse anything but true or false (a word such as `off` would count as true).
+
+    Raises:
+        ValueError: Names the option and its value.
+    """
+    if value is not True and value is not False:
+        raise ValueError(f"{name} must be true or false, not {value!r}")
+
+
 def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
-    """Refuse a number outside [low, high] or not finite.
+    """Refuse what is not a number in [low, high], or not finite.
 
     Raises:
         ValueError: Names the option, its value and the range.
     """
-    if not low <= value <= high or value == float("inf"):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not low <= value <= high or value == float("inf"):
         bounds = f"in [{low:g}, {high:g}]" if high < float("inf") else f"finite and at least {low:g}"
-        raise ValueError(f"{name} must be {bounds}, not {value}")
+        raise ValueError(f"{name} must be {bounds}, not {value!r}")

@@ -1,0 +1,122 @@
+"""What Dask adds to extraction, and what a second worker brings.
+
+The same batches of the same clips (frames, spectrogram, HDF5), interleaved: by a plain process pool, by
+`bmlpipe extract`'s own run on Dask with as many workers, and by that with one worker. CPU seconds (user + system) are
+of this process and all its children, wall-clock seconds of the run; both from the moment when each worker has
+finished a batch, so that starting up, which is printed apart, does not blur a comparison of hours of work.
+
+Ratios: `dask_vs_pool_cpu` Dask's CPU ÷ the pool's; `two_workers_vs_one` clips a second with two workers ÷ with one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import psutil
+from _measure import ratios, show, write
+from extract import WITHOUT_FLOW, make_clips
+
+from bmlpipe.manifests.schema import Clip, Manifest
+from bmlpipe.pipeline import extract
+from bmlpipe.pipeline.ledger import Row
+from bmlpipe.pipeline.work import extract_batch
+
+BATCH = 8
+
+
+def cpu_seconds() -> float:
+    """Of this process and all living descendants."""
+    own = psutil.Process()
+    times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
+    return sum(one.user + one.system for one in times)
+
+
+class Stopwatch:
+    """From the first finished batches to the last one.
+
+    Args:
+        warm_up: Batches that are not counted: the first of each worker, and what was in flight then.
+    """
+
+    def __init__(self, warm_up: int) -> None:
+        self._left, self._clips, self._begun = warm_up, 0, time.perf_counter()
+
+    def batch(self, rows: Sequence[Row]) -> None:
+        """A batch is finished."""
+        if any(row.status != "ok" for row in rows):
+            raise RuntimeError(next(row.message for row in rows if row.status != "ok"))
+        self._left -= 1
+        if self._left == 0:
+            self.started = time.perf_counter() - self._begun
+            self._cpu, self._wall = cpu_seconds(), time.perf_counter()
+        elif self._left < 0:
+            self._clips += len(rows)
+            self.cpu = (cpu_seconds() - self._cpu) / self._clips
+            self.wall = (time.perf_counter() - self._wall) / self._clips
+
+
+def on_pool(plan: extract.Plan, workers: int, watch: Stopwatch) -> None:
+    """A plain pool of processes, as one would write it without Dask."""
+    batches = [plan.tasks[start : start + BATCH] for start in range(0, len(plan.tasks), BATCH)]
+    function = partial(extract_batch, recipe=plan.recipe, out=plan.out, videos=plan.videos)
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        for rows in pool.imap_unordered(function, batches):
+            watch.batch(rows)
+
+
+def on_dask(plan: extract.Plan, workers: int, watch: Stopwatch) -> None:
+    """The run behind `bmlpipe extract --workers`."""
+    with extract.claimed(plan.out):
+        extract.run(plan, workers=workers, batch=BATCH, progress=watch.batch)
+
+
+def rounds(folder: Path, count: int, repeats: int) -> Iterator[dict[str, Stopwatch]]:
+    """Each way once a round; the first round warms the page cache."""
+    videos = folder / "videos"
+    videos.mkdir()
+    clips = make_clips(folder, 6, 250)
+    for number in range(count):
+        (videos / f"{number}.mp4").hardlink_to(clips[number % len(clips)])
+    table = [Clip(str(number), "train", "x", f"{number}.mp4") for number in range(count)]
+    manifest = Manifest("folder", ("x",), table)
+    ways = {"pool 2": (on_pool, 2), "dask 2": (on_dask, 2), "dask 1": (on_dask, 1)}
+    for _ in range(repeats + 1):
+        found = {}
+        for name, (way, workers) in ways.items():
+            out = folder / "out"
+            watch = Stopwatch(2 * workers)
+            way(extract.make_plan(manifest, videos, out, WITHOUT_FLOW), workers, watch)
+            shutil.rmtree(out)
+            found[name] = watch
+        yield found
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write machine and ratios here")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clips", type=int, default=120)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        _, *found = rounds(Path(name), options.clips, options.rounds)
+    for what in ("cpu", "wall", "started"):
+        rows = {way: [getattr(one[way], what) for one in found] for way in found[0]}
+        title = {"cpu": "CPU ms a clip", "wall": "ms a clip", "started": "ms to the first batches"}[what]
+        show(title, rows, 1e3, 1)
+    costs = {
+        f"{way} {what}": [getattr(one[way], what) for one in found] for way in found[0] for what in ("cpu", "wall")
+    }
+    pairs = {"dask_vs_pool_cpu": ("dask 2 cpu", "pool 2 cpu"), "two_workers_vs_one": ("dask 1 wall", "dask 2 wall")}
+    write(options.json, ratios(costs, pairs), "av", "dask", "distributed")
+
+
+if __name__ == "__main__":
+    main()

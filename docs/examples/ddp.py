@@ -1,0 +1,82 @@
+"""OPM and OGM under DistributedDataParallel: any number of ranks does what one process does.
+
+    python docs/examples/ddp.py
+    torchrun --nproc-per-node 2 docs/examples/ddp.py
+
+The scores and the drop belong into the forward pass that DDP wraps; the gradients are modulated when `backward()` has
+returned, so that they are averaged over the ranks. Give every rank the same seed and the same ids for the same samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from digits import MODALITIES, Digits, TwoViews, figures, show
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+from bmlpipe.train.modulation import OGM, OPM, Modulation
+from bmlpipe.train.parallel import Place, all_equal, process_group
+from bmlpipe.train.scores import scores, unimodal_logits
+
+GLOBAL_BATCH = 48
+
+
+class Balanced(TwoViews):
+    """The model that DDP wraps, with the modulation between the encoders and the head."""
+
+    def __init__(self, balance: Modulation) -> None:
+        super().__init__()
+        self.balance = balance
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """The loss of this rank's share of a batch."""
+        features = self.encode(batch)
+        alone = scores(unimodal_logits(self.head, features), batch["labels"])
+        features = self.balance.forward(features, alone, batch["ids"])
+        return cross_entropy(self.head(features), batch["labels"])
+
+
+def train(place: Place, epochs: int) -> tuple[Balanced, list[Tensor]]:
+    """Train on this rank's share of each batch."""
+    data = Digits("train")
+    balance = Modulation(MODALITIES, OPM(), OGM(), seed=0)
+    model = Balanced(balance).to(place.device)
+    wrapped = DistributedDataParallel(model) if place.world > 1 else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    rows = []
+    for epoch in range(epochs):
+        balance.epoch = epoch
+        for ids in torch.randperm(len(data), generator=torch.Generator().manual_seed(epoch)).split(GLOBAL_BATCH):
+            mine = {name: value.to(place.device) for name, value in data[ids[place.rank :: place.world]].items()}
+            optimizer.zero_grad()
+            loss = wrapped(mine)
+            balance.reduce()  # optional: the step's one small collective runs beside the backward pass
+            loss.backward()
+            balance.backward(model.encoders)
+            optimizer.step()
+            rows.append(balance.row)
+    return model, rows
+
+
+def main() -> None:
+    """Train with as many ranks as there are, check that they agree, show the first one's figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--save", type=Path, help="write each rank's weights and journal here, as <rank>.pt")
+    options = parser.parse_args()
+    with process_group("cpu") as place:
+        model, rows = train(place, options.epochs)
+        if not all_equal(model):
+            raise RuntimeError("the replicas differ")
+        if place.first:
+            show({f"{place.world} rank{'s'[: place.world > 1]}": figures(model, model.balance, rows)})
+        if options.save is not None:
+            torch.save({"model": model.state_dict(), "rows": torch.stack(rows)}, options.save / f"{place.rank}.pt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""OPM and OGM in a Lightning module: the modulation has its own line in five hooks, marked +.
+
+    pip install lightning
+    python docs/examples/lightning_module.py
+
+`on_before_optimizer_step` is the right place: Lightning calls it once an optimiser step (after the last accumulated
+batch), when gradients are averaged over ranks and unscaled, and clips them afterwards.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+import torch
+from digits import MODALITIES, Digits, TwoViews, figures, show
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, DistributedSampler
+
+from bmlpipe.train.modulation import OGM, OPM, Modulation, Rule
+from bmlpipe.train.scores import scores, unimodal_logits
+
+
+class Balanced(lightning.LightningModule):
+    """Two views of digits."""
+
+    def __init__(self, *rules: Rule) -> None:
+        super().__init__()
+        self.model = TwoViews()
+        self.balance = Modulation(MODALITIES, *rules, seed=0)  # +
+        self.rows: list[Tensor] = []
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """SGD: an Adam-like optimiser would cancel OGM's factor."""
+        return torch.optim.SGD(self.parameters(), lr=0.02, momentum=0.9)
+
+    def on_train_epoch_start(self) -> None:
+        """Once an epoch."""
+        self.balance.epoch = self.current_epoch  # +
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The loss of a (micro-)batch."""
+        features = self.model.encode(batch)
+        alone = scores(unimodal_logits(self.model.head, features), batch["labels"])  # +
+        features = self.balance.forward(features, alone, batch["ids"])  # + measure, drop
+        return cross_entropy(self.model.head(features), batch["labels"])
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Once a step, between the backward pass and clipping."""
+        self.balance.backward(self.model.encoders)  # + damp, add noise
+        self.log_dict(self.balance.telemetry())
+        self.rows.append(self.balance.row)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Beside the model's and the optimiser's state."""
+        checkpoint["balance"] = self.balance.state_dict()  # +
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """From where it was saved."""
+        self.balance.load_state_dict(checkpoint["balance"])  # +
+
+
+def loader(batch_size: int = 32) -> DataLoader[dict[str, Tensor]]:
+    """The training split; shuffled by the epoch's number, so that a resumed run sees what the first would have."""
+    data = Digits("train")
+    return DataLoader(data, batch_size, sampler=DistributedSampler(data, num_replicas=1, rank=0))
+
+
+def main() -> dict[str, dict[str, float]]:
+    """Train without and with modulation, and show both."""
+    runs = {}
+    for name, rules in {"joint": (), "balanced": (OPM(), OGM())}.items():
+        module = Balanced(*rules)
+        trainer = lightning.Trainer(
+            max_epochs=8,
+            gradient_clip_val=5.0,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+        )
+        trainer.fit(module, loader())
+        runs[name] = figures(module.model, module.balance, module.rows)
+    show(runs)
+    return runs
+
+
+if __name__ == "__main__":
+    main()

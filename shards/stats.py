@@ -1,0 +1,93 @@
+"""What a set of shards holds, in numbers."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from bmlpipe.shards.reader import ShardReader, StoredSample
+from bmlpipe.shards.spec import VERSION, kind_of
+
+_CHUNK = 1 << 20  # records
+
+
+def describe(reader: ShardReader, *, samples: int = 1000) -> dict[str, Any]:
+    """Count what is in a set.
+
+    Samples, classes, bytes of splits, parameters and statistics are in the index. Bytes of members, flags and lengths
+    are in the samples: so many of them are read whole, evenly spread over the set.
+
+    Args:
+        reader: The set.
+        samples: Samples that are read; 0: all.
+
+    Returns:
+        Values of JSON: `dataset`, `version`, `samples`, `bytes`; `splits` (split → shards, samples, bytes, and
+        `classes`: name → samples); `features` and `statistics` as in the index; `read`: `samples` looked at, `kinds`
+        (feature kind → members and bytes of a sample, on average), `flags` (flag → samples), `seconds` (length of
+        clips: shortest, median, mean, longest; None where no sample knows its length).
+    """
+    index, total = reader.index, len(reader)
+    splits: dict[str, dict[str, Any]] = {}
+    for split in dict.fromkeys(shard.split for shard in index.shards):
+        there, numbers = index.split_shards(split), index.split_range(split)
+        counts = np.zeros(len(index.classes), np.int64)
+        for at in range(numbers.start, numbers.stop, _CHUNK):
+            labels = index.samples["label"][at : min(at + _CHUNK, numbers.stop)]
+            counts += np.bincount(labels, minlength=len(counts))
+        splits[split] = {
+            "shards": len(there),
+            "samples": len(numbers),
+            "bytes": sum(shard.bytes for shard in there),
+            "classes": dict(zip(index.classes, counts.tolist(), strict=True)),
+        }
+    count = min(samples or total, total)
+    return {
+        "dataset": index.dataset,
+        "version": VERSION,
+        "samples": total,
+        "bytes": sum(shard.bytes for shard in index.shards),
+        "splits": splits,
+        "features": index.features,
+        "statistics": index.statistics,
+        "read": _read(reader, [place * total // count for place in range(count)]),
+    }
+
+
+def _read(reader: ShardReader, numbers: list[int]) -> dict[str, Any]:
+    members, sizes, flags = Counter[str](), Counter[str](), Counter[str]()
+    lengths: list[float] = []
+    for number in numbers:
+        sample = reader[number]
+        for name, data in sample.members.items():
+            kind = kind_of(name)
+            members[kind] += 1
+            sizes[kind] += len(data)
+        flags.update(sample.meta.get("flags", ()))
+        lengths += _seconds(sample)
+    many = max(1, len(numbers))
+    order = [*reader.index.features, *(kind for kind in sizes if kind not in reader.index.features)]
+    return {
+        "samples": len(numbers),
+        "kinds": {kind: {"members": members[kind] / many, "bytes": sizes[kind] / many} for kind in order},
+        "flags": dict(flags.most_common()),
+        "seconds": {
+            "shortest": min(lengths),
+            "median": statistics.median(lengths),
+            "mean": statistics.fmean(lengths),
+            "longest": max(lengths),
+        }
+        if lengths
+        else None,
+    }
+
+
+def _seconds(sample: StoredSample) -> list[float]:
+    """Length of a sample's clip, if it is known: what its annotation says, or the rest of its file."""
+    length, whole = sample.meta.get("duration"), (sample.meta.get("media") or {}).get("duration_s")
+    if length is None and whole is not None:
+        length = whole - sample.meta.get("start", 0.0)
+    return [] if length is None else [float(length)]
