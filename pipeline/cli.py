@@ -5,9 +5,11 @@ from __future__ import annotations
 import click
 
 from bmlpipe.manifests.datasets import DATASETS
+from bmlpipe.pipeline.cli_demo import demo
 from bmlpipe.pipeline.cli_extract import extract
-from bmlpipe.pipeline.cli_runs import demo, report, sweep
+from bmlpipe.pipeline.cli_report import report
 from bmlpipe.pipeline.cli_shards import shard, stats, verify
+from bmlpipe.pipeline.cli_sweep import sweep
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})

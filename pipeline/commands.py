@@ -15,6 +15,7 @@ from bmlpipe.shards.spec import KINDS
 FOLDER = click.Path(file_okay=False, path_type=Path)
 EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 EXISTING = click.Path(exists=True, path_type=Path)
+PICTURE = click.Path(dir_okay=False, path_type=Path)
 
 dataset_option = click.option(
     "--dataset", required=True, type=click.Choice(list(DATASETS)), help="See `bmlpipe datasets`."

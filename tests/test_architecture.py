@@ -30,8 +30,8 @@ ALLOWED = {
     "pipeline": {"manifests", "shards", "pipeline"},
     "train": {"manifests", "shards", "train"},
 }
-#: Where everything is put together: the commands, and of them only those about trained runs.
-COMPOSITION_ROOT = {Path("pipeline/cli.py"), Path("pipeline/cli_runs.py")}
+#: Where everything is put together: of the commands only those about trained runs.
+COMPOSITION_ROOT = {Path(f"pipeline/cli_{name}.py") for name in ("report", "sweep", "evaluate")}
 
 
 def imported(tree: ast.AST) -> set[str]:
