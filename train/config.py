@@ -195,8 +195,8 @@ class TrainConfig:
         splits = self.fusion == "sum" or (self.fusion == "concat" and self.classifier_layers == 1)
         if self.gamma is not None and not (splits and len(self.gamma) == len(self.modalities)):
             raise ConfigError(
-                f"gamma is {', '.join(map(str, self.gamma))}: it shares out the bias of concat with one classifier layer "
-                f"or of sum (this is {self.fusion} with {self.classifier_layers}), one number for each of "
+                f"gamma is {', '.join(map(str, self.gamma))}: it shares out the bias of concat with one classifier "
+                f"layer or of sum (this is {self.fusion} with {self.classifier_layers}), one number for each of "
                 f"{', '.join(self.modalities)}"
             )
         try:

@@ -47,7 +47,7 @@ def parse(values: Mapping[str, Any], where: str) -> TrainConfig:
 
 
 def _published(config: TrainConfig) -> dict[str, Any]:
-    """The options of the preset that a configuration names; none where it names what is unknown, which is told later."""
+    """The options of the preset that a configuration names; none where it names what is unknown (told later)."""
     from bmlpipe.train.modulation import PRESETS
 
     if config.preset not in PRESETS or config.dataset not in DATASETS:
