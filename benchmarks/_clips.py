@@ -15,6 +15,7 @@ from bmlpipe.shards import spec
 from bmlpipe.shards.writer import ShardWriter
 
 FRAMES, RATE, HOP = 10, 16000, 159
+OWN_RATE = 44100  # of the sound in videos
 SMALL, LARGE = (256, 340), (360, 640)  # height and width of frames in shards, and in videos
 
 
@@ -40,7 +41,10 @@ def spectrogram(sound: np.ndarray) -> np.ndarray:
 
 
 def make_set(folder: Path, clips: int, loose: int) -> None:
-    """Write `shards/`, and of the first clips `small/` (the same JPEGs) and `large/` (of the video's own size)."""
+    """Write `shards/`, and of the first clips `small/` (the same JPEGs) and `large/` (of the video's own size).
+
+    Beside the JPEGs of a clip are `16k.wav` and, in `large/`, `own.wav` with the video's own rate; both are stereo.
+    """
     rng = np.random.default_rng(0)
     small, large = ([texture(rng, *size) for _ in range(40)] for size in (SMALL, LARGE))
     features: dict[str, dict[str, Any]] = {"frames": {}, "spectrogram": {}}
@@ -59,18 +63,19 @@ def make_set(folder: Path, clips: int, loose: int) -> None:
             meta = {"id": key, "label": "a", "split": "train", "start": 0.0, "duration": 10.0, "frames": times}
             writer.write("train", spec.Sample(key, number % 2, members, meta))
             if number < loose:
-                _write_files(folder / "small" / key, jpegs, sound)
-                _write_files(
-                    folder / "large" / key, [encode(_moved(large, number + i, rng)) for i in range(FRAMES)], sound
-                )
+                frames = [encode(_moved(large, number + i, rng)) for i in range(FRAMES)]
+                _write_files(folder / "small" / key, jpegs, {"16k.wav": (sound, RATE)})
+                own = (0.1 * rng.normal(size=10 * OWN_RATE)).astype(np.float32)
+                _write_files(folder / "large" / key, frames, {"16k.wav": (sound, RATE), "own.wav": (own, OWN_RATE)})
 
 
 def _moved(textures: list[np.ndarray], number: int, rng: np.random.Generator) -> np.ndarray:
     return np.roll(textures[number % len(textures)], rng.integers(0, 200, 2), axis=(0, 1))
 
 
-def _write_files(clip: Path, jpegs: list[bytes], sound: np.ndarray) -> None:
+def _write_files(clip: Path, jpegs: list[bytes], sounds: dict[str, tuple[np.ndarray, int]]) -> None:
     clip.mkdir(parents=True)
     for number, jpeg in enumerate(jpegs):
         (clip / f"{number:05d}.jpg").write_bytes(jpeg)
-    soundfile.write(clip / "sound.wav", np.stack([sound, sound], axis=1), RATE)
+    for name, (sound, rate) in sounds.items():
+        soundfile.write(clip / name, np.stack([sound, sound], axis=1), rate)

@@ -11,12 +11,15 @@ A training sample is three random crops of 224×224 and the spectrogram, 257×10
 - bmlpipe's DataLoader: shuffled, checked, in batches. As in the limit, pictures are handed over as uint8, spectrograms
   as float16, and the model normalises them on its device;
 - stock webdataset: `decode("pil")` (all ten frames), crop, resize, to float, normalise, batch;
-- loose files, as OGM-GE's scripts for VGGSound leave them: a folder of JPEGs in the video's own size, here 640×360, and
-  a stereo WAV file of 16 kHz a clip; three frames by PIL, crop, resize, to float, normalise; librosa's STFT and
-  logarithm; batch. Once more with JPEGs of 340×256, the same as in the shards.
+- loose files: a folder of JPEGs in the video's own size, here 640×360, and a stereo WAV file a clip; three frames by
+  PIL, crop, resize, to float, normalise; librosa's `load` at 16 kHz, STFT and logarithm; batch. With WAV files of
+  16 kHz, as OGM-GE's scripts for VGGSound leave them (`ffmpeg -ar 16000`), and once more with JPEGs of 340×256, the
+  same as in the shards; and with WAV files of 44.1 kHz, the sound as it is in the video, which `load` resamples
+  (soxr_hq, its default).
 
 A ratio is another's cost ÷ bmlpipe's in one round, so that `vs_limit` is below 1; median and range of rounds.
-`two_workers_vs_one` compares wall-clock times and means something on a machine with two idle cores only.
+`two_workers_vs_one` compares wall-clock times and means something on a machine with two idle cores only; what two
+processes with nothing in common gain there, each of them the limit's loop, is `two_loops_vs_one`.
 """
 
 from __future__ import annotations
@@ -24,12 +27,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import multiprocessing
 import os
 import random
 import statistics
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +55,7 @@ from bmlpipe.train.loader import ClipDataset, make_loader
 
 HEIGHT, WIDTH = SMALL
 TAKEN, SIZE, BATCH, SEED = 3, 224, 32, 0
+EPOCHS = 10  # of a run with workers, so that their start counts for little
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406])[:, None, None], torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 
 
@@ -90,9 +94,9 @@ class Limit:
         start = whole.index(bytes(sample.members[spec.SPECTROGRAM_MEMBER])) + 128  # the header of a .npy file
         return int(record["shard"]), offset, length, pictures, start
 
-    def run(self, count: int) -> None:
+    def run(self, count: int, epochs: int = 1) -> None:
         """Load the first samples into the memory of one batch, over and over."""
-        for number, (shard, offset, length, pictures, start) in enumerate(self._plan[:count]):
+        for number, (shard, offset, length, pictures, start) in enumerate(self._plan[:count] * epochs):
             os.preadv(self._files[shard], [self._buffer[:length]], offset)
             row = number % BATCH
             for out, (begin, end, rows, columns, part, method, flip) in zip(self.visual[row], pictures):
@@ -146,10 +150,10 @@ def from_webdataset(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 class Files(torch.utils.data.Dataset[dict[str, Any]]):
-    """Loose files."""
+    """Loose files; `sound` is the name of the WAV file in a clip's folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self._clips = sorted(folder.iterdir())
+    def __init__(self, folder: Path, sound: str) -> None:
+        self._clips, self._sound = sorted(folder.iterdir()), sound
 
     def __len__(self) -> int:
         return len(self._clips)
@@ -158,7 +162,7 @@ class Files(torch.utils.data.Dataset[dict[str, Any]]):
         clip = self._clips[number]
         images = [Image.open(path).convert("RGB") for path in self._chosen(clip)]
         view, _ = drawn(images[0].height, images[0].width)
-        sound, _ = librosa.load(clip / "sound.wav", sr=RATE)
+        sound, _ = librosa.load(clip / self._sound, sr=RATE)
         return {
             "visual": torch.stack([seen(image, view) for image in images]),
             "audio": (torch.from_numpy(spectrogram(sound))[None] + 3.0) / 2.0,
@@ -194,7 +198,7 @@ def stages(load: Callable[[], None], clips: int) -> Iterator[tuple[str, float]]:
 
     calls: list[tuple[str, Any, str]] = [
         ("read", os, "pread"),
-        ("CRC-32", zlib, "crc32"),
+        ("CRC-32", reader, "crc32"),
         ("tar headers", reader, "members_of"),
         ("JSON", json, "loads"),
         ("random numbers", views, "uniform_numbers"),
@@ -246,17 +250,29 @@ def measure(folder: Path, clips: int, rounds: int, to: Path | None) -> None:
         pipeline = webdataset.WebDataset(urls, shardshuffle=False).decode("pil").map(from_webdataset).batched(BATCH)
         exhaust(webdataset.WebLoader(pipeline, batch_size=None, num_workers=0))
 
-    def files(name: str) -> None:
-        exhaust(torch.utils.data.DataLoader(Files(folder / name), batch_size=BATCH, shuffle=True, num_workers=0))
+    def files(name: str, sound: str) -> None:
+        loose = Files(folder / name, sound)
+        exhaust(torch.utils.data.DataLoader(loose, batch_size=BATCH, shuffle=True, num_workers=0))
+
+    def loops(processes: int) -> None:
+        fork = multiprocessing.get_context("fork")
+        children = [fork.Process(target=limit.run, args=(clips, EPOCHS)) for _ in range(processes)]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join()
 
     ways: dict[str, tuple[Callable[[], None], int]] = {
         "the limit": (lambda: limit.run(clips), clips),
         "bmlpipe": (lambda: ours(0, 1), clips),
         "webdataset": (stock, fewer),
-        "loose files": (lambda: files("large"), fewer),
-        "loose files, 340×256": (lambda: files("small"), fewer),
-        "bmlpipe, 1 worker": (lambda: ours(1, 3), 3 * clips),
-        "bmlpipe, 2 workers": (lambda: ours(2, 3), 3 * clips),
+        "loose files": (lambda: files("large", "16k.wav"), fewer),
+        "loose files, 340×256": (lambda: files("small", "16k.wav"), fewer),
+        "loose files, 44.1 kHz": (lambda: files("large", "own.wav"), fewer),
+        "bmlpipe, 1 worker": (lambda: ours(1, EPOCHS), EPOCHS * clips),
+        "bmlpipe, 2 workers": (lambda: ours(2, EPOCHS), EPOCHS * clips),
+        "the limit, 1 process": (lambda: loops(1), EPOCHS * clips),
+        "the limit, 2 processes": (lambda: loops(2), 2 * EPOCHS * clips),
     }
     costs: dict[str, list[float]] = {}
     seconds: dict[str, list[float]] = {}
@@ -278,11 +294,30 @@ def measure(folder: Path, clips: int, rounds: int, to: Path | None) -> None:
             "vs_webdataset": ("webdataset", "bmlpipe"),
             "vs_files": ("loose files", "bmlpipe"),
             "vs_files_of_the_same_size": ("loose files, 340×256", "bmlpipe"),
+            "vs_files_resampled": ("loose files, 44.1 kHz", "bmlpipe"),
+            "with_1_worker_vs_without": ("bmlpipe, 1 worker", "bmlpipe"),
             "with_2_workers_vs_without": ("bmlpipe, 2 workers", "bmlpipe"),
         },
     )
-    found |= ratios(seconds, {"two_workers_vs_one": ("bmlpipe, 1 worker", "bmlpipe, 2 workers")})
-    write(to, found, "numpy", "opencv-contrib-python-headless", "pillow", "simplejpeg", "torch", "webdataset")
+    found |= ratios(
+        seconds,
+        {
+            "two_workers_vs_one": ("bmlpipe, 1 worker", "bmlpipe, 2 workers"),
+            "two_loops_vs_one": ("the limit, 1 process", "the limit, 2 processes"),
+        },
+    )
+    write(
+        to,
+        found,
+        "isal",
+        "librosa",
+        "numpy",
+        "opencv-contrib-python-headless",
+        "pillow",
+        "simplejpeg",
+        "torch",
+        "webdataset",
+    )
 
 
 if __name__ == "__main__":

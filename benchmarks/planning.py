@@ -1,8 +1,10 @@
 """What the process that gives out the work needs for a manifest of a million rows, next to one of ten thousand.
 
-Each size in a process of its own: a manifest of VGGSound's form, of which some clips have a (tiny, undecodable) file
-and the others none; plan it, run it to its ledger, and plan it again as a second run does. Memory is the growth of the
-resident set over what importing costs, at its peak.
+Each size in a process of its own, twice: `absent`, a `vggsound.csv` of which 200 clips have a (tiny, undecodable) file
+and the others none, is read, planned and run to its ledger, then planned and run again as a second run does; `present`,
+for which every clip has such a file, is read and planned. Memory is the growth of the resident set over what importing
+costs, at its peak; `read` is the peak while the annotation is read, `plan` that of all. Seconds are CPU time, of one
+reading and of one plan (with its run, for `absent`).
 
 Ratio `million_vs_ten_thousand_bytes` and `…_seconds`: a row's share of the larger manifest ÷ of the smaller one.
 """
@@ -18,12 +20,17 @@ import tempfile
 import time
 from pathlib import Path
 
-from bmlpipe.manifests.schema import Clip, Manifest
+from _measure import machine
+
+from bmlpipe.manifests.datasets import read_manifest
 from bmlpipe.pipeline.extract import claimed, make_plan, run
 from bmlpipe.pipeline.frames import FrameOptions
 from bmlpipe.pipeline.work import Recipe
 
 SMALL, LARGE, PRESENT = 10_000, 1_000_000, 200
+
+#: Rows of the manifest whose clips all have a file.
+ALL_PRESENT = 100_000
 
 
 def peak() -> int:
@@ -31,26 +38,47 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def measure(rows: int) -> dict[str, float]:
-    """Plan, run, plan again, in this process."""
+def measure(rows: int, present: int) -> dict[str, float]:
+    """Read, plan, run where most clips are absent, and plan again, in this process."""
     recipe = Recipe(10, FrameOptions())
     with tempfile.TemporaryDirectory() as name:
-        videos, out = Path(name) / "videos", Path(name) / "out"
+        videos, out, annotation = Path(name) / "videos", Path(name) / "out", Path(name) / "vggsound.csv"
         videos.mkdir()
-        for number in range(PRESENT):
+        for number in range(present):
             (videos / f"clip{number:07d}_000030.mp4").write_bytes(b"x")
-        before, begun = peak(), time.perf_counter()
-        clips = [
-            Clip(f"clip{number:07d}_000030", "train", f"class {number % 309}", start=0.0, duration=10.0)
-            for number in range(rows)
-        ]
-        manifest = Manifest("vggsound", tuple(sorted({clip.label for clip in clips})), clips)
+        with annotation.open("w") as file:
+            for number in range(rows):
+                file.write(f"clip{number:07d},30,class {number % 309},{'test' if number % 13 == 0 else 'train'}\n")
+        before, begun = peak(), time.process_time()
+        manifest = read_manifest("vggsound", annotation)
+        read, planned = peak(), time.process_time()
         for _ in range(2):
             with claimed(out):
-                counts = run(make_plan(manifest, videos, out, recipe), workers=0)
-            if counts != {"absent": rows - PRESENT, "failed": PRESENT}:
+                plan = make_plan(manifest, videos, out, recipe)
+                if present == rows:
+                    continue
+                counts = run(plan, workers=0)
+            if counts != {"absent": rows - present, "failed": present}:
                 raise RuntimeError(f"unexpected ledger: {counts}")
-        return {"bytes": (peak() - before) / rows, "seconds": (time.perf_counter() - begun) / 2 / rows}
+        return {
+            "read_bytes": (read - before) / rows,
+            "read_seconds": (planned - begun) / rows,
+            "plan_bytes": (peak() - before) / rows,
+            "plan_seconds": (time.process_time() - planned) / 2 / rows,
+        }
+
+
+def in_a_process(rows: int, present: int) -> dict[str, float]:
+    """The same in a process of its own."""
+    command = [sys.executable, __file__, "--rows", str(rows), "--present", str(present)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    what = "present" if present == rows else "absent"
+    print(
+        f"{rows:8} rows, {what:7}: {found['plan_bytes']:6.0f} bytes at the peak; "
+        f"{1e6 * found['read_seconds']:5.1f} µs a row to read, {1e6 * found['plan_seconds']:5.1f} µs to plan"
+    )
+    return found
 
 
 def main() -> None:
@@ -58,24 +86,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--rows", type=int, help="measure this size here, and print JSON")
+    parser.add_argument("--present", type=int, default=PRESENT, help="clips that have a file, with --rows")
     options = parser.parse_args()
     if options.rows:
-        print(json.dumps(measure(options.rows)))
+        print(json.dumps(measure(options.rows, min(options.rows, options.present))))
         return
-    found = {}
-    for rows in (SMALL, LARGE):
-        command = [sys.executable, __file__, "--rows", str(rows)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found[rows] = json.loads(done.stdout)
-        one = found[rows]
-        print(f"{rows:8} rows: {one['bytes']:6.0f} bytes at the peak and {1e6 * one['seconds']:5.1f} µs a row")
-    ratios = {f"million_vs_ten_thousand_{what}": found[LARGE][what] / found[SMALL][what] for what in found[SMALL]}
+    absent = {rows: in_a_process(rows, PRESENT) for rows in (SMALL, LARGE)}
+    present = in_a_process(ALL_PRESENT, ALL_PRESENT)
+    ratios = {
+        f"million_vs_ten_thousand_{what}": absent[LARGE][f"plan_{what}"] / absent[SMALL][f"plan_{what}"]
+        for what in ("bytes", "seconds")
+    }
     for ratio, value in ratios.items():
         print(f"{ratio:34} {value:5.2f}")
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        content = {"rows": {str(rows): one for rows, one in found.items()}, "ratios": ratios}
-        options.json.write_text(json.dumps(content, indent=2) + "\n")
+        rows = {**{f"absent_{count}": one for count, one in absent.items()}, f"present_{ALL_PRESENT}": present}
+        options.json.write_text(json.dumps({"machine": machine(), "rows": rows, "ratios": ratios}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

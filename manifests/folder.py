@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -88,7 +89,8 @@ def _row(path: Path, line: int, header: list[str], fields: list[str], videos: Pa
     source = _inside(value["path"], videos, where)
     name = value.get("id", "")
     ids = (name,) if name else _ids(source, start, duration)
-    clip = Clip(ids[0], value["split"], value["label"], source, start or 0.0, duration, value.get("group", ""))
+    split, label, group = sys.intern(value["split"]), sys.intern(value["label"]), value.get("group", "")
+    clip = Clip(ids[0], split, label, source, start or 0.0, duration, group)
     return path, line, clip, ids
 
 
@@ -163,7 +165,8 @@ def _scan(videos: Path) -> tuple[list[Clip], tuple[str, ...]]:
             loose.append(path)
             continue
         ids = _ids(path, None, None)
-        clip = Clip(ids[0], folders[0] if by_split else "train", folders[1 if by_split else 0], path)
+        split, label = (folders[0], folders[1]) if by_split else ("train", folders[0])
+        clip = Clip(ids[0], sys.intern(split), sys.intern(label), path)
         rows.append((videos, 0, clip, ids))
     if not rows:
         raise ManifestError(

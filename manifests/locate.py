@@ -29,6 +29,11 @@ class Source:
     video: Path
     audio: Path | None = None
 
+    @classmethod
+    def below(cls, folder: Path, video: str, audio: str | None) -> Source:
+        """The files of these names in a folder."""
+        return cls(folder / video, folder / audio if audio else None)
+
 
 class Locator:
     """Finds clips' files by name, in any sub-folder.
@@ -52,14 +57,19 @@ class Locator:
             raise ManifestError(f"videos {videos}: is no folder: give the one that holds the clips")
         self._dataset = dataset
         self._videos = videos
-        self._found: dict[str, list[str]] = {}  # stem (UCF-101: in lower case) → paths below the folder
+        self._found: dict[str, str | list[str]] = {}  # stem (UCF-101: in lower case) → path below the folder, or paths
         self._sounds: dict[str, str] = {}  # stem → path
         if dataset == "folder":
             return
         for path in walk(videos):
             stem, suffix = split_name(path)
             if suffix in _PREFERENCE:
-                self._found.setdefault(stem.lower() if dataset == "ucf101" else stem, []).append(path)
+                key = stem.lower() if dataset == "ucf101" else stem
+                before = self._found.setdefault(key, path)
+                if isinstance(before, list):
+                    before.append(path)
+                elif before is not path:
+                    self._found[key] = [before, path]
             elif suffix == ".wav" and dataset == "cremad":
                 self._sounds[stem] = min(path, self._sounds.get(stem, path))
 
@@ -69,15 +79,21 @@ class Locator:
         Where several files match: the first form of name, then the preferred container (`CONTAINERS`), then the first
         path in alphabetical order; a path that the annotation names goes before all.
         """
+        names = self.names(clip)
+        return None if names is None else Source.below(self._videos, *names)
+
+    def names(self, clip: Clip) -> tuple[str, str | None] | None:
+        """As `find`: the paths of video and sound file below the videos' folder."""
         if self._dataset == "folder":
-            video = self._videos / clip.path
-            return Source(video) if video.is_file() else None
+            return (clip.path, None) if os.path.isfile(f"{self._videos}/{clip.path}") else None  # noqa: PTH113  (fast)
         for stem in _STEMS[self._dataset](clip):
             paths = self._found.get(stem)
-            if paths:
-                best = min(paths, key=lambda path: (path != clip.path, _PREFERENCE[split_name(path)[1]], path))
-                sound = self._sounds.get(stem)
-                return Source(self._videos / best, self._videos / sound if sound else None)
+            if paths is not None:
+                if isinstance(paths, list):
+                    best = min(paths, key=lambda path: (path != clip.path, _PREFERENCE[split_name(path)[1]], path))
+                else:
+                    best = paths
+                return best, self._sounds.get(stem)
         return None
 
 

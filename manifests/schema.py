@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -113,7 +114,15 @@ def read_clips(path: Path) -> list[Clip]:
             )
         try:
             return [
-                Clip(id_, split, label, source, float(start), float(duration) if duration else None, group)
+                Clip(
+                    id_,
+                    sys.intern(split),
+                    sys.intern(label),
+                    source,
+                    float(start),
+                    float(duration) if duration else None,
+                    group,
+                )
                 for id_, split, label, source, start, duration, group in rows
             ]
         except ValueError as error:

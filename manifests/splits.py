@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 
 from bmlpipe.manifests.schema import Clip, ManifestError
 
-_Unit = tuple[bool, str]  # (is a group, its name or the clip's id): what moves as a whole
+#: What moves as a whole: a group's name; where clips stand for themselves, a clip's id; in a tuple, a clip's id beside
+#: groups.
+_Unit = str | tuple[str]
 
 
 def add_validation(clips: Sequence[Clip], *, fraction: float, seed: int, by_group: bool) -> list[Clip]:
@@ -37,12 +38,18 @@ def add_validation(clips: Sequence[Clip], *, fraction: float, seed: int, by_grou
     """
     if not 0 < fraction < 1:
         raise ManifestError(f"share of validation clips is {fraction}: must lie between 0 and 1, both excluded")
-    units: dict[_Unit, list[str]] = {}
+    units: dict[_Unit, str | list[str]] = {}  # unit → its clip's label, or its clips' labels
     for clip in clips:
         if clip.split == "train":
-            units.setdefault(_unit(clip, by_group), []).append(clip.label)
-    ranked = sorted(units, key=lambda unit: (_rank(seed, unit[1]), unit))
-    chosen = _choose({unit: units[unit] for unit in ranked}, fraction)
+            unit = _unit(clip, by_group)
+            before = units.get(unit)
+            if before is None:
+                units[unit] = clip.label
+            elif isinstance(before, list):
+                before.append(clip.label)
+            else:
+                units[unit] = [before, clip.label]
+    chosen = _choose(_ranked(units, seed), units, fraction)
     return [
         replace(clip, split="val") if clip.split == "train" and _unit(clip, by_group) in chosen else clip
         for clip in clips
@@ -50,38 +57,58 @@ def add_validation(clips: Sequence[Clip], *, fraction: float, seed: int, by_grou
 
 
 def _unit(clip: Clip, by_group: bool) -> _Unit:
-    grouped = by_group and bool(clip.group)
-    return grouped, clip.group if grouped else clip.id
+    if not by_group:
+        return clip.id
+    return clip.group or (clip.id,)
 
 
-def _rank(seed: int, name: str) -> bytes:
-    return hashlib.sha256(f"{seed}:{name}".encode("utf-8", "surrogatepass")).digest()
+def _ranked(units: Iterable[_Unit], seed: int) -> list[_Unit]:
+    """Units in the order of their names' hashes (of 16 bytes), a clip before a group of the same name.
+
+    An array of numbers takes a quarter of the memory of the hashes as objects: there may be millions.
+    """
+    import numpy as np
+
+    def keys() -> Iterator[tuple[int, int, int]]:
+        for unit in units:
+            name = unit if isinstance(unit, str) else unit[0]
+            digest = hashlib.sha256(f"{seed}:{name}".encode("utf-8", "surrogatepass")).digest()
+            yield isinstance(unit, str), int.from_bytes(digest[8:16], "big"), int.from_bytes(digest[:8], "big")
+
+    table = np.fromiter(keys(), np.dtype([("kind", "u1"), ("low", "u8"), ("high", "u8")]))
+    listed = list(units)
+    return [listed[number] for number in np.lexsort((table["kind"], table["low"], table["high"]))]
 
 
-def _choose(units: dict[_Unit, list[str]], fraction: float) -> set[_Unit]:
-    """Choose units, given with the labels of their clips, in the order in which they stand."""
-    total = Counter(chain.from_iterable(units.values()))
+def _choose(ranked: Sequence[_Unit], labels_of: Mapping[_Unit, str | list[str]], fraction: float) -> set[_Unit]:
+    """Choose units in the order in which they stand."""
+
+    def labels(unit: _Unit) -> Sequence[str]:
+        found = labels_of[unit]
+        return (found,) if isinstance(found, str) else found
+
+    total = Counter(label for unit in ranked for label in labels(unit))
     aim = {label: min(max(1, round(fraction * n)), n - 1) for label, n in total.items()}
     taken: Counter[str] = Counter()
     chosen: set[_Unit] = set()
 
     def take(unit: _Unit) -> None:
         chosen.add(unit)
-        taken.update(units[unit])
+        taken.update(labels(unit))
 
     def spares_training(unit: _Unit) -> bool:
-        return all(taken[label] + n < total[label] for label, n in Counter(units[unit]).items())
+        return all(taken[label] + n < total[label] for label, n in Counter(labels(unit)).items())
 
-    for unit, labels in units.items():
-        if all(taken[label] >= aim[label] for label in labels):
+    for unit in ranked:
+        if all(taken[label] >= aim[label] for label in labels(unit)):
             continue
-        missing = [(aim[label] - taken[label], n) for label, n in Counter(labels).items()]
+        missing = [(aim[label] - taken[label], n) for label, n in Counter(labels(unit)).items()]
         gain = sum(abs(short) - abs(short - n) for short, n in missing)
         if gain > 0 and spares_training(unit):
             take(unit)
     for label in sorted(label for label in aim if aim[label]):
         if not taken[label]:
-            fitting = [unit for unit, labels in units.items() if label in labels and spares_training(unit)]
+            fitting = [unit for unit in ranked if label in labels(unit) and spares_training(unit)]
             if fitting:
-                take(min(fitting, key=lambda unit: len(units[unit])))
+                take(min(fitting, key=lambda unit: len(labels(unit))))
     return chosen

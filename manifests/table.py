@@ -12,4 +12,4 @@ def write_rows(file: TextIO, rows: Iterable[Sequence[str]]) -> None:
     plain = csv.writer(file, lineterminator="\n")
     quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)  # csv leaves a lone "\r" unquoted
     for row in rows:
-        (quoted if any("\r" in cell for cell in row) else plain).writerow(row)
+        (quoted if "\r" in "".join(row) else plain).writerow(row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
-import io
+from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     Raises:
         ManifestError: A quote is not closed, or closed in the middle of a field.
     """
-    rows = csv.reader(io.StringIO(read_text(path)), strict=True)
+    rows = csv.reader(_with_ends(read_text(path)), strict=True)
     line = 1
     try:
         for row in rows:
@@ -58,6 +58,15 @@ def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             line = rows.line_num + 1
     except csv.Error as error:
         raise ManifestError(f"{path}, line {line}: {error}: check the quotes") from error
+
+
+def _with_ends(text: str) -> Iterator[str]:
+    """Lines with their ends, one at a time: `io.StringIO` would hold the text again, four bytes a character."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start) + 1 or len(text)
+        yield text[start:end]
+        start = end
 
 
 def distinct(rows: Iterable[tuple[Path, int, Clip]]) -> tuple[list[Clip], tuple[str, ...]]:
@@ -72,25 +81,30 @@ def distinct(rows: Iterable[tuple[Path, int, Clip]]) -> tuple[list[Clip], tuple[
     Raises:
         ManifestError: Two rows have the same id and differ.
     """
-    first: dict[str, tuple[Path, int, Clip]] = {}
+    first: dict[str, Clip] = {}
+    files: list[Path] = []  # of each clip of `first`, as their lines
+    lines = array("q")
     repeated: list[str] = []
     for path, line, clip in rows:
-        seen = first.setdefault(clip.id, (path, line, clip))
-        if seen[2] is clip:
+        seen = first.setdefault(clip.id, clip)
+        if seen is clip:
+            files.append(path)
+            lines.append(line)
             continue
-        if seen[2] != clip:
+        if seen != clip:
             differing = ", ".join(
-                f"{name} {getattr(clip, name)!r} and {getattr(seen[2], name)!r}"
+                f"{name} {getattr(clip, name)!r} and {getattr(seen, name)!r}"
                 for name in ("split", "label", "path", "start", "duration", "group")
-                if getattr(clip, name) != getattr(seen[2], name)
+                if getattr(clip, name) != getattr(seen, name)
             )
+            number = list(first).index(clip.id)
             raise ManifestError(
-                f"{path}, line {line}: clip {clip.id!r} contradicts {seen[0].name}, line {seen[1]}: "
+                f"{path}, line {line}: clip {clip.id!r} contradicts {files[number].name}, line {lines[number]}: "
                 f"{differing}: keep one of the two rows"
             )
         repeated.append(f"{path.name}, line {line}")
     notes = (f"{len(repeated)} repeated rows dropped, the first at {repeated[0]}",) if repeated else ()
-    return [clip for _, _, clip in first.values()], notes
+    return list(first.values()), notes
 
 
 def split_files(annotations: Path, pattern: str) -> list[tuple[str, Path]]:

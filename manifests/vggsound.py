@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,4 +70,4 @@ def _two_columns(path: Path, split: str) -> Iterator[tuple[Path, int, Clip]]:
 def _clip(path: Path, line: int, youtube: str, start: int, label: str, split: str) -> Clip:
     if not label:
         raise ManifestError(f"{path}, line {line}: the label is empty")
-    return Clip(f"{youtube}_{start:06d}", split, label, group=youtube)
+    return Clip(f"{youtube}_{start:06d}", sys.intern(split), sys.intern(label), group=youtube)

@@ -9,6 +9,7 @@ from typing import Any
 from bmlpipe.pipeline.container import Demuxer
 from bmlpipe.pipeline.decode import Window
 from bmlpipe.pipeline.features import ClipError, Spectrogram, Waveform
+from bmlpipe.pipeline.quality import measure_sound
 from bmlpipe.pipeline.sound import Sound
 from bmlpipe.pipeline.spectrogram import RATE, Floats, SpectrogramOptions, fit, log_spectrogram
 from bmlpipe.pipeline.waveform import WaveformOptions, encode_waveform
@@ -25,6 +26,7 @@ def auditory_features(
     spectrogram: SpectrogramOptions | None,
     waveform: WaveformOptions | None,
     flags: set[str],
+    media: dict[str, Any],
     read: Callable[[Sound, Sequence[int]], dict[int, Floats]] = Sound.read,
 ) -> tuple[Spectrogram | None, Waveform | None]:
     """Decode a clip's sound once and make the features asked for.
@@ -37,6 +39,7 @@ def auditory_features(
         spectrogram: Which spectrogram; None: not wanted.
         waveform: How to store the waveform; None: not wanted.
         flags: Flags (docs/reasons.md) are added here.
+        media: What is measured of the sound (`quality`) is added here.
         read: Decodes the sound at some rates.
 
     Raises:
@@ -65,8 +68,7 @@ def auditory_features(
         flags.add("audio_gap")
     if samples.size < rate * (window.seconds - TOLERANCE):
         flags.add("short_audio")
-    if not samples.any():
-        flags.add("silent_audio")
+    media["sound"] = measure_sound(samples)
     fitted = {rate: fit(samples, window.seconds * rate) for rate, samples in found.items()}
     return (
         Spectrogram(log_spectrogram(fitted[spectrogram.rate], spectrogram.preset).astype("float16"))

@@ -5,20 +5,23 @@ from __future__ import annotations
 import click
 
 from bmlpipe.manifests.datasets import DATASETS
+from bmlpipe.manifests.program import ProgramGroup
 from bmlpipe.pipeline.cli_demo import demo
+from bmlpipe.pipeline.cli_evaluate import evaluate
 from bmlpipe.pipeline.cli_extract import extract
+from bmlpipe.pipeline.cli_inspect import inspect
 from bmlpipe.pipeline.cli_report import report
 from bmlpipe.pipeline.cli_shards import shard, stats, verify
 from bmlpipe.pipeline.cli_sweep import sweep
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(cls=ProgramGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(package_name="bmlpipe")
 def main() -> None:
     """From raw audio-visual clips to a balanced multimodal model: extract, shard, then torchrun train/run.py."""
 
 
-for _command in (extract, shard, verify, stats, report, sweep, demo):
+for _command in (extract, shard, verify, stats, inspect, evaluate, report, sweep, demo):
     main.add_command(_command)
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from bmlpipe.manifests.datasets import DATASETS
 from bmlpipe.pipeline.commands import EXISTING, EXISTING_FOLDER, FOLDER, dataset_option, errors_explained, kinds_option
+
+if TYPE_CHECKING:
+    from bmlpipe.pipeline.ledger import Row
+
+_logger = logging.getLogger(__name__)
 
 #: A run of more clips than this is judged by a few of them before it begins.
 _MANY = 200
@@ -60,7 +68,7 @@ _MANY = 200
 @click.option("--val-fraction", default=0.1, show_default=True, help="Share of train, for a set without val.")
 @click.option("--val-by-group", is_flag=True, help="By group (CREMA-D: actors).")
 @click.option("--workers", type=click.IntRange(0), help="Processes; 0: in this one, without Dask.  [all cores]")
-@click.option("--scheduler", help="Address of an existing Dask scheduler, tcp://…, instead.")
+@click.option("--scheduler", help="An existing Dask scheduler instead: tcp://…, or file:// and its file.")
 @click.option("--batch", default=8, show_default=True, type=click.IntRange(1), help="Clips a task.")
 @click.option(
     "--clip-timeout",
@@ -130,6 +138,7 @@ def extract(
     from bmlpipe.pipeline.progress import Meter
     from bmlpipe.pipeline.rgb_diff import RgbDiffOptions
     from bmlpipe.pipeline.spectrogram import SpectrogramOptions
+    from bmlpipe.pipeline.status import ExtractionStatus
     from bmlpipe.pipeline.waveform import WaveformOptions
     from bmlpipe.pipeline.work import Recipe
 
@@ -164,25 +173,31 @@ def extract(
             dataset, annotations, videos=videos, fold=fold, val_fraction=val_fraction, group_val=val_by_group
         )
         for note in manifest.notes:
-            click.echo(note, err=True)
+            _logger.info("%s", note)
         with nullcontext() if dry_run else claimed(out):
             plan = make_plan(manifest, videos, out, recipe, retry_failed=retry_failed)
-            click.echo(str(plan), err=True)
+            _logger.info("%s", plan)
             processes = _cores() if workers is None else workers
             if dry_run or (disk_check and len(plan.tasks) > _MANY):
                 needed = estimate(plan)
-                click.echo(needed.text(processes), err=True)
+                _logger.info("%s", needed.text(processes))
                 if dry_run:
                     return
                 needed.check(out)
-            with Meter("clips", len(plan.tasks)) as meter:
+            status = ExtractionStatus(plan)
+
+            def progress(rows: Sequence[Row]) -> None:
+                meter.advance(len(rows), Counter(row.reason for row in rows if row.reason))
+                status.add(rows)
+
+            with status.file, Meter("clips", len(plan.tasks)) as meter:
                 counts = run(
                     plan,
                     workers=processes,
                     scheduler=scheduler,
                     batch=batch,
                     time_limit=clip_timeout or None,
-                    progress=lambda rows: meter.advance(len(rows), Counter(row.reason for row in rows if row.reason)),
+                    progress=progress,
                 )
     ledger, found = out / LEDGER_FILE, counts["ok"] + counts["failed"]
     click.echo(f"ok {counts['ok']}, failed {counts['failed']}, absent {counts['absent']}: see {ledger}")

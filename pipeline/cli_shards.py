@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import sys
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bmlpipe.pipeline.commands import EXISTING_FOLDER, FOLDER, dataset_option, errors_explained, kinds_option
+from bmlpipe.pipeline.commands import (
+    EXISTING_FOLDER,
+    FOLDER,
+    dataset_option,
+    errors_explained,
+    flags_option,
+    kinds_option,
+)
 
 if TYPE_CHECKING:
     from bmlpipe.shards.index import Index
+
+_logger = logging.getLogger(__name__)
 
 _SHOWN = 10  # classes in the table
 
@@ -28,8 +39,15 @@ _SHOWN = 10  # classes in the table
     "--samples-per-shard", default=1000, show_default=True, type=click.IntRange(1), help="Samples of one tar file."
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of the written order.")
+@flags_option("--drop-flag", "drop_flags", "Leave out clips with this flag (silent, clipped, still …); repeatable.")
 def shard(
-    dataset: str, features: Path, out: Path, kinds: tuple[str, ...] | None, samples_per_shard: int, seed: int
+    dataset: str,
+    features: Path,
+    out: Path,
+    kinds: tuple[str, ...] | None,
+    samples_per_shard: int,
+    seed: int,
+    drop_flags: tuple[str, ...],
 ) -> None:
     """Features → WebDataset tar shards with an index."""
     from bmlpipe.pipeline.progress import Meter
@@ -41,6 +59,7 @@ def shard(
             features,
             out,
             kinds=kinds,
+            drop_flags=drop_flags,
             samples_per_shard=samples_per_shard,
             seed=seed,
             start=meter.expect,
@@ -49,11 +68,18 @@ def shard(
     click.echo(f"{sum(counts.values())} samples ({', '.join(f'{s} {n}' for s, n in counts.items())}) in {out}")
 
 
+def _set(context: click.Context, parameter: click.Parameter, value: str) -> Path | str:
+    """A folder of shards, or the address of one."""
+    from bmlpipe.shards.remote import is_remote
+
+    return value if is_remote(value) else Path(str(EXISTING_FOLDER.convert(value, parameter, context)))
+
+
 @click.command()
-@click.argument("shards", type=EXISTING_FOLDER)
+@click.argument("shards", callback=_set)
 @click.option("--workers", type=click.IntRange(1), help="Shards read at a time.  [all cores]")
-def verify(shards: Path, workers: int | None) -> None:
-    """Reread shards and compare every byte with the index.
+def verify(shards: Path | str, workers: int | None) -> None:
+    """Reread shards, in a folder or at an address, and compare every byte with the index.
 
     A row on stdout for each fault: shard, key, member, message, separated by tabs. Exit status: 0 sound, 1 faults or no
     index to compare with, 2 wrong usage, 130 interrupted.
@@ -74,15 +100,8 @@ def verify(shards: Path, workers: int | None) -> None:
         for fault in compare(shards, meter.advance, start=start, workers=workers or int(CPU_COUNT)):
             faults += 1
             click.echo("\t".join([fault.shard, fault.key or "-", fault.member or "-", fault.message]))
-    click.echo(f"{about}{faults} faults", err=True)
+    _logger.info("%s%d faults", about, faults)
     sys.exit(1 if faults else 0)
-
-
-def _set(context: click.Context, parameter: click.Parameter, value: str) -> Path | str:
-    """A folder of shards, or the address of one."""
-    from bmlpipe.shards.remote import is_remote
-
-    return value if is_remote(value) else Path(str(EXISTING_FOLDER.convert(value, parameter, context)))
 
 
 @click.command()
@@ -92,7 +111,7 @@ def _set(context: click.Context, parameter: click.Parameter, value: str) -> Path
     default=1000,
     show_default=True,
     type=click.IntRange(0),
-    help="Samples read for bytes of members, flags and lengths, evenly spread; 0: all. The rest is in the index.",
+    help="Samples read for bytes of members and lengths, evenly spread; 0: all. The rest is in the index.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print the classes' samples in each split as CSV.")
@@ -172,8 +191,20 @@ def _print(where: str, about: Mapping[str, Any]) -> None:
         length = read["seconds"]
         told = f"seconds: {length['shortest']:.4g} to {length['longest']:.4g}, median {length['median']:.4g}"
         console.print(f"{told}, about {length['mean'] * about['samples'] / 3600:.3g} hours in all", soft_wrap=True)
-    flags = ", ".join(f"{flag} {count / read['samples']:.1%}" for flag, count in read["flags"].items())
-    console.print(f"flags: {flags or 'none'}", soft_wrap=True)
+    counts = {name: split["flags"] for name, split in about["splits"].items() if split["flags"] is not None}
+    carried = Counter[str]()
+    for of_split in counts.values():
+        carried.update(of_split)
+    many = about["samples"] if counts else read["samples"]
+    shares = Counter(carried if counts else read["flags"]).most_common()
+    flags = ", ".join(f"{flag} {count / many:.1%}" for flag, count in shares)
+    console.print(f"flags: {flags or 'none'}{'' if counts else ', of the samples read'}", soft_wrap=True)
+    if carried:
+        rows = [(flag, *(of_split.get(flag, 0) for of_split in counts.values())) for flag, _ in shares]
+        show("samples that carry a flag", ["flag", *counts], rows)
+    if about["dropped"]:
+        dropped = ", ".join(f"{flag} {count}" for flag, count in about["dropped"].items())
+        console.print(f"clips left out by their flags when this was written: {dropped}", soft_wrap=True)
 
 
 def _spread(counts: Collection[int]) -> tuple[int, int, int]:

@@ -21,6 +21,7 @@ from bmlpipe.pipeline.ffmpeg_decode import ffmpeg_shots, read_sound
 from bmlpipe.pipeline.flow import FlowOptions
 from bmlpipe.pipeline.frames import FrameOptions
 from bmlpipe.pipeline.prune import needed_shots
+from bmlpipe.pipeline.quality import quality_flags
 from bmlpipe.pipeline.rgb_diff import RgbDiffOptions
 from bmlpipe.pipeline.sound import Sound
 from bmlpipe.pipeline.spectrogram import SpectrogramOptions
@@ -134,14 +135,16 @@ def _attempt(
                     if ffmpeg
                     else (needed_shots if prune else None)
                 )
-                frames, flow, rgb_diff = visual_features(pictures, window, *visual, flags, video=video, decode=decode)
+                frames, flow, rgb_diff = visual_features(
+                    pictures, window, *visual, flags, media, video=video, decode=decode
+                )
                 media["rotation"] = pictures.rotation
             if voice is not None and hear:
                 begin = zero(voice)
                 if picture is not None and abs(begin - zero(picture)) > OFFSET:
                     begin = zero(picture)
                 read = partial(read_sound, ffmpeg, video, since=since) if ffmpeg else Sound.read
-                spectrogram, waveform = auditory_features(voice, demuxer, begin, window, *auditory, flags, read)
+                spectrogram, waveform = auditory_features(voice, demuxer, begin, window, *auditory, flags, media, read)
             if demuxer.damaged:
                 flags.add("damaged_container")
     if audio is not None and hear:
@@ -156,10 +159,12 @@ def _attempt(
             if seek:
                 since = demuxer.seek(voice, window.start - PREROLL)
             read = partial(read_sound, ffmpeg, audio, since=since) if ffmpeg else Sound.read
-            spectrogram, waveform = auditory_features(voice, demuxer, zero(voice), window, *auditory, flags, read)
+            spectrogram, waveform = auditory_features(
+                voice, demuxer, zero(voice), window, *auditory, flags, media, read
+            )
             if demuxer.damaged:
                 flags.add("damaged_container")
-    return Features(frames, spectrogram, flow, rgb_diff, waveform, tuple(sorted(flags)), media)
+    return Features(frames, spectrogram, flow, rgb_diff, waveform, tuple(sorted(flags | quality_flags(media))), media)
 
 
 def _picture_stream(container: InputContainer) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any, TypeVar
 import click
 
 from bmlpipe.manifests.datasets import DATASETS
+from bmlpipe.manifests.program import exit_status
 from bmlpipe.shards.spec import KINDS
+
+_logger = logging.getLogger(__name__)
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -22,7 +26,6 @@ dataset_option = click.option(
 )
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-_INTERRUPTED = 130  # exit status after SIGINT, as shells have it
 
 
 def kinds_option(text: str) -> Callable[[_Command], _Command]:
@@ -39,12 +42,26 @@ def _kinds(context: click.Context, parameter: click.Parameter, value: str | None
     return names
 
 
+def flags_option(option: str, name: str, text: str) -> Callable[[_Command], _Command]:
+    """A repeatable option for flags of clips, whole or by what they begin with; a tuple of flags to the command."""
+    return click.option(option, name, metavar="NAME", multiple=True, callback=_flags, help=text)
+
+
+def _flags(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    from bmlpipe.pipeline.reasons import named_flags
+
+    try:
+        return named_flags(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 @contextmanager
 def errors_explained(resume: str) -> Iterator[None]:
-    """Errors that are the user's to mend end the command with their message and exit status 1; Ctrl-C with 130.
+    """Errors that are the user's to mend end the command with their message and exit status 1; signals as in `program`.
 
     Args:
-        resume: What to say after Ctrl-C.
+        resume: What to say after Ctrl-C, SIGTERM and SIGHUP.
     """
     from bmlpipe.manifests.schema import ManifestError
     from bmlpipe.pipeline.cluster import ClusterError
@@ -60,5 +77,5 @@ def errors_explained(resume: str) -> Iterator[None]:
         where = f"{error.filename}: " if error.filename else ""
         raise click.ClickException(f"{where}{error.strerror or error}") from error
     except KeyboardInterrupt as error:
-        click.echo(f"interrupted: {resume}", err=True)
-        raise click.exceptions.Exit(_INTERRUPTED) from error
+        _logger.warning("%s: %s", f"stopped by {error}" if str(error) else "interrupted", resume)
+        raise click.exceptions.Exit(exit_status(error)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import tempfile
 import time
@@ -9,9 +10,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from bmlpipe.pipeline.extract import ExtractionError, Plan
+from bmlpipe.pipeline.plan import ExtractionError, Plan
 from bmlpipe.pipeline.work import extract_batch
-from bmlpipe.shards.order import shuffled
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ def estimate(plan: Plan, sample: int = 8) -> Estimate:
 
     Args:
         plan: From `make_plan`.
-        sample: Clips to try, spread by the hash of their ids.
+        sample: Clips to try, drawn at random, the same in every call.
     """
-    by_id = {task.clip.id: task for task in plan.tasks}
-    chosen = [by_id[id_] for id_ in shuffled(by_id, seed=0)[:sample]]
+    total = len(plan.tasks)
+    chosen = [plan.tasks[number] for number in random.Random(0).sample(range(total), min(sample, total))]
     with tempfile.TemporaryDirectory(prefix="bmlpipe-estimate-") as folder:
         before = time.perf_counter()
         rows = extract_batch(chosen, plan.recipe, Path(folder), plan.videos)

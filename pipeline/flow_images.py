@@ -15,13 +15,17 @@ bound / 127 at most (0.16 pixels), beside half a level of rounding (0.08 pixels)
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
 import simplejpeg
 
 from bmlpipe.pipeline.features import ClipError
+from bmlpipe.pipeline.store import SourceFile
 
 
 class FlowImages:
@@ -40,20 +44,16 @@ class FlowImages:
 
     def __init__(self, folder: Path, video: Path) -> None:
         self.size = (0, 0)
-        for names in ((video.stem,), (video.parent.name, video.stem)):
-            both = _below(folder, *names)
-            across, down = _below(folder, "u", *names), _below(folder, "v", *names)
-            if both:
-                x, y = (_in_order(both, rf"(?:flow_?)?{axis}_?([0-9]+)\.jpe?g") for axis in "xy")
-            elif across and down:
-                x, y = (_in_order(place, r"[^0-9]*([0-9]+)\.jpe?g") for place in (across, down))
-            else:
-                continue
-            if len(x) != len(y):
-                raise ClipError("missing_flow_images", f"{both or across}: {len(x)} images of x, {len(y)} of y")
-            self._pairs = list(zip(x, y))
-            return
-        raise ClipError("missing_flow_images", f"{folder} holds neither {video.stem} nor u/{video.stem} with v/")
+        places = _places(folder, video)
+        if not places:
+            raise ClipError("missing_flow_images", f"{folder} holds neither {video.stem} nor u/{video.stem} with v/")
+        if len(places) == 1:
+            x, y = (_in_order(places[0], rf"(?:flow_?)?{axis}_?([0-9]+)\.jpe?g") for axis in "xy")
+        else:
+            x, y = (_in_order(place, r"[^0-9]*([0-9]+)\.jpe?g") for place in places)
+        if len(x) != len(y):
+            raise ClipError("missing_flow_images", f"{places[0]}: {len(x)} images of x, {len(y)} of y")
+        self._pairs = list(zip(x, y))
 
     def fields(self, number: int, stack: int) -> tuple[tuple[bytes, bytes], ...]:
         """The fields from a picture on, as (x, y) JPEGs.
@@ -97,6 +97,51 @@ class FlowImages:
         return data
 
 
+def quick_check(folder: Path, video: Path) -> tuple[int, int, int]:
+    """Number of a video's images, their size in bytes and their newest modification time in ns; zeros: none.
+
+    Equal numbers mean that the images have not changed.
+    """
+    stats = [entry.stat() for place in _places(folder, video) for entry in _files(place)]
+    return len(stats), sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)
+
+
+def identity(folder: Path, video: Path) -> SourceFile:
+    """What tells a video's images from others: the quick check's numbers, and a SHA-256 of all names and bytes."""
+    count, size, newest = quick_check(folder, video)
+    whole = hashlib.sha256()
+    for place in _places(folder, video):
+        for entry in sorted(_files(place), key=lambda entry: entry.name):
+            data = Path(entry.path).read_bytes()
+            whole.update(f"{entry.name}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
+            whole.update(data)
+    return SourceFile(f"{count} images", size, newest, whole.hexdigest())
+
+
+def same_images(old: SourceFile | None, folder: Path, video: Path) -> bool:
+    """Whether a video's images are still those of an identity; they are read only where their newest time differs."""
+    count, size, newest = quick_check(folder, video)
+    if old is None or (old.name, old.bytes) != (f"{count} images", size):
+        return False
+    return old.mtime_ns == newest or old.sha256 == identity(folder, video).sha256
+
+
+def _places(folder: Path, video: Path) -> tuple[Path, ...]:
+    """Where a video's images are: one folder, or that of x and that of y; empty: nowhere."""
+    for names in ((video.stem,), (video.parent.name, video.stem)):
+        if both := _below(folder, *names):
+            return (both,)
+        across, down = _below(folder, "u", *names), _below(folder, "v", *names)
+        if across and down:
+            return across, down
+    return ()
+
+
+def _files(place: Path) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(place) as entries:
+        yield from (entry for entry in entries if entry.is_file())
+
+
 def _in_order(folder: Path, pattern: str) -> list[Path]:
     """Images of the pattern by their number."""
     found = {
@@ -118,7 +163,11 @@ def _below(folder: Path, *names: str) -> Path | None:
     return place if place is not None and place.is_dir() else None
 
 
-@lru_cache(maxsize=256)
 def _folders(folder: Path) -> dict[str, Path]:
-    """Name, in lower case → what is in a folder; listed once a process."""
-    return {path.name.casefold(): path for path in folder.iterdir()} if folder.is_dir() else {}
+    """Name, in lower case → what is in a folder; listed anew only when it has changed."""
+    return _listed(folder, folder.stat().st_mtime_ns) if folder.is_dir() else {}
+
+
+@lru_cache(maxsize=256)
+def _listed(folder: Path, changed: int) -> dict[str, Path]:
+    return {path.name.casefold(): path for path in folder.iterdir()}

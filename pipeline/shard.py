@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,16 @@ import numpy as np
 from bmlpipe.manifests.datasets import DATASETS
 from bmlpipe.manifests.schema import SPLITS, Clip, read_clips
 from bmlpipe.pipeline.extract import DATASET_FILE, MANIFEST_FILE, ExtractionError
-from bmlpipe.pipeline.ledger import LedgerError, read_ledger
+from bmlpipe.pipeline.ledger import LedgerError, Row, read_ledger
+from bmlpipe.pipeline.quality import MEASURED_IN
 from bmlpipe.pipeline.statistics import Statistics
 from bmlpipe.pipeline.store import FeatureStore, Stored, StoreError
 from bmlpipe.shards import spec
 from bmlpipe.shards.order import shuffled
 from bmlpipe.shards.spec import KINDS, Sample
 from bmlpipe.shards.writer import ShardWriter
+
+_logger = logging.getLogger(__name__)
 
 
 def sample_of(stored: Stored, clip: Clip, label: int, kinds: Iterable[str]) -> Sample:
@@ -32,6 +37,7 @@ def sample_of(stored: Stored, clip: Clip, label: int, kinds: Iterable[str]) -> S
         "start": clip.start,
         "duration": clip.duration,
         "flags": list(features.flags),
+        "source": [source.name for source in stored.sources],
         "media": features.media,
         "source_sha256": [source.sha256 for source in stored.sources],
     }
@@ -66,6 +72,7 @@ def write_shards(
     out: Path,
     *,
     kinds: Iterable[str] | None = None,
+    drop_flags: Collection[str] = (),
     samples_per_shard: int = 1000,
     seed: int = 0,
     start: Callable[[int], None] = lambda total: None,
@@ -78,6 +85,7 @@ def write_shards(
         features: Feature folder (`bmlpipe extract`).
         out: Folder of the shards; an old set there is replaced as a whole.
         kinds: Feature kinds to take, None for all that were extracted.
+        drop_flags: Leave out clips that carry one of these flags (docs/reasons.md); the index says how many.
         samples_per_shard: Samples of a shard.
         seed: Seed of the written order.
         start: Called once with the number of samples to come.
@@ -106,9 +114,14 @@ def write_shards(
                 "with all kinds that are wanted first (what is there is kept)"
             )
         parameters = {kind: value for kind, value in parameters.items() if kind in set(kinds)}
-    ready = {row.id for row in rows if row.status == "ok"}
+    ready, dropped = _choose(rows, drop_flags)
     if not ready:
-        raise ExtractionError(f"no clip of {features} is ok: see the reasons in its ledger.csv")
+        raise ExtractionError(
+            f"no clip of {features} is ok"
+            + (" without a flag of --drop-flag" if any(dropped.values()) else "")
+            + ": see the reasons in its ledger.csv"
+        )
+    unknown_of = Counter[str]()
     clips = {clip.id: clip for clip in read_clips(features / MANIFEST_FILE) if clip.id in ready}
     labels = {name: number for number, name in enumerate(about["classes"])}
     store, counts, statistics = FeatureStore(features), dict[str, int](), Statistics()
@@ -120,6 +133,7 @@ def write_shards(
         features=parameters,
         samples_per_shard=samples_per_shard,
         seed=seed,
+        dropped=dropped,
     ) as writer:
         for split in SPLITS:
             order = shuffled((clip.id for clip in clips.values() if clip.split == split), seed)
@@ -133,9 +147,35 @@ def write_shards(
                             "run bmlpipe extract again to its end"
                         )
                 clip = clips[clip_id]
+                unknown_of.update(
+                    flag for flag in dropped if MEASURED_IN.get(flag, "") not in {"", *stored.features.media}
+                )
                 writer.write(split, sample_of(stored, clip, labels[clip.label], parameters))
                 if split == "train":
                     statistics.add(stored.features)
                 progress()
         writer.statistics = statistics.result()
+    for flag, count in unknown_of.items():
+        _logger.warning(
+            "%s was never looked for in %d of these clips: their files in %s are older, or hold nothing that tells; "
+            "delete these and extract again with %s",
+            *(flag, count, features / "clips", "frames" if MEASURED_IN[flag] == "pictures" else "spectrogram"),
+        )
     return counts
+
+
+def _choose(rows: Iterable[Row], drop_flags: Collection[str]) -> tuple[set[str], dict[str, int]]:
+    """Clips that are ok and carry none of these flags; and flag → clips left out for it."""
+    ready, dropped, left_out = set[str](), dict.fromkeys(drop_flags, 0), 0
+    for row in rows:
+        if row.status == "ok":
+            carried = dropped.keys() & row.flags.split()
+            dropped.update((flag, dropped[flag] + 1) for flag in carried)
+            if carried:
+                left_out += 1
+            else:
+                ready.add(row.id)
+    if dropped:
+        counts = ", ".join(f"{flag} {count}" for flag, count in dropped.items())
+        _logger.info("left out by their flags: %d of %d clips (%s)", left_out, left_out + len(ready), counts)
+    return ready, dropped

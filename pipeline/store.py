@@ -5,7 +5,8 @@ feature kind with attributes `parameters`, `software` (JSON) and `parameters_sha
 
 - `frames`: `jpeg` (uint8, all JPEGs one after the other), `ends` (int64), `times` (float64, s);
 - `spectrogram`: `values` (float16, bins × windows);
-- `flow`: as `frames`, JPEGs in the order instant, step, x before y; attributes `stack` and `bound`;
+- `flow`: as `frames`, JPEGs in the order instant, step, x before y; attributes `stack` and `bound`, and `images`
+  (JSON) where it was taken from ready-made ones;
 - `rgb_diff`: as `frames`, JPEGs in the order instant, step; attribute `stack`;
 - `waveform`: `flac` (uint8, the FLAC file).
 """
@@ -99,6 +100,7 @@ class Stored:
         parameters: Feature kind → parameters it was made with.
         features: The features.
         software: Feature kind → package → the version it was made with.
+        flow_images: Identity of the ready-made images that the flow was taken from; None: it was computed.
     """
 
     id: str
@@ -107,6 +109,7 @@ class Stored:
     parameters: dict[str, dict[str, Any]]
     features: Features
     software: dict[str, dict[str, str]] = field(default_factory=dict)
+    flow_images: SourceFile | None = None
 
 
 class FeatureStore:
@@ -211,6 +214,8 @@ def _fill(file: h5py.File, stored: Stored) -> None:
         _put_pictures(file["flow"], fields, features.flow)
         file["flow"].attrs["stack"] = len(features.flow.jpegs[0])
         file["flow"].attrs["bound"] = features.flow.bound
+        if stored.flow_images is not None:
+            _put_json(file["flow"], "images", asdict(stored.flow_images))
     if features.rgb_diff is not None:
         steps = [image for instant in features.rgb_diff.jpegs for image in instant]
         _put_pictures(file["rgb_diff"], steps, features.rgb_diff)
@@ -281,6 +286,7 @@ def _load(file: h5py.File, kinds: Iterable[str] | None) -> Stored:
         rgb_diff = RgbDiff(_stacks(file["rgb_diff"], images), times, height, width)
     if "waveform" in wanted:
         waveform = Waveform(file["waveform"]["flac"][()].tobytes())
+    ready_made = file["flow"].attrs.get("images") if "flow" in file else None
     start, duration = json.loads(file.attrs["clip"])
     flags = tuple(json.loads(file.attrs["flags"]))
     return Stored(
@@ -290,4 +296,5 @@ def _load(file: h5py.File, kinds: Iterable[str] | None) -> Stored:
         parameters={kind: json.loads(group.attrs["parameters"]) for kind, group in file.items()},
         features=Features(frames, spectrogram, flow, rgb_diff, waveform, flags, json.loads(file.attrs["media"])),
         software={kind: json.loads(group.attrs.get("software", "{}")) for kind, group in file.items()},
+        flow_images=SourceFile(**json.loads(ready_made)) if ready_made else None,
     )

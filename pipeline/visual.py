@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from bmlpipe.pipeline.decode import Pick, Pictures, Shot, Window, check_complete, pick
 from bmlpipe.pipeline.features import ClipError, Flow, Frames, RgbDiff
 from bmlpipe.pipeline.flow import FlowOptions, encode_fields, estimator
 from bmlpipe.pipeline.flow_images import FlowImages
 from bmlpipe.pipeline.frames import FrameOptions, Scaler, encode
+from bmlpipe.pipeline.quality import PictureMeter
 from bmlpipe.pipeline.rgb_diff import RgbDiffOptions, encode_differences
 
 
@@ -20,6 +22,7 @@ def visual_features(
     flow: FlowOptions | None,
     rgb_diff: RgbDiffOptions | None,
     flags: set[str],
+    media: dict[str, Any],
     *,
     video: Path,
     decode: Callable[[Pictures, Window, int], Iterator[Shot]] | None = None,
@@ -33,6 +36,7 @@ def visual_features(
         flow: How to compute optical flow; None: not wanted.
         rgb_diff: How to store RGB differences; None: not wanted.
         flags: Flags (docs/reasons.md) are added here.
+        media: What is measured of the pictures (`quality`) is added here.
         video: The file, whose ready-made flow images are looked for.
         decode: Decodes the pictures, with so many after each instant's; None: all of them are decoded.
 
@@ -48,6 +52,7 @@ def visual_features(
     colour = Scaler(rgb_diff.short_side, aspect) if rgb_diff else None
     images = FlowImages(flow.images, video) if flow and flow.images else None
     estimate = estimator(flow.algorithm) if flow and not images else None
+    quality = PictureMeter()
     jpegs: list[bytes] = []
     fields: list[tuple[tuple[bytes, bytes], ...]] = []
     differences: list[tuple[bytes, ...]] = []
@@ -58,6 +63,7 @@ def visual_features(
     for chosen in pick(pictures, window, after, decoded):
         _check_whole(pictures, window, chosen)
         times.append(pictures.seconds(chosen.shown.tick, window))
+        quality.add(chosen.shown.frame)
         if chosen.late:
             flags.add("late_video")
         if frames and scaler:
@@ -95,6 +101,7 @@ def visual_features(
         flags.add("mended_times")
     if window.instants is not None and len(times) < window.instants:
         flags.add("short_video")
+    media["pictures"] = quality.result()
     return (
         Frames(tuple(jpegs), tuple(times), *size) if frames else None,
         Flow(tuple(fields), tuple(flow_times), *flow_size, flow.bound) if flow else None,

@@ -21,6 +21,7 @@ from bmlpipe.pipeline.clip import extract_clip
 from bmlpipe.pipeline.features import ClipError, Features
 from bmlpipe.pipeline.ffmpeg import FFmpeg
 from bmlpipe.pipeline.flow import FlowOptions
+from bmlpipe.pipeline.flow_images import identity, quick_check, same_images
 from bmlpipe.pipeline.frames import FrameOptions
 from bmlpipe.pipeline.ledger import Row
 from bmlpipe.pipeline.rgb_diff import RgbDiffOptions
@@ -79,6 +80,11 @@ class Recipe:
                 found[kind]["hwaccel"] = self.ffmpeg.hwaccel
         return found
 
+    @property
+    def flow_images(self) -> Path | None:
+        """Folder of the ready-made flow images that are wanted."""
+        return None if self.flow is None else self.flow.images
+
     @cached_property
     def sha256(self) -> str:
         """Hash of all parameters."""
@@ -109,15 +115,23 @@ class Task:
         common = {"status": "ok", "source": name, "parameters": recipe.sha256}
         return Row(self.clip.id, self.clip.split, **{**common, **values})
 
-    def stamp(self) -> str:
+    def stamp(self, flow_images: Path | None = None) -> str:
         """Size and modification time of the clip's files, and its stretch: equal stamps mean that nothing has changed.
+
+        Args:
+            flow_images: Folder of ready-made flow images, where they are wanted: number, size and newest modification
+                time of the clip's images are part of the stamp then.
 
         Raises:
             OSError: A file is gone or cannot be looked at.
         """
         stats = [f"{status.st_size}:{status.st_mtime_ns}" for status in map(os.stat, self.files)]
         start, duration = self.clip.start, self.clip.duration
-        return " ".join(stats if start == 0 and duration is None else [*stats, f"{start!r}+{duration!r}"])
+        if start != 0 or duration is not None:
+            stats.append(f"{start!r}+{duration!r}")
+        if flow_images is not None:
+            stats.append("images:{}:{}:{}".format(*quick_check(flow_images, self.source.video)))
+        return " ".join(stats)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -155,7 +169,7 @@ def extract_batch(
 def _row(task: Task, recipe: Recipe, store: FeatureStore, videos: Path) -> Row:
     row = task.row(recipe, videos)
     try:
-        row = replace(row, stamp=task.stamp())
+        row = replace(row, stamp=task.stamp(recipe.flow_images))
         flags = _bring_up_to_date(task, recipe, store)
     except StoreWriteError:
         raise
@@ -178,6 +192,9 @@ def _bring_up_to_date(task: Task, recipe: Recipe, store: FeatureStore) -> tuple[
     clip, wanted = task.clip, recipe.parameters
     old = _usable(task, store)
     missing = {kind for kind in wanted if old is None or old.parameters.get(kind) != wanted[kind]}
+    images = recipe.flow_images
+    if old is not None and images is not None and not same_images(old.flow_images, images, task.source.video):
+        missing.add("flow")
     if old is not None and not missing:
         return old.features.flags
     kept = old.parameters.keys() - missing if old is not None else set()
@@ -188,6 +205,9 @@ def _bring_up_to_date(task: Task, recipe: Recipe, store: FeatureStore) -> tuple[
             kept, missing = set(), set(wanted)
     sources = tuple(SourceFile.of(path) for path in task.files)  # first: a file that changes meanwhile is taken again
     part = recipe.only(missing)
+    about_images = old.flow_images if old is not None and "flow" in kept else None
+    if part.flow_images is not None:
+        about_images = identity(part.flow_images, task.source.video)
     features = extract_clip(
         task.source.video,
         audio=task.source.audio,
@@ -208,7 +228,8 @@ def _bring_up_to_date(task: Task, recipe: Recipe, store: FeatureStore) -> tuple[
         features = _merged(old.features, features)
         parameters |= {kind: old.parameters[kind] for kind in kept}
         versions |= {kind: old.software[kind] for kind in kept}
-    store.write(Stored(clip.id, (clip.start, clip.duration), sources, parameters, features, versions))
+    stretch = (clip.start, clip.duration)
+    store.write(Stored(clip.id, stretch, sources, parameters, features, versions, about_images))
     return features.flags
 
 

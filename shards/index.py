@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,8 @@ class Index:
         samples_sha256: Hash of the samples' records, and so of every sample's key, place and CRC-32: what a checkpoint
             remembers of the samples. Empty before it is written.
         sha256: Hash of `index.json`, and so of the whole set. Empty before it is written.
+        flags: Split → flag → samples that carry it. None in a set that does not say.
+        dropped: Flag → clips that were left out for it; a clip with several counts for each.
     """
 
     dataset: str
@@ -78,6 +80,8 @@ class Index:
     statistics: Mapping[str, Mapping[str, list[float]]]
     samples_sha256: str = ""
     sha256: str = ""
+    flags: Mapping[str, Mapping[str, int]] | None = None
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def features_sha256(self) -> str:
@@ -115,6 +119,8 @@ def write_index(folder: Path, index: Index) -> None:
         "features": index.features,
         "features_sha256": index.features_sha256,
         "statistics": index.statistics,
+        **({} if index.flags is None else {"flags": index.flags}),
+        **({"dropped": index.dropped} if index.dropped else {}),
         "seed": index.seed,
         "samples": {"file": SAMPLES_FILE, "count": len(index.samples), "sha256": file_sha256(folder / SAMPLES_FILE)},
         "shards": [asdict(shard) for shard in index.shards],
@@ -196,6 +202,7 @@ def _parsed(folder: Path, text: bytes) -> Index | ShardError:
         shards = tuple(Shard(**shard) for shard in content["shards"])
         about = (content["dataset"], tuple(content["classes"]), content["features"], shards)
         rest = (content["seed"], content["statistics"], content["samples"]["sha256"], own)
+        flags, dropped = content.get("flags"), dict(content.get("dropped", {}))
     except (KeyError, TypeError, ValueError) as error:
         return ShardError(f"{path} is damaged ({type(error).__name__}: {error}): write the shards again")
     samples = _records(records, count)
@@ -203,7 +210,7 @@ def _parsed(folder: Path, text: bytes) -> Index | ShardError:
         return ShardError(
             f"{records} is damaged, or it and {INDEX_FILE} do not belong together: write the shards again"
         )
-    return Index(*about, samples, *rest)
+    return Index(*about, samples, *rest, flags, dropped)
 
 
 def _records(path: Path, count: int) -> npt.NDArray[np.void] | None:

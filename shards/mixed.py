@@ -13,7 +13,7 @@ import numpy as np
 from bmlpipe.shards.index import SAMPLE_DTYPE, Index, Shard
 from bmlpipe.shards.mixture import Mixture
 from bmlpipe.shards.reader import ShardReader, StoredSample
-from bmlpipe.shards.remote import RemoteShards
+from bmlpipe.shards.remote import RemoteShards, check_room
 from bmlpipe.shards.spec import ShardError, differences
 
 _Statistics = Mapping[str, Mapping[str, list[float]]]
@@ -120,13 +120,12 @@ class MixedReader:
         return any(reader.remote is not None for reader in self._readers)
 
     def check_room(self, shards: int) -> None:
-        """Check that so many shards of each remote set fit into its cache.
+        """Check that so many shards of each remote set fit into the cache together: all sets are read at once.
 
         Raises:
             ShardError: They do not.
         """
-        for reader in self._readers:
-            reader.check_room(shards)
+        check_room([reader.remote for reader in self._readers if reader.remote is not None], shards)
 
     def needs(self, numbers: Sequence[int]) -> list[tuple[RemoteShards, int]]:
         """The remote shards that samples are in, for `FetchAhead`."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from isal.isal_zlib import crc32
 
 from bmlpipe.shards.cache import Cache
 from bmlpipe.shards.index import Index, read_index, replaced
@@ -149,7 +149,7 @@ class ShardReader:
             descriptor = self.remote.open(shard) if self.remote else self._descriptor(shard)
             try:
                 data = os.pread(descriptor, length, offset)
-                sound = len(data) == length and (not self.check or zlib.crc32(data) == int(record["crc32"]))
+                sound = len(data) == length and (not self.check or crc32(data) == int(record["crc32"]))
                 if self.remote and not sound:
                     self.remote.cache.forget(self.remote.entries[shard], descriptor)
             finally:

@@ -105,7 +105,7 @@ class RemoteShards:
         self._bytes = sum(os.fstat(descriptor).st_size for descriptor in self._held)
         self.entries = tuple(Entry(shard.sha256, shard.bytes) for shard in self.index.shards)
         for shard in self.index.shards:
-            if not re.fullmatch(r"[\w+=,@-][\w+=,@. -]*", shard.file) or ".." in shard.file:
+            if not plain(shard.file):
                 raise ShardError(f"the index of {shown(self.url)} names a shard {shard.file!r}: not a plain file name")
         self.check_room(1)
         self._ends = np.cumsum([shard.samples for shard in self.index.shards])
@@ -163,13 +163,11 @@ class RemoteShards:
         Raises:
             ShardError: They do not.
         """
-        largest = sum(sorted(entry.bytes for entry in self.entries)[-shards:])
-        if largest + self._bytes > self.cache.limit:
-            raise ShardError(
-                f"the cache {self.cache.folder} may hold {self.cache.limit} bytes; {shards} shards of "
-                f"{shown(self.url)}, needed at the same time, have up to {largest} and its index {self._bytes}: raise "
-                "--cache-bytes (BMLPIPE_CACHE_BYTES)" + (", or lower --window" if shards > 1 else "")
-            )
+        check_room([self], shards)
+
+    def room(self, shards: int) -> tuple[int, int]:
+        """Bytes of so many of the largest shards, and of the index."""
+        return sum(sorted(entry.bytes for entry in self.entries)[-shards:]), self._bytes
 
     def close(self) -> None:
         """Let go of the index."""
@@ -209,6 +207,33 @@ class RemoteShards:
             return read_index(folder)
         except ShardError as error:
             raise ShardError(f"{shown(self.url)}: {error}") from error
+
+
+def check_room(sets: Sequence[RemoteShards], shards: int) -> None:
+    """Check that so many shards of each of the sets fit into their cache at the same time.
+
+    Raises:
+        ShardError: They do not.
+    """
+    for folder in dict.fromkeys(remote.cache.folder for remote in sets):
+        mine = [remote for remote in sets if remote.cache.folder == folder]
+        limit, rooms = min(remote.cache.limit for remote in mine), [remote.room(shards) for remote in mine]
+        if (whole := sum(map(sum, rooms))) > limit:
+            needed = "; ".join(
+                f"{min(shards, len(remote.entries))} shards of {shown(remote.url)}, needed at the same time, have "
+                f"up to {largest} and its index {index}"
+                for remote, (largest, index) in zip(mine, rooms, strict=True)
+            )
+            together = f"; all sets of the mixture are in use at once, {whole} bytes together" if len(mine) > 1 else ""
+            raise ShardError(
+                f"the cache {folder} may hold {limit} bytes; {needed}{together}: raise --cache-bytes "
+                "(BMLPIPE_CACHE_BYTES)" + (", or lower --window" if shards > 1 else "")
+            )
+
+
+def plain(name: str) -> bool:
+    """Whether a shard's name in an index is that of a file in the same folder."""
+    return ".." not in name and re.fullmatch(r"[\w+=,@-][\w+=,@. -]*", name) is not None
 
 
 def _link(path: Path, entry: Entry) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from isal.isal_zlib import crc32
 
 FORMAT = "bmlpipe-shards"
 VERSION = 1
@@ -135,7 +136,7 @@ class Sample:
 
         The JSON member also lists the size and CRC-32 of each of `members`, so that damage can be named.
         """
-        listed = {suffix: [len(data), zlib.crc32(data)] for suffix, data in self.members.items()}
+        listed = {suffix: [len(data), crc32(data)] for suffix, data in self.members.items()}
         text = json.dumps({**self.meta, "members": listed}, sort_keys=True, ensure_ascii=False, allow_nan=False)
         whole = {**self.members, CLASS_MEMBER: str(self.label).encode(), JSON_MEMBER: text.encode()}
         return [(f"{self.key}.{suffix}", whole[suffix]) for suffix in sorted(whole)]

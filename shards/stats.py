@@ -17,16 +17,17 @@ _CHUNK = 1 << 20  # records
 def describe(reader: ShardReader, *, samples: int = 1000) -> dict[str, Any]:
     """Count what is in a set.
 
-    Samples, classes, bytes of splits, parameters and statistics are in the index. Bytes of members, flags and lengths
-    are in the samples: so many of them are read whole, evenly spread over the set.
+    Samples, classes, bytes and flags of splits, parameters and statistics are in the index. Bytes of members and
+    lengths are in the samples: so many of them are read whole, evenly spread over the set.
 
     Args:
         reader: The set.
         samples: Samples that are read; 0: all.
 
     Returns:
-        Values of JSON: `dataset`, `version`, `samples`, `bytes`; `splits` (split → shards, samples, bytes, and
-        `classes`: name → samples); `features` and `statistics` as in the index; `read`: `samples` looked at, `kinds`
+        Values of JSON: `dataset`, `version`, `samples`, `bytes`; `splits` (split → shards, samples, bytes, `classes`:
+        name → samples, and `flags`: flag → samples, None in a set whose index does not say); `dropped` (flag → clips
+        left out for it); `features` and `statistics` as in the index; `read`: `samples` looked at, `kinds`
         (feature kind → members and bytes of a sample, on average), `flags` (flag → samples), `seconds` (length of
         clips: shortest, median, mean, longest; None where no sample knows its length).
     """
@@ -43,6 +44,7 @@ def describe(reader: ShardReader, *, samples: int = 1000) -> dict[str, Any]:
             "samples": len(numbers),
             "bytes": sum(shard.bytes for shard in there),
             "classes": dict(zip(index.classes, counts.tolist(), strict=True)),
+            "flags": None if index.flags is None else dict(index.flags.get(split, {})),
         }
     count = min(samples or total, total)
     return {
@@ -51,6 +53,7 @@ def describe(reader: ShardReader, *, samples: int = 1000) -> dict[str, Any]:
         "samples": total,
         "bytes": sum(shard.bytes for shard in index.shards),
         "splits": splits,
+        "dropped": dict(index.dropped),
         "features": index.features,
         "statistics": index.statistics,
         "read": _read(reader, [place * total // count for place in range(count)]),

@@ -7,7 +7,7 @@ members. A shard that differs is read again to name what is wrong (`bmlpipe.shar
 from __future__ import annotations
 
 import hashlib
-import zlib
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,18 +15,21 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from isal.isal_zlib import crc32
 
 from bmlpipe.shards.diagnosis import Fault, Promise, diagnose, sample_faults
 from bmlpipe.shards.index import INDEX_FILE, SAMPLES_FILE, Index, file_sha256, read_index
 from bmlpipe.shards.order import splitmix64
 from bmlpipe.shards.reader import members_of
+from bmlpipe.shards.remote import is_remote, plain
 from bmlpipe.shards.spec import ShardError
+from bmlpipe.shards.transfer import fetch, shown
 
 _CHUNK = 1 << 20  # records
 
 
 def verify(
-    folder: Path,
+    shards: Path | str,
     progress: Callable[[int], None] = lambda samples: None,
     *,
     start: Callable[[Index], None] = lambda index: None,
@@ -35,25 +38,51 @@ def verify(
     """Compare every byte of the shards with the index.
 
     Args:
-        folder: A set of shards.
+        shards: A set of shards: a folder, or an address of fsspec. From an address each shard is fetched into a
+            temporary file and removed after; the cache, which refuses what is damaged, is not used.
         progress: Called after each shard with the number of its samples.
         start: Called once with the index, if it can be read.
         workers: Shards that are read at a time, by as many threads (checksums do not hold Python's lock); each holds
             one sample in memory.
 
     Yields:
-        Faults, none for a sound set. Hidden files in the folder are not looked at.
+        Faults, none for a sound set. Hidden files in a folder are not looked at; at an address, no file is that the
+        index does not name.
 
     Raises:
-        ShardError: There is no index to compare with.
+        ShardError: There is no index to compare with, or no room for a temporary file.
     """
+    if not is_remote(shards):
+        yield from _compared(Path(shards), None, progress, start, workers)
+        return
+    with tempfile.TemporaryDirectory(prefix="bmlpipe-verify-") as folder:
+        try:
+            yield from _compared(Path(folder), str(shards).rstrip("/") + "/", progress, start, workers)
+        except OSError as error:
+            raise ShardError(
+                f"{folder} cannot be used ({error.strerror}): the shards of an address are fetched to there, one for "
+                f"each of {workers} workers at a time; set TMPDIR to a folder with more room, or take fewer --workers"
+            ) from error
+
+
+def _compared(
+    folder: Path, url: str | None, progress: Callable[[int], None], start: Callable[[Index], None], workers: int
+) -> Iterator[Fault]:
+    """`verify` of a folder, into which the files of a remote set are fetched from `url` as they are needed."""
+    if url is not None:
+        _fetch(url, folder / INDEX_FILE)
+        try:
+            _fetch(url, folder / SAMPLES_FILE)
+        except ShardError as error:
+            yield Fault(SAMPLES_FILE, "", "", f"cannot be fetched: {error}")
+            return
     try:
         index = read_index(folder)
     except ShardError as error:
         if not (folder / INDEX_FILE).is_file():
             raise
         damaged = SAMPLES_FILE if str(error).startswith(str(folder / SAMPLES_FILE)) else INDEX_FILE
-        yield Fault(damaged, "", "", str(error))
+        yield Fault(damaged, "", "", str(error).replace(f"{folder}/", shown(url)) if url else str(error))
         return
     start(index)
     if not index.sha256:
@@ -70,7 +99,8 @@ def verify(
     firsts = np.cumsum([0, *(shard.samples for shard in index.shards)])
 
     def compare(number: int) -> list[Fault]:
-        return _shard(folder, index, number, records[firsts[number] : firsts[number + 1]])
+        part = records[firsts[number] : firsts[number + 1]]
+        return _shard(folder, index, number, part) if url is None else _fetched_shard(url, folder, index, number, part)
 
     pool = ThreadPoolExecutor(workers) if workers > 1 else None
     try:
@@ -81,6 +111,28 @@ def verify(
     finally:
         if pool:
             pool.shutdown(cancel_futures=True)
+
+
+def _fetched_shard(url: str, folder: Path, index: Index, number: int, records: npt.NDArray[np.void]) -> list[Fault]:
+    """`_shard` of a remote one."""
+    path = folder / index.shards[number].file
+    if not plain(path.name) or path.parent != folder:
+        about = f"names a shard {index.shards[number].file!r}: not a plain file name"
+        return [Fault(INDEX_FILE, "", "", about)]
+    try:
+        _fetch(url, path)
+        return _shard(folder, index, number, records)
+    except ShardError as error:
+        return [Fault(path.name, "", "", f"cannot be fetched: {error}")]
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _fetch(url: str, into: Path) -> None:
+    """A file as it is at the address, right or wrong."""
+    with into.open("wb", buffering=0) as file:
+        fetch(url + into.name, file.fileno())
+        file.truncate(file.tell())  # one that had to begin again may have been longer
 
 
 def _shard(folder: Path, index: Index, number: int, records: npt.NDArray[np.void]) -> list[Fault]:
@@ -97,7 +149,7 @@ def _shard(folder: Path, index: Index, number: int, records: npt.NDArray[np.void
             for record in records:
                 data = buffer[: file.readinto(buffer[: int(record["length"])])]
                 whole.update(data)
-                intact &= zlib.crc32(data) == int(record["crc32"])
+                intact &= crc32(data) == int(record["crc32"])
                 members = _members(record, data) if intact else None
                 if members is not None:
                     faults += sample_faults(shard.file, record, members, promise)

@@ -13,13 +13,14 @@ import os
 import shutil
 import tarfile
 import uuid
-import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
+from isal.isal_zlib import crc32
 
 from bmlpipe.shards.index import INDEX_FILE, SAMPLE_DTYPE, SAMPLES_FILE, Index, Shard, write_index
 from bmlpipe.shards.spec import Sample, ShardError
@@ -37,7 +38,7 @@ class _Recorder(io.RawIOBase):
     def write(self, data: Any) -> int:  # the signature of RawIOBase
         self._file.write(data)
         self.sha256.update(data)
-        self.crc32 = zlib.crc32(data, self.crc32)
+        self.crc32 = crc32(data, self.crc32)
         self.position += len(data)
         return len(data)
 
@@ -58,6 +59,7 @@ class ShardWriter:
         features: Feature kind → parameters (JSON).
         samples_per_shard: Samples of a shard, its last one of a split aside.
         seed: Seed of the samples' order, recorded.
+        dropped: Flag → clips that were left out for it, recorded.
 
     Attributes:
         statistics: What the index will say of the features' means and deviations; set it before the block ends.
@@ -72,6 +74,7 @@ class ShardWriter:
         features: Mapping[str, Mapping[str, Any]],
         samples_per_shard: int = 1000,
         seed: int = 0,
+        dropped: Mapping[str, int] | None = None,
     ) -> None:
         if samples_per_shard < 1:
             raise ValueError(f"samples_per_shard is {samples_per_shard}: must be at least 1")
@@ -81,6 +84,8 @@ class ShardWriter:
             )
         self.out = out.absolute()
         self._about = (dataset, tuple(classes), dict(features), seed)
+        self._dropped = dict(dropped or {})
+        self._flags: dict[str, Counter[str]] = {}
         self.statistics: Mapping[str, Mapping[str, list[float]]] = {}
         self._per_shard = samples_per_shard
         self._shards: list[Shard] = []
@@ -136,6 +141,7 @@ class ShardWriter:
             member.size = len(data)
             self._tar.addfile(member, io.BytesIO(data))
         self._keys.add(sample.key)
+        self._flags.setdefault(split, Counter()).update(sample.meta.get("flags", ()))
         length = self._recorder.position - start
         self._records.append(
             (sample.key.encode(), start, length, self._recorder.crc32, len(self._shards), sample.label)
@@ -171,7 +177,12 @@ class ShardWriter:
         self._close_shard()
         dataset, classes, features, seed = self._about
         samples = np.array(self._records, dtype=SAMPLE_DTYPE)
-        index = Index(dataset, classes, features, tuple(self._shards), samples, seed, self.statistics)
+        flags = {split: dict(sorted(counts.items())) for split, counts in self._flags.items()}
+        index = Index(
+            *(dataset, classes, features, tuple(self._shards), samples, seed, self.statistics),
+            flags=flags,
+            dropped=self._dropped,
+        )
         write_index(self._folder, index)
         for name in (SAMPLES_FILE, INDEX_FILE, "."):
             _sync(self._folder / name)

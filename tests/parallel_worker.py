@@ -1,19 +1,23 @@
-"""One rank of test_parallel: trains under every modulation and writes what came out as JSON.
+"""The processes of test_parallel: one alone, two ranks, four ranks; each trains under every modulation.
 
-Run as a script with torchrun's environment variables, or without them as the only process:
-`parallel_worker.py OUT.json`.
+Run as a script: `parallel_worker.py FOLDER PORT2 PORT4`, with the ports of the stores where two and four ranks meet.
+What came out is FOLDER/WORLD-RANK.json. The ranks are forked, so that torch is imported once; when one fails, the
+others are ended.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.multiprocessing import start_processes
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
@@ -101,10 +105,13 @@ def train(place: Place, rules: tuple[Rule, ...], micro: int = 1) -> dict[str, An
     }
 
 
-def main(out: Path) -> None:
-    """Everything that test_parallel looks at."""
+def rank_main(rank: int, world: int, port: str, folder: Path) -> None:
+    """Everything that test_parallel looks at, of one rank."""
     torch.set_num_threads(1)
-    with process_group("cpu") as place:
+    if world > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    with process_group("cpu", timeout=timedelta(seconds=30)) as place:
         result: dict[str, Any] = {"place": [place.rank, place.world, place.local_rank, str(place.device)]}
         result |= {name: train(place, rules) for name, rules in RULES.items()}
         result["accumulated"] = train(place, RULES["opm+ogm"], micro=2)
@@ -115,8 +122,14 @@ def main(out: Path) -> None:
         result["buffers"] = differing(layer)
         result["group"] = torch.distributed.is_initialized()
     result["group after"] = torch.distributed.is_initialized()
-    out.write_text(json.dumps(result))
+    (folder / f"{world}-{rank}.json").write_text(json.dumps(result))
+
+
+def main(folder: Path, ports: dict[int, str]) -> None:
+    """One world after the other."""
+    for world, port in ports.items():
+        start_processes(rank_main, (world, port, folder), nprocs=world, start_method="fork")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), {1: "", 2: sys.argv[2], 4: sys.argv[3]})

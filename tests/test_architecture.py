@@ -195,7 +195,9 @@ def test_the_wheel_holds_the_namespace_and_nothing_else(wheel: Path) -> None:
     assert {f"bmlpipe/{package}/py.typed" for package in PACKAGES} <= content
     recipes = {f"bmlpipe/{path.relative_to(ROOT)}" for path in (ROOT / "train" / "recipes").glob("*.yaml")}
     assert recipes <= content
-    extra = {name for name in content if not name.endswith((".py", "py.typed", ".yaml"))}
+    page = {f"bmlpipe/train/report/page.{ending}" for ending in ("html", "css", "js")}
+    assert page <= content
+    extra = {name for name in content - page if not name.endswith((".py", "py.typed", ".yaml"))}
     assert not extra
     assert "bmlpipe/__init__.py" not in content
 

@@ -264,14 +264,14 @@ def test_shards_made_with_other_parameters_are_refused_by_name() -> None:
     made = {"frames": {"short_side": 256, "fps": 1}, "spectrogram": {"rate": 16000}}
     old = {"features": made}
     other = {"frames": {"short_side": 224, "fps": 1, "crop": 3}, "spectrogram": {"rate": 16000}, "flow": {"stack": 1}}
-    checkpoint.check_same_features(old, made, ["visual", "audio"], Path("last.pt"))
-    checkpoint.check_same_features(old, other, ["audio"], Path("last.pt"))  # what is not used may differ
+    checkpoint.check_same_features(old, made, ["frames", "spectrogram"], Path("last.pt"))
+    checkpoint.check_same_features(old, other, ["spectrogram"], Path("last.pt"))  # what is not used may differ
     with pytest.raises(
         ConfigError, match=r"last.pt .*\(frames.crop: not there and 3; frames.short_side: 256 and 224\): use"
     ):
-        checkpoint.check_same_features(old, other, ["audio", "visual"], Path("last.pt"))
+        checkpoint.check_same_features(old, other, ["spectrogram", "frames"], Path("last.pt"))
     with pytest.raises(ConfigError, match=r"\(spectrogram: \{'rate': 16000\} and not there\)"):
-        checkpoint.check_same_features(old, {"frames": made["frames"]}, ["audio"], Path("last.pt"))
+        checkpoint.check_same_features(old, {"frames": made["frames"]}, ["spectrogram"], Path("last.pt"))
 
 
 def test_going_on_with_other_samples_is_refused(tiny: dict[int, Path]) -> None:

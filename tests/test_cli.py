@@ -411,7 +411,7 @@ def test_progress_lines_are_not_wrapped(videos: Path) -> None:
         "0",
     ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert re.search(r"^10 of 10 clips  \S+/s  not_media 10$", done.stderr, re.MULTILINE)
+    assert re.search(r"^\S+ \S+ INFO    10 of 10 clips  \S+/s  not_media 10$", done.stderr, re.MULTILINE)
 
 
 def test_on_a_terminal_there_is_a_bar_with_rate_and_failures(videos: Path) -> None:

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from bmlpipe.manifests.locate import Source
 from bmlpipe.manifests.schema import Clip, Manifest
-from bmlpipe.pipeline import extract
+from bmlpipe.pipeline import cluster as cluster_module
+from bmlpipe.pipeline import extract, hosts
 from bmlpipe.pipeline.cluster import ClusterError, map_batches
 from bmlpipe.pipeline.frames import FrameOptions
+from bmlpipe.pipeline.hosts import UnfitWorkerError
 from bmlpipe.pipeline.ledger import Row, read_ledger
+from bmlpipe.pipeline.shared_folders import OnSharedFolders, Seen, marked
+from bmlpipe.pipeline.software import software
+from bmlpipe.pipeline.store import StoreWriteError
 from bmlpipe.pipeline.watchdog import TimeLimit
 from bmlpipe.pipeline.work import Recipe, Task
 
@@ -96,9 +106,82 @@ def test_an_error_of_the_function_arrives_here(scheduler: str) -> None:
         list(map_batches(fail, [[1]], died, workers=0, scheduler=scheduler))
 
 
-def test_a_scheduler_that_does_not_answer_is_named() -> None:
+def test_a_scheduler_file_names_the_scheduler(scheduler: str, tmp_path: Path) -> None:
+    path = tmp_path / "a scheduler.json"
+    path.write_text(json.dumps({"address": scheduler}))
+    results = map_batches(worker(set()), [[1], [2]], died, workers=0, scheduler=f"file://{path}")
+    assert sorted(results) == [[(1, "ok")], [(2, "ok")]]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_dashboards_address_is_told_where_it_works(
+    there: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if there:
+        pytest.importorskip("bokeh", reason="Dask's dashboard needs the package bokeh")
+    else:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(cluster_module, "_versions", lambda client: {"scheduler": {"packages": {"bokeh": None}}})
+    with caplog.at_level(logging.INFO, "bmlpipe"):
+        results = map_batches(worker(set()), [[1], [2]], died, workers=1)
+        next(results)
+        said = [message for message in caplog.messages if "dashboard" in message]
+        if there:
+            address = said[0].removeprefix("Dask's dashboard: ")
+            assert address.startswith("http://127.0.0.1:")
+            with urllib.request.urlopen(address, timeout=20) as page:
+                assert b"install" not in page.read()  # which is what the page without bokeh asks for
+        assert len(said) == there
+        results.close()
+
+
+def test_another_version_of_this_package_is_refused_and_others_are_told(
+    scheduler: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_module, "_PATIENCE", 1)
+    monkeypatch.setattr(hosts, "software", lambda: {**software(), "numpy": "1.2.3"})
+    numpy = software()["numpy"]
+    assert len(list(map_batches(worker(set()), [[1], [2]], died, workers=0, scheduler=scheduler))) == 2
+    (told,) = [message for message in caplog.messages if "numpy" in message]
+    assert f"has numpy {numpy} (1.2.3 here)" in told
+    monkeypatch.setattr(hosts, "software", lambda: {**software(), "bmlpipe": "0.0.0"})
+    reason = r"can do this \(worker tcp://.*it has bmlpipe .* \(0.0.0 here\): install the same version on all hosts"
+    with pytest.raises(ClusterError, match=reason):
+        list(map_batches(worker(set()), [[1]], died, workers=0, scheduler=scheduler))
+
+
+def test_a_worker_that_is_unfit_is_let_go_and_its_batches_are_done_by_another(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from distributed import LocalCluster
+
+    claim = tmp_path / "unfit"
+
+    def work(batch: Sequence[int]) -> list[int]:
+        """The first process that comes here is unfit from then on; a batch of −1 is nobody's fault."""
+        if not claim.exists():
+            claim.write_text(str(os.getpid()))
+        if claim.read_text() == str(os.getpid()) or -1 in batch:
+            raise UnfitWorkerError("it lacks something")
+        return list(batch)
+
+    def look_again(batch: Sequence[int]) -> Sequence[int]:
+        return [abs(item) for item in batch]
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        address = cluster.scheduler_address
+        batches = [[item] for item in (*range(2, 30), -1)]
+        done = map_batches(work, batches, died, workers=0, scheduler=address, look_again=look_again)  # type: ignore[arg-type]
+        assert sorted(item for batch in done for item in batch) == list(range(1, 30))
+    (told,) = [message for message in caplog.messages if "retired" in message]
+    assert told.endswith("it lacks something")
+
+
+def test_a_scheduler_that_does_not_answer_is_named(tmp_path: Path) -> None:
     import dask
 
+    with pytest.raises(ClusterError, match=r"there is no scheduler file .*none\.json: start"):
+        list(map_batches(worker(set()), [[1]], died, workers=1, scheduler=f"file://{tmp_path}/none.json"))
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
         for address in ("tcp://127.0.0.1:1", "carrier-pigeon://coop"):
             with pytest.raises(ClusterError, match=f"no Dask scheduler answers at {address}"):
@@ -201,3 +284,44 @@ def test_a_clip_that_hangs_becomes_a_row_and_the_others_are_not_lost(
     assert "longer than 0.5 s" in row.message
     assert "batch_function" in row.message
     assert not (out / ".hung").exists()
+
+
+def test_a_batch_is_given_back_where_the_folders_are_not_the_same(videos: Path, tmp_path: Path) -> None:
+    """What a host sees is changed between the claim, which is made here, and the work, which is done there."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".run-left").touch()
+    tasks = [Task(Clip(str(number), "train", "x", ""), Source(videos / f"{number}.mp4")) for number in range(2)]
+    recipe, ends = Recipe(3, FrameOptions()), list[Exception]()
+
+    def work(batch: Sequence[Task]) -> list[Row]:
+        if ends:
+            (videos / "1.mp4").unlink()
+            raise ends[0]
+        readable = [task.source.video.exists() for task in batch]
+        return [
+            Row(task.clip.id, "train", "ok" if ok else "failed", "" if ok else "unreadable_file")
+            for task, ok in zip(batch, readable)
+        ]
+
+    with marked(out) as marker:
+        assert [path.name for path in out.iterdir()] == [marker.name]
+        there = OnSharedFolders(work, recipe, marker)
+        batch = [Seen.now(task) for task in tasks]
+        assert [row.status for row in there(batch)] == ["ok", "ok"]
+        (videos / "0.mp4").write_bytes(b"longer")
+        with pytest.raises(UnfitWorkerError, match=r"0\.mp4 has 1 bytes here, it sees 6: mount"):
+            there(batch)
+        assert [seen.again().sizes for seen in batch] == [(None,), (1,)]  # it is not the worker's fault
+        assert [row.status for row in there([seen.again() for seen in batch])] == ["ok", "ok"]
+        batch = [Seen.now(task) for task in tasks]
+        ends.append(StoreWriteError("a mount was lost"))
+        with pytest.raises(UnfitWorkerError, match=r"1\.mp4 has 1 bytes here, it does not see it"):
+            there(batch)
+        gone = [Seen.now(task) for task in tasks]  # gone for all: that clip fails, and no worker
+        ends.clear()
+        assert [row.reason for row in there(gone)] == ["", "unreadable_file"]
+        elsewhere = OnSharedFolders(work, recipe, tmp_path / "unmounted" / marker.name)
+        with pytest.raises(UnfitWorkerError, match=r"does not see the feature folder .*unmounted"):
+            elsewhere(gone)
+    assert list(out.iterdir()) == []

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
+from bmlpipe.train import journal as journal_module
+from bmlpipe.train.config import ConfigError
 from bmlpipe.train.journal import DelayedRows, Journal, read_rows
 
 
@@ -57,3 +60,14 @@ def test_an_evaluation_that_the_checkpoint_does_not_know_is_not_written_twice(tm
     with Journal(tmp_path, first_step=4, evaluated=0, tensorboard=False) as journal:
         journal.metrics({"step": 4, "split": "val", "accuracy": 0.5})
     assert len(read_rows(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_a_folder_is_one_training_s_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranks of a killed torchrun live on, and nothing of what they write may be mixed with the next start's."""
+    monkeypatch.setattr(journal_module.time, "sleep", lambda seconds: None)
+    with Journal(tmp_path, tensorboard=False) as journal:
+        journal.step({"step": 0, "loss": 1.0})
+        with pytest.raises(ConfigError, match=f"another process is training into {tmp_path}"):
+            Journal(tmp_path, tensorboard=False)
+    assert len(read_rows(tmp_path / "steps.jsonl")) == 1
+    Journal(tmp_path, first_step=1, tensorboard=False).close()

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import socket
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed import TCPStore
 
 from bmlpipe.train.parallel import all_equal, differing, process_group
 
@@ -22,46 +25,57 @@ MODULATIONS = (
     *("moddrop", "dropout", "evolutional", "accumulated"),
 )
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+LIMIT = 240  # seconds after which processes that hang are ended; they take a tenth of it on two busy cores
 
 
-def start(out: Path, **variables: str) -> subprocess.Popen[str]:
+@contextmanager
+def ended(command: list[str], log: Path, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that writes into a log; whatever happens, it and its children do not outlive the block."""
     own = {key: value for key, value in os.environ.items() if key not in TORCHRUN}
-    return subprocess.Popen(
-        [sys.executable, str(WORKER), str(out)],
-        env={**own, **variables},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command,
+            env={**own, "OMP_NUM_THREADS": "1", **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
-def outcomes(folder: Path, world: int) -> list[dict[str, Any]]:
-    """What each of so many ranks gives."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    group = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    outs = [folder / f"rank{rank}of{world}.json" for rank in range(world)]
-    processes = [start(out, RANK=str(i), LOCAL_RANK=str(i), **group) for i, out in enumerate(outs)]
-    for process in processes:
-        text, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, text
-    return [json.loads(out.read_text()) for out in outs]
+def meeting_place() -> TCPStore:
+    """A store of this process for ranks to meet at: its port is taken as long as they need it."""
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Of the only process, and of ranks 0 and 1 of two."""
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+    """Number of ranks → what each of them gives."""
     folder = tmp_path_factory.mktemp("ranks")
-    text, _ = (alone := start(folder / "alone.json")).communicate(timeout=300)
-    assert alone.returncode == 0, text
-    return [json.loads((folder / "alone.json").read_text()), *outcomes(folder, 2)]
+    log, stores = folder / "log", [meeting_place(), meeting_place()]
+    with ended([sys.executable, str(WORKER), str(folder), *(str(s.port) for s in stores)], log) as process:
+        assert process.wait(LIMIT) == 0, log.read_text()
+    return {
+        world: [json.loads((folder / f"{world}-{i}.json").read_text()) for i in range(world)] for world in (1, 2, 4)
+    }
 
 
 @pytest.fixture(scope="module")
-def four(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def results(worlds: dict[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Of the only process, and of ranks 0 and 1 of two."""
+    return [*worlds[1], *worlds[2]]
+
+
+@pytest.fixture(scope="module")
+def four(worlds: dict[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Of four ranks."""
-    return outcomes(tmp_path_factory.mktemp("four"), 4)
+    return worlds[4]
 
 
 @pytest.mark.slow
@@ -155,3 +169,52 @@ def test_half_of_torchruns_variables_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(ValueError, match="only RANK is set"), process_group("cpu"):
         pass
+
+
+LOSE = """
+import os, signal, sys
+from datetime import timedelta
+import torch
+from torch.multiprocessing import start_processes
+from bmlpipe.train.parallel import LostRankError, process_group
+
+def rank_main(rank, how, port):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "3"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    if rank == 1 and how == "absent":
+        return
+    try:
+        with process_group("cpu", timeout=timedelta(seconds=3)):
+            model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+            for step in range(9):
+                if step == 5 and how == "faulty":
+                    raise RuntimeError("of the model")
+                if step == 5 and rank == 1:
+                    os.kill(os.getpid(), signal.SIGSTOP if how == "silent" else signal.SIGKILL)
+                model(torch.ones(2, 2)).sum().backward()
+    except (LostRankError, RuntimeError) as error:
+        print(how, rank, type(error).__name__, error, flush=True)
+
+for how, port in zip(sys.argv[1::2], sys.argv[2::2]):
+    processes = start_processes(rank_main, (how, port), nprocs=3, join=False, start_method="fork").processes
+    for process in processes[::2]:
+        process.join()
+    processes[1].kill()
+"""
+
+
+@pytest.mark.slow
+def test_a_lost_rank_ends_all_others_with_an_error_that_says_so(tmp_path: Path) -> None:
+    stores = {how: meeting_place() for how in ("dead", "silent", "absent", "faulty")}
+    log, words = tmp_path / "log", [word for how, store in stores.items() for word in (how, str(store.port))]
+    with ended([sys.executable, "-c", LOSE, *words], log) as process:
+        assert process.wait(LIMIT) == 0, log.read_text()
+    said = log.read_text().splitlines()
+    for how in ("dead", "silent", "absent"):
+        for rank in (0, 2):
+            (line,) = [line for line in said if line.startswith(f"{how} {rank} ")]
+            assert line.startswith(f"{how} {rank} LostRankError rank {rank} of 3, on "), line
+            assert "has lost another rank: it has ended, or it did not answer within 3 s" in line
+            assert "--resume" in line
+    # An error that has nothing to do with the group stays what it is.
+    assert {f"faulty {rank} RuntimeError of the model" for rank in range(3)} <= set(said)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -30,11 +32,13 @@ from bmlpipe.shards import transfer
 from bmlpipe.shards.ahead import FetchAhead
 from bmlpipe.shards.cache import Cache, Entry, write_all
 from bmlpipe.shards.locks import locked, unlock
+from bmlpipe.shards.mixed import MixedReader
 from bmlpipe.shards.order import EpochOrder
 from bmlpipe.shards.reader import ShardReader
 from bmlpipe.shards.remote import open_cache
 from bmlpipe.shards.spec import Sample, ShardError
 from bmlpipe.shards.transfer import Patience
+from bmlpipe.shards.verify import verify
 from bmlpipe.shards.writer import ShardWriter
 from bmlpipe.train.loader import ClipDataset, make_loader
 
@@ -780,3 +784,110 @@ def test_the_threads_end_with_the_iteration(server: Server, cache: Cache) -> Non
     del half
     wait_until(lambda: running() == 0)
     assert not any(name.endswith(".part") for name in names(cache))
+
+
+# ----- verification -----
+
+
+def harm(folder: Path, at: int) -> None:
+    whole = (folder / FIRST).read_bytes()
+    (folder / FIRST).write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: None,
+        lambda folder: harm(folder, 4000),
+        lambda folder: harm(folder, 20),
+        lambda folder: (folder / FIRST).write_bytes((folder / FIRST).read_bytes()[:-5000]),
+        lambda folder: (folder / FIRST).write_bytes((folder / FIRST).read_bytes() + b"more"),
+        lambda folder: shutil.copy(folder / FIRST, folder / "train-000001.tar"),
+        lambda folder: (folder / "samples.npy").write_bytes(bytes(1000)),
+        lambda folder: (folder / "index.json").write_text("{}"),
+    ],
+    ids=["sound", "contents", "header", "short", "long", "swapped", "samples", "index"],
+)
+def test_an_address_is_verified_as_a_folder_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object]
+) -> None:
+    folder = write_set(tmp_path / "set")
+    change(folder)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    with Server(folder) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        server.faults["train-000002.tar"] = ["cut", "503"]
+        counted: list[int] = []
+        found = [dataclasses.astuple(fault) for fault in verify(server.url, counted.append, workers=3)]
+        server.shutdown()
+    here = [dataclasses.astuple(fault) for fault in verify(folder)]
+    assert [(*where, about.replace(server.url, f"{folder}/")) for *where, about in found] == [
+        (*where, about) for *where, about in here
+    ]
+    assert (sum(counted) == 12) == (not here or here[0][0].endswith(".tar"))
+    assert not list(temporary.iterdir())
+    assert not (tmp_path / "cache").exists()
+
+
+def test_what_cannot_be_verified_at_an_address_is_named(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.faults["train-000001.tar"] = ["404"]
+    (fault,) = verify(server.url)
+    assert (fault.shard, fault.key) == ("train-000001.tar", "")
+    assert re.search(rf"cannot be fetched: {server.url}train-000001.tar: .*FileNotFound", fault.message)
+    server.faults["samples.npy"] = ["404"]
+    assert [fault.shard for fault in verify(server.url)] == ["samples.npy"]
+    with pytest.raises(ShardError, match=r"elsewhere/index.json: given up at attempt 1"):
+        next(verify(server.url + "elsewhere"))
+    copy = write_set(tmp_path / "set", shards=2)
+    change_index(copy, lambda c: c["shards"][0].update(file="../../stolen"))
+    found = [(fault.shard, fault.message) for fault in verify(copy.as_uri())]
+    assert ("index.json", "names a shard '../../stolen': not a plain file name") in found
+
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache_module.os, "write", full)
+    with pytest.raises(ShardError, match=r"bmlpipe-verify-.*No space left.* 1 workers at a time; set TMPDIR"):
+        list(verify(server.url))
+
+
+def test_the_command_verifies_an_address(tmp_path: Path, server: Server) -> None:
+    from click.testing import CliRunner
+
+    from bmlpipe.pipeline.cli import main
+
+    assert CliRunner().invoke(main, ["verify", server.url]).exit_code == 0
+    folder = write_set(tmp_path / "set")
+    harm(folder, 4000)
+    result = CliRunner().invoke(main, ["verify", folder.as_uri(), "--workers", "2"])
+    assert result.exit_code == 1
+    assert result.stdout.startswith(f"{FIRST}\tsample-000\tx.bin\t")
+
+
+# ----- mixtures -----
+
+
+def test_a_mixture_needs_room_for_a_window_of_each_set(tmp_path: Path, cache: Cache) -> None:
+    folders = [write_set(tmp_path / name / "set", seed=seed) for seed, name in enumerate("ab")]
+    size = (folders[0] / FIRST).stat().st_size
+    readers = [reader_of(folder.as_uri(), cache) for folder in folders]
+    indexes = sum((folder / name).stat().st_size for folder in folders for name in ("index.json", "samples.npy"))
+    mixed = MixedReader([*readers, ShardReader(folders[0])])  # a local one needs none
+    cache.limit = 4 * size + indexes
+    for reader in readers:
+        reader.check_room(3)
+    mixed.check_room(2)
+    with pytest.raises(ShardError) as caught:
+        mixed.check_room(3)
+    message = str(caught.value)
+    assert f"may hold {cache.limit} bytes; 3 shards of {folders[0].as_uri()}/" in message
+    assert f"; 3 shards of {folders[1].as_uri()}/, needed at the same time, have up to {3 * size}" in message
+    assert f"all sets of the mixture are in use at once, {6 * size + indexes} bytes together" in message
+    assert message.endswith("raise --cache-bytes (BMLPIPE_CACHE_BYTES), or lower --window")
+    elsewhere = Cache(tmp_path / "other", 3 * size + indexes)
+    apart = MixedReader([readers[0], reader_of(folders[1].as_uri(), elsewhere)])
+    apart.check_room(3)  # each in a cache of its own

@@ -106,3 +106,42 @@ def test_the_picture_shows_the_curves(tmp_path: Path) -> None:
     orange = (image[..., 0] - image[..., 2] > 80).sum()
     assert blue > 100
     assert orange > 100
+
+
+def test_runs_of_other_versions_are_grouped_and_none_is_lost(tmp_path: Path) -> None:
+    """An older run lacks an option; a newer one has one more, with a value that cannot be hashed."""
+    import yaml
+
+    folders = [fake_run(tmp_path / name, seed=0, accuracy=0.5) for name in ("today", "older", "newer", "same")]
+    for folder, change in (
+        (folders[1], {"fusion": None}),
+        (folders[2], {"warp": [{"a": 1}]}),
+        (folders[3], {"warp": 3}),
+    ):
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) | change
+        kept = {name: value for name, value in config.items() if value is not None or name not in change}
+        (folder / "config.yaml").write_text(yaml.safe_dump(kept), encoding="utf-8")
+    groups = experiments([read_run(folder) for folder in folders])
+    assert [[run.folder.name for run in group] for group in groups.values()] == [
+        ["today", "older"],
+        ["newer"],
+        ["same"],
+    ]
+    assert list(groups)[1:] == ["{'a': 1}", "warp 3"]
+
+
+def test_groups_that_would_share_a_name_keep_apart(tmp_path: Path) -> None:
+    import yaml
+
+    folders = [fake_run(tmp_path / name, seed=0, accuracy=0.5) for name in ("plain", "extra")]
+    config = yaml.safe_load((folders[1] / "config.yaml").read_text(encoding="utf-8")) | {"warp": 3}
+    (folders[1] / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    groups = experiments([read_run(folder) for folder in folders])
+    assert list(groups) == ["all", f"all ({folders[1]})"]
+
+
+def test_config_that_holds_no_options_is_refused_by_name(tmp_path: Path) -> None:
+    for text in ("[1, 2]", "a: [", ""):
+        (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+        with pytest.raises(ConfigError, match=r"config\.yaml"):
+            read_run(tmp_path)

@@ -13,7 +13,7 @@ from bmlpipe.shards.mixed import MixedReader
 from bmlpipe.shards.mixture import Mixture
 from bmlpipe.shards.reader import ShardReader
 from bmlpipe.shards.remote import is_remote, open_cache
-from bmlpipe.shards.spec import MODALITY_KIND, ShardError
+from bmlpipe.shards.spec import ShardError
 from bmlpipe.train.config import TrainConfig
 from bmlpipe.train.encoders import load_imagenet, make_encoder
 from bmlpipe.train.exchange import make_exchange
@@ -30,9 +30,8 @@ def open_shards(config: TrainConfig) -> tuple[MixedReader, Mixture]:
         ShardError: One cannot be read, they do not fit together, or the cache has no room for a window of them.
     """
     cache = open_cache(config.cache, config.cache_bytes) if any(map(is_remote, config.shards)) else None
-    kinds = {MODALITY_KIND[modality] for modality in config.chosen}
     readers = [ShardReader(place, cache=cache) for place in config.shards]
-    reader = MixedReader(readers, kinds=kinds, weights=config.mix or None)
+    reader = MixedReader(readers, kinds=set(config.kinds.values()), weights=config.mix or None)
     if reader.mixture is None:
         raise ShardError(f"{reader.folder} has no training samples: see bmlpipe stats")
     reader.check_room(config.window)

@@ -9,16 +9,17 @@ from typing import Any
 
 import torch
 
-from bmlpipe.shards.spec import MODALITY_KIND, differences
+from bmlpipe.shards.spec import differences
 from bmlpipe.train.config import ConfigError
 
 LAST, BEST = "last.pt", "best.pt"
+KEPT = "epoch-{:03d}.pt"  # after so many epochs
 _FORMAT, _VERSION = "bmlpipe-checkpoint", 1
 
 #: Options that may change when a run goes on: where and how it is computed, not what.
 FREE = frozenset(
     {"out", "shards", "cache", "cache_bytes", "accumulate", "epochs", "workers", "device", "resume", "tensorboard"}
-    | {"checkpoint_every"}
+    | {"checkpoint_every", "keep_every", "group_timeout", "trackers"}
 )
 
 
@@ -62,21 +63,21 @@ def check_same_run(old: Mapping[str, Any], config: Mapping[str, Any], path: Path
 
 
 def check_same_features(
-    old: Mapping[str, Any], features: Mapping[str, Mapping[str, Any]], modalities: Iterable[str], path: Path
+    old: Mapping[str, Any], features: Mapping[str, Mapping[str, Any]], kinds: Iterable[str], path: Path
 ) -> None:
     """Refuse shards whose features were made in another way than those that the checkpoint was trained on.
 
     Args:
         old: Checkpoint.
         features: Feature kind → front-end parameters, of the shards.
-        modalities: What is used of them: other feature kinds may differ or be absent.
+        kinds: Feature kinds that are used: others may differ or be absent.
         path: Where the checkpoint is, for the message.
 
     Raises:
         ConfigError: Names each parameter that differs, with both values.
     """
-    kinds = [MODALITY_KIND[modality] for modality in modalities]
-    before, now = ({kind: made[kind] for kind in kinds if kind in made} for made in (old["features"], features))
+    used = set(kinds)
+    before, now = ({kind: made[kind] for kind in used & made.keys()} for made in (old["features"], features))
     if changed := differences(before, now):
         raise ConfigError(
             f"{path} was trained on features made with other front-end parameters than these shards hold "

@@ -63,6 +63,10 @@ class TrainConfig:
     )
     out: str = _option("", "Folder of the run.")
     modalities: tuple[str, ...] | None = _option(None, f"Modalities, separated by commas: {', '.join(MODALITY_KIND)}.")
+    audio: Literal["spectrogram", "waveform"] = _option(
+        "spectrogram",
+        "What audio is read from: stored spectrograms, or the sound, made into `vggsound` ones on the device.",
+    )
     encoder: str = _option(
         "resnet18",
         "Encoder of every modality (tsm18: resnet18 with temporal shift).",
@@ -138,7 +142,14 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = _option("auto", "Where to compute.")
     resume: bool = _option(False, "Go on from the run's last checkpoint, if it has one.")
     checkpoint_every: int = _option(0, "Also save every so many steps; 0: after each epoch only.")
+    group_timeout: float = _option(
+        600.0, "Seconds that a rank waits for the others before the run is given up; a slow fetch or save must fit."
+    )
+    keep_every: int = _option(
+        0, "Keep a checkpoint every so many epochs (checkpoints/epoch-003.pt); 0: only the best and the last."
+    )
     tensorboard: bool = _option(True, "Write TensorBoard files into the run.")
+    trackers: tuple[str, ...] = _option((), "Services to send the journal to as well: wandb, mlflow (docs/sweeps.md).")
 
     def resolved(self) -> TrainConfig:
         """The configuration with the data set's setting filled in.
@@ -178,11 +189,12 @@ class TrainConfig:
         if len(set(self.modalities)) != len(self.modalities):
             raise ConfigError(f"modalities are {', '.join(self.modalities)}: name each once")
         lowest = dict.fromkeys(("epochs", "batch_size", "frames", "accumulate", "classifier_layers"), 1)
-        for name, low in {**lowest, "image_size": 16, "workers": 0, "clip": 0}.items():
+        for name, low in {**lowest, "image_size": 16, "workers": 0, "clip": 0, "keep_every": 0}.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} is {getattr(self, name)}: must be at least {low}")
-        if self.lr <= 0:
-            raise ConfigError(f"lr is {self.lr}: must be above 0")
+        for name in ("lr", "group_timeout"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}: must be above 0")
         if self.encoder not in _PRETRAINED and self.weights != "none":
             there = " and ".join(_PRETRAINED)
             raise ConfigError(f"weights is {self.weights!r}: only {there} have ImageNet weights, not {self.encoder}")
@@ -229,6 +241,11 @@ class TrainConfig:
         """Modalities of a resolved configuration."""
         assert self.modalities is not None
         return self.modalities
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Feature kind that each chosen modality is read from."""
+        return {m: self.audio if m == "audio" else MODALITY_KIND[m] for m in self.chosen}
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for YAML, checkpoints and comparisons."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bmlpipe.train.inputs import Inputs
+from bmlpipe.train.missing import logits_without, subsets
 from bmlpipe.train.model import MultimodalModel
 from bmlpipe.train.scores import unimodal_logits
 
@@ -26,12 +27,17 @@ class Predictions:
         labels: (N,), class ids.
         logits: (N, K), of all modalities together.
         branches: Modality → (N, K), of that modality alone (`bmlpipe.train.scores`).
+        features: Modality → (N, D_m), what the encoder gives; empty where it was not asked for.
+        without: Modalities → (N, K), of all together where these modalities' inputs are zeros, for every subset of
+            those that may be absent (`bmlpipe.train.missing`).
     """
 
     numbers: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
     logits: npt.NDArray[np.float32]
     branches: Mapping[str, npt.NDArray[np.float32]]
+    features: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    without: Mapping[frozenset[str], npt.NDArray[np.float32]] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -43,6 +49,9 @@ def predict(
     device: torch.device,
     *,
     gamma: Sequence[float] | None = None,
+    features: bool = False,
+    absent: Sequence[str] = (),
+    progress: Callable[[int], None] | None = None,
 ) -> Predictions:
     """Run the model over this rank's share of a split and gather all ranks' predictions.
 
@@ -53,25 +62,45 @@ def predict(
         classes: K.
         device: Where to compute.
         gamma: Share of the head's bias in each branch, as in training; None: the head's default.
+        features: Also keep the features.
+        absent: Modalities that may be missing: also predict without every subset of them.
+        progress: Told how many of this rank's samples each batch had.
 
     Returns:
         The same on every rank.
     """
     model.eval()
     modalities = tuple(model.encoders)
+    widths = {m: int(encoder.features) for m, encoder in model.encoders.items()} if features else {}  # type: ignore[arg-type]
+    gone = subsets(absent)
     parts: list[Tensor] = []
     numbers: list[Tensor] = []
     for batch in batches:
-        features = model.encode(inputs({m: batch[m].to(device, non_blocking=True) for m in modalities}))
-        alone = unimodal_logits(model.head, features, gamma)
-        parts.append(torch.stack([model.head(features).float(), *(alone[m] for m in modalities)], dim=1))
+        seen = inputs({m: batch[m].to(device, non_blocking=True) for m in modalities})
+        found = model.encode(seen)
+        alone = unimodal_logits(model.head, found, gamma)
+        columns = [model.head(found), *(alone[m] for m in modalities), *(found[m] for m in widths)]
+        columns += logits_without(model, seen, found, gone)
+        parts.append(torch.cat([column.float() for column in columns], dim=1))
         numbers.append(torch.stack([batch["number"], batch["label"]], dim=1))
-    values = torch.cat(parts) if parts else torch.empty(0, 1 + len(modalities), classes, device=device)
+        if progress is not None:
+            progress(len(batch["number"]))
+    sizes = [classes] * (1 + len(modalities)) + list(widths.values()) + [classes] * len(gone)
+    values = torch.cat(parts) if parts else torch.empty(0, sum(sizes), device=device)
     about = torch.cat(numbers).to(device) if numbers else torch.empty(0, 2, dtype=torch.int64, device=device)
-    logits, ids = _gathered(values).cpu().numpy(), _gathered(about).cpu().numpy()
+    rows, ids = _gathered(values).cpu().numpy(), _gathered(about).cpu().numpy()
     order = np.argsort(ids[:, 0], kind="stable")
-    branches = {m: logits[order, 1 + i] for i, m in enumerate(modalities)}
-    return Predictions(ids[order, 0], ids[order, 1], logits[order, 0], branches)
+    joint, *others = np.split(rows[order], np.cumsum(sizes)[:-1], axis=1)
+    names = [*modalities, *widths]
+    named = list(zip(names, others, strict=False))
+    return Predictions(
+        ids[order, 0],
+        ids[order, 1],
+        joint,
+        dict(named[: len(modalities)]),
+        dict(named[len(modalities) :]),
+        dict(zip(gone, others[len(names) :], strict=True)),
+    )
 
 
 def _gathered(mine: Tensor) -> Tensor:

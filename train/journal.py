@@ -8,7 +8,9 @@ as to stop are the same everywhere.
 from __future__ import annotations
 
 import json
+import logging
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +21,21 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from bmlpipe.shards.locks import locked, unlock
+from bmlpipe.train.config import ConfigError
+from bmlpipe.train.rows import Row, each_row, read_rows
+from bmlpipe.train.trackers import Outcome, Trackers, tags
+
+__all__ = ["METRICS_FILE", "STEPS_FILE", "DelayedRows", "Journal", "Row", "read_rows"]
+
 STEPS_FILE = "steps.jsonl"
 METRICS_FILE = "metrics.jsonl"
 
 _LAG = 2  # steps between a row's making and its reading
+_LOCK_FILE = ".lock"
+_PATIENCE = 10  # seconds to wait for the lock
 
-Row = dict[str, Any]
+_logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -84,50 +95,100 @@ class Journal:
         evaluated: Steps done at the last evaluation that the checkpoint knows of; later ones are dropped, and the
             test split's.
         tensorboard: Write TensorBoard files too.
+        trackers: Get the rows too, and are closed with the journal.
+
+    Attributes:
+        stopped: Whether the run was asked to stop: what its trackers are told.
+
+    Raises:
+        ConfigError: Another process is training into this folder.
     """
 
-    def __init__(self, folder: Path, *, first_step: int = 0, evaluated: int = 0, tensorboard: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        first_step: int = 0,
+        evaluated: int = 0,
+        tensorboard: bool = True,
+        trackers: Trackers | None = None,
+    ) -> None:
+        self._lock = _held(folder / _LOCK_FILE)
         _keep(folder / STEPS_FILE, lambda row: row["step"] < first_step)
         _keep(folder / METRICS_FILE, lambda row: row["step"] <= evaluated and row["split"] != "test")
         self._steps = (folder / STEPS_FILE).open("a", encoding="utf-8", buffering=1)
         self._metrics = (folder / METRICS_FILE).open("a", encoding="utf-8", buffering=1)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step) if tensorboard else None
+        # TensorBoard hides what an earlier writer wrote from this step on; an evaluation's row may stand at first_step.
+        purge = max(first_step, evaluated + 1)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge) if tensorboard else None
+        self._trackers = trackers
+        self.stopped = False
 
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.stopped |= kind is not None and issubclass(kind, KeyboardInterrupt)
+        self.close("stopped" if self.stopped else "failed" if kind else "finished")
 
     def step(self, row: Row) -> None:
         """Write a step's row."""
         self._steps.write(_line(row))
-        self._scalars("", row, row["step"])
+        values = self._scalars(row)
+        if self._trackers is not None:
+            self._trackers.step(values, row["step"])
 
     def metrics(self, row: Row) -> None:
         """Write an evaluation's row; `step` is the number of steps done."""
         self._metrics.write(_line(row))
-        self._scalars(f"{row['split']}/", row, row["step"])
+        values = self._scalars(row)
+        if self._trackers is not None:
+            self._trackers.metrics(values, row["step"])
 
-    def _scalars(self, prefix: str, row: Row, step: int) -> None:
+    def _scalars(self, row: Row) -> dict[str, float]:
+        values = tags(row)
         if self._board is not None:
-            for name, value in row.items():
-                if isinstance(value, float) and math.isfinite(value):
-                    self._board.add_scalar(prefix + name, value, step)
+            for name, value in values.items():
+                self._board.add_scalar(name, value, row["step"])
+        return values
 
-    def close(self) -> None:
-        """Close all files."""
+    def close(self, outcome: Outcome = "finished") -> None:
+        """Close all files, and tell the trackers how the run ended."""
         self._steps.close()
         self._metrics.close()
         if self._board is not None:
             self._board.close()
+        if self._trackers is not None:
+            self._trackers.close(outcome)
+        if self._lock is not None:
+            unlock(self._lock)
+
+
+def _held(path: Path) -> int | None:
+    """The lock of a run's folder; the loader workers of a killed run have it for some seconds more."""
+    for _ in range(_PATIENCE):
+        try:
+            descriptor = locked(path)
+        except OSError as error:
+            if not path.exists():
+                raise
+            # Some network file systems know no locks.
+            _logger.warning("%s cannot be locked (%s): start no second training into it", path.parent, error.strerror)
+            return None
+        if descriptor is not None:
+            return descriptor
+        time.sleep(1)
+    raise ConfigError(
+        f"another process is training into {path.parent}: wait for it or end it (fuser -v {path} shows it), or choose "
+        "another --out"
+    )
 
 
 def _keep(path: Path, wanted: Callable[[Row], bool]) -> None:
-    """Rewrite a journal file with the wanted rows only."""
-    rows = read_rows(path) if path.is_file() else []
+    """Rewrite a journal file with the wanted rows only; it may be longer than what memory holds."""
     temporary = path.with_name(path.name + ".writing")
-    temporary.write_text("".join(_line(row) for row in rows if wanted(row)), encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(_line(row) for row in (each_row(path) if path.is_file() else ()) if wanted(row))
     temporary.replace(path)
 
 
@@ -137,15 +198,3 @@ def _line(row: Mapping[str, Any]) -> str:
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
     }
     return json.dumps(clean, allow_nan=False) + "\n"
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Rows of a journal; a last line that a kill cut, or that is still being written, is left out."""
-    rows: list[Row] = []
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                continue
-    return rows

@@ -23,6 +23,7 @@ from bmlpipe.shards.reader import ShardReader, StoredSample
 from bmlpipe.shards.spec import (
     MODALITY_KIND,
     SPECTROGRAM_MEMBER,
+    WAVEFORM_MEMBER,
     ShardError,
     flow_member,
     frame_member,
@@ -30,6 +31,8 @@ from bmlpipe.shards.spec import (
 )
 from bmlpipe.train import views
 from bmlpipe.train.batches import Item
+from bmlpipe.train.buffers import Allocate, Blocks, InWorkers
+from bmlpipe.train.stopping import leave_sigterm_to_the_rank
 
 Array = npt.NDArray[Any]
 
@@ -46,6 +49,7 @@ class ClipDataset(Dataset[Batch]):
     Args:
         shards: A set of shards, or its reader.
         modalities: What to load.
+        kinds: Modality → feature kind that it is read from; audio from `waveform` comes as sound.
         frames: T, frames (and flow stacks) of a sample.
         image_size: H and W.
         augment: Random views in training.
@@ -63,22 +67,29 @@ class ClipDataset(Dataset[Batch]):
         shards: Path | str | ShardReader | MixedReader,
         modalities: Sequence[str],
         *,
+        kinds: Mapping[str, str] = MODALITY_KIND,
         frames: int,
         image_size: int,
         augment: bool,
         seed: int,
     ) -> None:
         self.reader = ShardReader(shards) if isinstance(shards, Path | str) else shards
+        self._kinds = {modality: kinds[modality] for modality in modalities}
         self._modalities, self._frames, self._size = tuple(modalities), frames, image_size
         self._augment, self._seed = augment, seed
+        self._blocks = Blocks(self.blocks)
         there = self.reader.index.features
-        for modality in modalities:
-            if MODALITY_KIND[modality] not in there:
+        for modality, kind in self._kinds.items():
+            if kind not in there:
                 raise ShardError(
-                    f"modality {modality} needs {MODALITY_KIND[modality]}, the shards hold only {', '.join(there)}: "
-                    "choose other --modalities, or extract and shard with --modalities "
-                    + ",".join([*there, MODALITY_KIND[modality]])
+                    f"modality {modality} needs {kind}, the shards hold only {', '.join(there)}: choose other "
+                    f"--modalities, or extract and shard with --modalities {','.join([*there, kind])}"
                 )
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of memory that a process needs: for batches loaded ahead, those in use, and the next one."""
+        return len(self._modalities) * (_PREFETCH + 3)
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -96,12 +107,16 @@ class ClipDataset(Dataset[Batch]):
 
         Returns:
             `label` and `number` (B,), int64; `weight` (B,), float32; and what was asked for of `audio` (B, 1, F, N),
-            float16, `visual` (B, T, 3, H, W), `flow` (B, T, 2L, H, W) and `rgb_diff` (B, T, 3L, H, W), uint8. In memory
-            the channels of `visual` come last, as they are decoded.
+            float16, or as sound (B, 1, n), int16, `visual` (B, T, 3, H, W), `flow` (B, T, 2L, H, W) and `rgb_diff`
+            (B, T, 3L, H, W), uint8. In memory the channels of `visual` come last, as they are decoded.
 
         Raises:
             ShardError: A sample is damaged or incomplete, or its spectrogram is not as long as the others'.
         """
+        return _as_batch(self.arrays(items, self._blocks.array))
+
+    def arrays(self, items: Sequence[Item], allocate: Allocate) -> dict[str, Array]:
+        """The arrays of a batch, as they are decoded; those of modalities in memory from `allocate`."""
         epochs, given = np.array(items, dtype=np.int64).T
         numbers = np.where(given < 0, ~given, given)
         random = views.uniform_numbers(self._seed, epochs, numbers, 5 + self._frames).tolist()
@@ -112,31 +127,37 @@ class ClipDataset(Dataset[Batch]):
             labels[row] = sample.label
             try:
                 if row == 0:
-                    arrays = {m: self._empty(m, len(items), sample) for m in self._modalities}
+                    arrays = {m: allocate(m, *self._layout(m, len(items), sample)) for m in self._modalities}
                 self._load(sample, random[row] if self._augment and epochs[row] >= 0 else None, arrays, row)
             except KeyError as error:
                 raise ShardError(f"sample {sample.key} has no {error}: run bmlpipe verify") from error
             except ValueError as error:
                 raise ShardError(f"sample {sample.key}: {error}") from error
         return {
-            "label": torch.from_numpy(labels),
-            "number": torch.from_numpy(numbers),
-            "weight": torch.from_numpy((given >= 0).astype(np.float32)),
-            **{m: _channels_first(m, torch.from_numpy(array)) for m, array in arrays.items()},
+            "label": labels,
+            "number": numbers,
+            "weight": (given >= 0).astype(np.float32),
+            **arrays,
         }
 
-    def _empty(self, modality: str, count: int, first: StoredSample) -> Array:
-        """Memory for a batch: audio (B, F, N), pictures (B, T, planes, H, W, C)."""
+    def _layout(self, modality: str, count: int, first: StoredSample) -> tuple[tuple[int, ...], npt.DTypeLike]:
+        """Shape and type of a batch: audio (B, F, N) or (B, n), pictures (B, T, planes, H, W, C)."""
         if modality == "audio":
-            return np.empty((count, *views.spectrogram(first.members[SPECTROGRAM_MEMBER]).shape), dtype=np.float16)
+            sound = self._audio(first)
+            return (count, *sound.shape), sound.dtype
         planes, channels = len(self._members(modality, 0)), 1 if modality == "flow" else 3
-        return np.empty((count, self._frames, planes, self._size, self._size, channels), dtype=np.uint8)
+        return (count, self._frames, planes, self._size, self._size, channels), np.uint8
+
+    def _audio(self, sample: StoredSample) -> Array:
+        if self._kinds["audio"] == "waveform":
+            return views.waveform(sample.members[WAVEFORM_MEMBER])
+        return views.spectrogram(sample.members[SPECTROGRAM_MEMBER])
 
     def _members(self, modality: str, instant: int) -> list[str]:
         """The pictures of an instant, plane by plane."""
         if modality == "visual":
             return [frame_member(instant)]
-        stack = range(self.reader.index.features[MODALITY_KIND[modality]].get("stack", 1))
+        stack = range(self.reader.index.features[self._kinds[modality]].get("stack", 1))
         if modality == "flow":
             return [flow_member(instant, step, axis) for step in stack for axis in "xy"]
         return [rgb_diff_member(instant, step) for step in stack]
@@ -148,16 +169,17 @@ class ClipDataset(Dataset[Batch]):
         view: views.View | None = None
         for modality, array in arrays.items():
             if modality == "audio":
-                sound = views.spectrogram(sample.members[SPECTROGRAM_MEMBER])
+                sound = self._audio(sample)
                 if sound.shape != array.shape[1:]:
                     raise ValueError(
-                        f"its spectrogram has the shape {sound.shape}, another one of its batch {array.shape[1:]}: "
+                        f"its {self._kinds[modality]} has the shape {sound.shape}, another one of its batch "
+                        f"{array.shape[1:]}: "
                         "extract all clips with the same length"
                     )
                 array[row] = sound
                 continue
             view = view or _view(sample, random)
-            instants = len(sample.meta[MODALITY_KIND[modality]]["times"])
+            instants = len(sample.meta[self._kinds[modality]]["times"])
             chosen = views.choose(instants, self._frames, random and random[5:])
             for planes, instant in zip(array[row], chosen):
                 for out, member in zip(planes, self._members(modality, instant)):
@@ -173,8 +195,15 @@ def _view(sample: StoredSample, random: Sequence[float] | None) -> views.View:
     return views.random_view(height, width, random) if random else views.centre_view(height, width)
 
 
-def _channels_first(modality: str, memory: Tensor) -> Tensor:
-    return memory[:, None] if modality == "audio" else memory.permute(0, 1, 2, 5, 3, 4).flatten(2, 3)
+def _as_batch(arrays: Mapping[str, Array]) -> Batch:
+    """Arrays → tensors of the documented shapes, in the same memory."""
+    batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    for name, memory in batch.items():
+        if name == "audio":
+            batch[name] = memory[:, None]
+        elif name in MODALITY_KIND:
+            batch[name] = memory.permute(0, 1, 2, 5, 3, 4).flatten(2, 3)
+    return batch
 
 
 def make_loader(
@@ -188,7 +217,7 @@ def make_loader(
         in_flight = max(1, _PREFETCH * workers)
         batches = FetchAhead(batches, lambda batch: dataset.reader.needs(_numbers(batch)), in_flight=in_flight)
     return DataLoader(
-        dataset,
+        InWorkers(dataset.arrays, _as_batch, keep=dataset.blocks) if workers else dataset,
         batch_sampler=batches,
         collate_fn=_as_it_is,
         num_workers=workers,
@@ -209,3 +238,4 @@ def _as_it_is(batch: Any) -> Any:
 def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    leave_sigterm_to_the_rank()

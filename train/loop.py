@@ -24,6 +24,7 @@ from bmlpipe.train.inputs import Inputs
 from bmlpipe.train.journal import DelayedRows, Journal, Row
 from bmlpipe.train.loader import ClipDataset, make_loader
 from bmlpipe.train.metrics import summarise
+from bmlpipe.train.model import freeze_batch_norm
 from bmlpipe.train.modulation import optimizer_advice, row_advice, rule_advice
 from bmlpipe.train.modulation.gblending import GBlending
 from bmlpipe.train.objective import objective_of, reference_weights
@@ -32,6 +33,7 @@ from bmlpipe.train.parallel import Place, share_buffers
 from bmlpipe.train.progress import ProgressLine
 from bmlpipe.train.step import TrainStep
 from bmlpipe.train.stopping import StopRequest
+from bmlpipe.train.trackers import Trackers
 
 _logger = logging.getLogger(__name__)
 
@@ -78,6 +80,7 @@ class Training:
         self.data = ClipDataset(
             reader,
             config.chosen,
+            kinds=config.kinds,
             frames=config.frames or 1,
             image_size=config.image_size,
             augment=config.augment == "standard",
@@ -99,7 +102,8 @@ class Training:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model.to(place.device)
         imagenet = config.weights != "none"
-        self.inputs = Inputs(config.chosen, self.index.statistics, imagenet=imagenet).to(place.device)
+        inputs = Inputs(config.chosen, self.index.statistics, kinds=config.kinds, imagenet=imagenet)
+        self.inputs = inputs.to(place.device)
         self.optimizer = make_optimizer(
             config.optimizer,
             self.model.parameters(),
@@ -160,12 +164,13 @@ class Training:
                 first_step=self.progress.step,
                 evaluated=self.progress.evaluated,
                 tensorboard=options.tensorboard,
+                trackers=Trackers(options.trackers, self.folder, options.as_dict()),
             )
             if first
             else nullcontext() as journal,
+            ProgressLine(self.batches.steps) if first else nullcontext() as line,
             self.stop.on_sigterm(),
         ):
-            line = ProgressLine(self.batches.steps) if first else None
             loader = iter(make_loader(self.data, self.batches, workers=options.workers, pin_memory=self._on_cuda))
             metrics: Row = {}
             now = self.progress
@@ -175,6 +180,8 @@ class Training:
                     self._epoch(epoch, loader, journal, line)
                     if self.stopping:
                         self._save(checkpoint.LAST)
+                        if journal is not None:
+                            journal.stopped = True
                         return None
                 else:
                     metrics = self._evaluate("val", epoch - 1, journal)
@@ -182,6 +189,8 @@ class Training:
                     if metrics["accuracy"] > now.best_accuracy:
                         now.best_epoch, now.best_accuracy = epoch - 1, metrics["accuracy"]
                         self._save(checkpoint.BEST)
+                    if self.config.keep_every and epoch % self.config.keep_every == 0:
+                        self._save(checkpoint.KEPT.format(epoch))
                     self._save(checkpoint.LAST)
             if any(shard.split == "test" for shard in self.index.shards):
                 if self.place.world > 1:
@@ -209,7 +218,7 @@ class Training:
         config = self.config
         self.model.train()
         if config.batch_norm == "frozen":
-            _freeze_batch_norm(self.model)
+            freeze_batch_norm(self.model)
         self.balance.epoch = epoch
         lr = set_lr(self.optimizer, lr=config.lr, epoch=epoch, every=config.lr_step, gamma=config.lr_gamma)
         end = (epoch + 1) * self.batches.steps_per_epoch
@@ -284,6 +293,7 @@ class Training:
                 "scaler": self.step.scaler.state_dict(),
                 "modulation": self.balance.state_dict(),
                 "progress": vars(self.progress),
+                "steps_per_epoch": self.batches.steps_per_epoch,
                 "config": self.config.as_dict(),
                 "dataset": self.index.dataset,
                 "classes": list(self.index.classes),
@@ -296,7 +306,7 @@ class Training:
         path = self._path(name)
         state = checkpoint.load(path, self.place.device)
         checkpoint.check_same_run(state, self.config.as_dict(), path)
-        checkpoint.check_same_features(state, self.index.features, self.config.chosen, path)
+        checkpoint.check_same_features(state, self.index.features, self.config.kinds.values(), path)
         checkpoint.check_same_samples(state, self.index.samples_sha256, path)
         self.model.load_state_dict(state["model"])
         self.inputs.load_state_dict(state["inputs"])
@@ -304,10 +314,3 @@ class Training:
         self.step.scaler.load_state_dict(state["scaler"])
         self.balance.load_state_dict(state["modulation"])
         self.progress = Progress(**state["progress"])
-
-
-def _freeze_batch_norm(model: nn.Module) -> None:
-    """Use the running statistics and leave them; the affine parameters go on training."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()

@@ -56,3 +56,10 @@ class MultimodalModel(nn.Module):
         if self.exchange is None:
             return {m: encoder(inputs[m]) for m, encoder in self.encoders.items()}
         return run_together(dict(self.encoders.items()), inputs, self.exchange)  # type: ignore[arg-type]
+
+
+def freeze_batch_norm(model: nn.Module) -> None:
+    """Use the running statistics and leave them; the affine parameters go on training."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from bmlpipe.train.config import ConfigError
+from bmlpipe.train.journal import STEPS_FILE
 from bmlpipe.train.modulation.gblending import JOINT, Losses, Until, blend_weights
 from bmlpipe.train.report import Run, read_run
+from bmlpipe.train.rows import read_columns
 from bmlpipe.train.step import Objective, cross_entropy
 
 _logger = logging.getLogger(__name__)
@@ -70,13 +72,16 @@ def run_losses(run: Run, until: Until = "last") -> Losses:
     """
     epochs = int(run.config["epochs"])
     rows = [row for row in run.metrics if row["split"] == "val"]
-    if not rows or rows[-1]["epoch"] != epochs - 1 or not run.steps or run.steps[0]["step"] != 0:
+    path = run.folder / STEPS_FILE
+    steps = read_columns(path) if path.is_file() else {}
+    if not rows or rows[-1]["epoch"] != epochs - 1 or not len(steps.get("step", ())) or steps["step"][0] != 0:
         raise ConfigError(f"references: {run.folder} has not been trained to the end of its {epochs} epochs: resume it")
-    if any(row.get("loss") is None for row in [*run.steps, *rows]):
+    losses = steps.get("loss", np.full(1, np.nan))
+    if not np.isfinite(losses).all() or any(row.get("loss") is None for row in rows):
         raise ConfigError(f"references: {run.folder} has rows without a finite loss: train it again")
     end = rows[-1] if until == "last" else min(rows, key=lambda row: float(row["loss"]))
-    train = statistics.fmean(step["loss"] for step in run.steps if step["epoch"] == end["epoch"])
-    return Losses(float(run.steps[0]["loss"]), train, float(end["loss"]))
+    train = float(losses[steps["epoch"] == end["epoch"]].mean())
+    return Losses(float(losses[0]), train, float(end["loss"]))
 
 
 def _name(run: Run, modalities: Sequence[str]) -> str:

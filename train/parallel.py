@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,14 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+#: How long a rank waits for another one before the run is given up. It must be longer than what one rank may do while
+#: the others wait: fetch a shard, write a checkpoint, compile.
+TIMEOUT = timedelta(minutes=10)
+
+
+class LostRankError(Exception):
+    """Another rank has ended or does not answer, so this one cannot go on; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class Place:
 
 
 @contextmanager
-def process_group(device: str = "auto", *, timeout: timedelta = timedelta(minutes=30)) -> Iterator[Place]:
+def process_group(device: str = "auto", *, timeout: timedelta = TIMEOUT) -> Iterator[Place]:
     """The processes of this run, for the length of a `with` block.
 
     Under torchrun a process group is made from its environment variables (NCCL on CUDA, gloo on the CPU) and torn down
@@ -45,13 +54,16 @@ def process_group(device: str = "auto", *, timeout: timedelta = timedelta(minute
 
     Args:
         device: `auto` (CUDA where there is one), `cpu`, `cuda` (the GPU numbered as the local rank) or `cuda:N`.
-        timeout: How long a collective may take before the run is given up.
+        timeout: How long this rank waits for the others, in the beginning and in each collective.
 
     Yields:
         This process's place.
 
     Raises:
         ValueError: A device that is not there, or torchrun's variables only in part.
+        LostRankError: In the place of what the backend raises, in the beginning or inside the block, where another
+            rank has ended (at once) or does not answer (after `timeout`). NCCL ends the process itself after
+            `timeout`, with a report.
     """
     given = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in os.environ}
     if given and len(given) < 3:
@@ -66,11 +78,28 @@ def process_group(device: str = "auto", *, timeout: timedelta = timedelta(minute
         yield place
         return
     on_cuda = place.device.type == "cuda"
-    dist.init_process_group("nccl" if on_cuda else "gloo", timeout=timeout, device_id=place.device if on_cuda else None)
     try:
+        dist.init_process_group(
+            "nccl" if on_cuda else "gloo", timeout=timeout, device_id=place.device if on_cuda else None
+        )
         yield place
+    except RuntimeError as error:
+        if not _of_the_group(error):
+            raise
+        raise LostRankError(
+            f"rank {rank} of {world}, on {socket.gethostname()}, has lost another rank: it has ended, or it did not "
+            f"answer within {timeout.total_seconds():g} s. What the ranks that ended first said is the cause; then go "
+            f"on from the last checkpoint with --resume. (The backend says: {str(error).splitlines()[0]})"
+        ) from error
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _of_the_group(error: RuntimeError) -> bool:
+    """Whether an error comes from talking to other ranks; gloo has no class of its own for them."""
+    told = str(error)  # gloo's own source file, or what an operation hears after another one has timed out
+    return isinstance(error, dist.DistError) or "/gloo/" in told or "caused pair closure" in told
 
 
 def share_buffers(module: nn.Module) -> None:

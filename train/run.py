@@ -1,7 +1,7 @@
 """Train a model from shards: `torchrun --nproc-per-node N train/run.py …`, or without torchrun.
 
-Exit status: 0 finished, 1 an error that the message explains, 2 wrong usage, 143 stopped by SIGTERM after saving
-(go on with --resume).
+Exit status: 0 finished, 1 an error that the message explains, 2 wrong usage, 130 interrupted (go on with --resume from
+the last checkpoint), 143 stopped by SIGTERM after saving (go on with --resume).
 """
 
 from __future__ import annotations
@@ -9,19 +9,22 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 import yaml
 
+from bmlpipe.manifests.logs import chosen, configure
+from bmlpipe.manifests.program import Program, exit_status, log_options
 from bmlpipe.train.config import ConfigError, TrainConfig
 from bmlpipe.train.options import flags, parse, read_file
 
 _logger = logging.getLogger("bmlpipe.train")
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.command(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.option(
     "--config",
     "file",
@@ -29,6 +32,7 @@ _logger = logging.getLogger("bmlpipe.train")
     help="YAML of options; flags go before it.",
 )
 @flags
+@log_options
 def main(file: Path | None, **given: Any) -> None:
     """Train a multimodal model from shards, with on-the-fly modulation (OPM, OGM) and a journal row every step."""
     chosen = {name: value for name, value in given.items() if value is not None}
@@ -42,25 +46,45 @@ def main(file: Path | None, **given: Any) -> None:
 
 def train(config: TrainConfig) -> int:
     """Run a resolved configuration on this rank; returns the exit status."""
+    from bmlpipe.train.parallel import LostRankError
+
+    try:
+        return _train(config)
+    except LostRankError as error:
+        _logger.error("%s", error)  # noqa: TRY400  (the message says it; a traceback would hide it)
+        return 1
+
+
+def _train(config: TrainConfig) -> int:
+    from datetime import timedelta
+
     import torch
 
     from bmlpipe.shards.spec import ShardError
     from bmlpipe.train.loop import DivergedError, Training
     from bmlpipe.train.parallel import process_group
+    from bmlpipe.train.run_status import run_status
 
     torch.backends.cudnn.benchmark = True
-    with process_group(config.device) as place:
-        level = logging.INFO if place.first else logging.ERROR
-        logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-        try:
+    try:
+        with process_group(config.device, timeout=timedelta(seconds=config.group_timeout)) as place:
+            form, level = chosen()
+            configure(form, level if place.first else max(level, logging.WARNING), place.rank)
             if place.first:
                 prepare(config)
             if place.world > 1:
                 torch.distributed.barrier()
-            metrics = Training(config, place).run()
-        except (ConfigError, ShardError, DivergedError, ValueError) as error:
-            _logger.error("%s", error)  # noqa: TRY400  (the message says it; a traceback would hide it)
-            return 1
+            training = Training(config, place)
+            with run_status(config, training.batches.steps) if place.first else nullcontext() as status:
+                metrics = training.run()
+                if status is not None and metrics is None:
+                    status.state = "stopped"
+    except (ConfigError, ShardError, DivergedError, ValueError) as error:
+        _logger.error("%s", error)  # noqa: TRY400  (the message says it; a traceback would hide it)
+        return 1
+    except KeyboardInterrupt as error:
+        _logger.warning("interrupted: go on with --resume, from the last checkpoint")
+        return exit_status(error)
     if metrics is None:
         _logger.info("stopped on request, everything is saved: go on with --resume")
         return 143

@@ -9,6 +9,14 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+def leave_sigterm_to_the_rank() -> None:
+    """For a helper process of a rank: the rank answers SIGTERM, and ends its helpers when it has saved.
+
+    SLURM and container engines signal all processes; a loader process that died of it would take its rank with it.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 class StopRequest:
     """Whether this process was asked to stop.
 

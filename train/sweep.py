@@ -1,101 +1,152 @@
-"""Recipes: run what a comparison lacks, resumably.
+"""Run what a recipe lacks: each run in a process of its own, as many at a time as there are slots.
 
-A recipe is a YAML file:
-
-    base:  {encoder: cnn4, epochs: 15}     # options of every run (docs: `python -m bmlpipe.train.run --help`)
-    runs:                                  # name → the options in which it differs
-      concatenation: {}
-      opm: {modulation: opm}
-    seeds: [0, 1, 2]
+One that fails does not stop the others. However a sweep ends, the next one leaves finished runs alone and goes on with
+cut ones from their last checkpoint.
 """
 
 from __future__ import annotations
 
-import os
+import logging
+import signal
 import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 import yaml
 
-from bmlpipe.train.config import ConfigError
-from bmlpipe.train.journal import METRICS_FILE, read_rows
-from bmlpipe.train.options import parse, read_file
+from bmlpipe.manifests.program import Stopped
+from bmlpipe.train.recipe import Job
+from bmlpipe.train.slots import Slot
+from bmlpipe.train.sweep_folder import result_of, state_of
+
+_logger = logging.getLogger(__name__)
+
+OPTIONS_FILE, LOG_FILE = "options.yaml", "log.txt"
+
+_SAVED = 143  # exit status of train/run.py after SIGTERM
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run of a recipe: its name, folder and options."""
+def run_jobs(jobs: Sequence[Job], slots: Sequence[Slot], *, inherit: Sequence[int] = ()) -> list[Job]:
+    """Run what is not finished; call it inside `claimed`, in the main thread.
 
-    name: str
-    folder: Path
-    options: Mapping[str, Any]
-
-    @property
-    def finished(self) -> bool:
-        """Whether its test row is written; a run on shards without test split is resumed, which finds nothing to do."""
-        path = self.folder / METRICS_FILE
-        return path.is_file() and any(row["split"] == "test" for row in read_rows(path))
-
-
-def read_recipe(path: Path, out: Path, **given: Any) -> list[Job]:
-    """The runs of a recipe, in its order, seed by seed.
+    On SIGINT, SIGTERM or SIGHUP the runs get SIGTERM, save and leave, and it waits for them.
 
     Args:
-        path: The recipe.
-        out: Folder of all its runs: `OUT/<name>/seed-<seed>`.
-        given: Options that replace the recipe's (dataset, shards, …); those that are None do not.
-
-    Raises:
-        ConfigError: The recipe has another form, or a run has an unknown or impossible option.
-    """
-    recipe = read_file(path)
-    if unknown := set(recipe) - {"base", "runs", "seeds"}:
-        raise ConfigError(f"{path}: unknown part {sorted(unknown)[0]!r}: a recipe has base, runs and seeds")
-    base, runs, seeds = recipe.get("base") or {}, recipe.get("runs"), recipe.get("seeds", [0])
-    if not isinstance(runs, dict) or not runs or not isinstance(base, dict) or not isinstance(seeds, list):
-        raise ConfigError(f"{path}: expected base (options), runs (name → options) and seeds (a list)")
-    jobs = []
-    for seed in seeds:
-        for name, options in runs.items():
-            folder = out / str(name) / f"seed-{seed}"
-            chosen = {key: value for key, value in given.items() if value is not None}
-            whole = {**base, **(options or {}), **chosen, "seed": seed, "out": str(folder)}
-            parse(whole, f"{path}, run {name}").resolved()
-            jobs.append(Job(f"{name}, seed {seed}", folder, whole))
-    return jobs
-
-
-def run_jobs(jobs: Sequence[Job], *, parallel: int, say: Callable[[str], None]) -> list[Job]:
-    """Run what is not finished, several at a time, each in a process of its own; runs that were cut go on.
-
-    Args:
-        jobs: From `read_recipe`.
-        parallel: Runs at a time; the machine's cores are shared out among them.
-        say: Told what begins and ends.
+        jobs: From `Recipe.jobs`.
+        slots: From `make_slots`.
+        inherit: Descriptors from `claimed`.
 
     Returns:
-        The jobs that failed; what they said is in their `log.txt`.
+        The jobs that failed, or that refer to one that did; what they said is in their `log.txt`.
+
+    Raises:
+        Stopped: By one of these signals; every run has ended.
+        ConfigError: A folder holds a run with other options; nothing was run.
     """
-    cores = max(1, (os.cpu_count() or 1) // parallel)
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cores))}
+    queue = _Queue(jobs, inherit)
+    with _signals() as caught:
+        try:
+            while (queue.waiting or queue.running) and not caught:
+                queue.reap()
+                queue.fill(slots)
+                time.sleep(0.1)
+        finally:
+            queue.end()
+    if caught:
+        raise Stopped(caught[0])
+    return queue.failed
 
-    def run(job: Job) -> bool:
+
+class _Queue:
+    """Jobs that wait, run and have ended."""
+
+    def __init__(self, jobs: Sequence[Job], inherit: Sequence[int]) -> None:
+        states = {job.folder: state_of(job) for job in jobs}
+        self.waiting = [job for job in jobs if states[job.folder] != "finished"]
+        self.running: dict[int, tuple[subprocess.Popen[bytes], Job, float]] = {}  # number of the slot → what runs there
+        self.failed: list[Job] = []
+        self._begun = {folder for folder, state in states.items() if state == "begun"}
+        self._done = {folder for folder, state in states.items() if state == "finished"}
+        self._inherit = inherit
+
+    def fill(self, slots: Sequence[Slot]) -> None:
+        """Start jobs in the free slots."""
+        for number, slot in enumerate(slots):
+            if number not in self.running and (job := self._next()) is not None:
+                self._start(job, number, slot)
+
+    def _next(self) -> Job | None:
+        """The first job whose references are finished; one whose reference failed fails."""
+        for job in list(self.waiting):
+            if lost := [other for other in self.failed if other.folder in job.after]:
+                self.waiting.remove(job)
+                self.failed.append(job)
+                _logger.error("%s: not run, since it refers to %s, which failed", job, lost[0])
+            elif self._done.issuperset(job.after):
+                self.waiting.remove(job)
+                return job
+        return None
+
+    def _start(self, job: Job, number: int, slot: Slot) -> None:
         job.folder.mkdir(parents=True, exist_ok=True)
-        recipe = job.folder / "options.yaml"
-        recipe.write_text(yaml.safe_dump(dict(job.options), sort_keys=False, allow_unicode=True), encoding="utf-8")
-        say(f"{job.name}: begins")
-        with (job.folder / "log.txt").open("a", encoding="utf-8") as log:
-            arguments = [sys.executable, "-m", "bmlpipe.train.run", "--config", str(recipe), "--resume"]
-            status = subprocess.run(arguments, stdout=log, stderr=log, env=environment, check=False).returncode
-        say(f"{job.name}: {'finished' if status == 0 else f'failed with status {status}, see {job.folder}/log.txt'}")
-        return status == 0
+        options, log = job.folder / OPTIONS_FILE, job.folder / LOG_FILE
+        options.write_text(yaml.safe_dump(dict(job.options), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        self.running[number] = (slot.start(options, log, inherit=self._inherit), job, time.monotonic())
+        _logger.info("%s: %s%s, log: %s", job, "goes on" if job.folder in self._begun else "begins", slot, log)
 
-    waiting = [job for job in jobs if not job.finished]
-    with ThreadPoolExecutor(parallel) as pool:
-        succeeded = list(pool.map(run, waiting))
-    return [job for job, well in zip(waiting, succeeded) if not well]
+    def reap(self) -> None:
+        """Take note of the runs that have ended."""
+        for number, (process, job, began) in list(self.running.items()):
+            status = process.poll()
+            if status is None:
+                continue
+            del self.running[number]
+            if status:
+                self.failed.append(job)
+                _logger.error("%s: %s", job, _why(status, job.folder / LOG_FILE))
+                continue
+            self._done.add(job.folder)
+            row, (minutes, seconds) = result_of(job.folder), divmod(int(time.monotonic() - began), 60)
+            found = f", test accuracy {100 * row['accuracy']:.1f} %" if row else ""
+            _logger.info("%s: finished in %d min %02d s%s", job, minutes, seconds, found)
+
+    def end(self) -> None:
+        """Leave no run behind, whatever happened: they save, and are waited for."""
+        if self.running:
+            _logger.warning("waiting for %d run(s) to save: a step or an evaluation (Ctrl-\\ kills)", len(self.running))
+        for process, _, _ in self.running.values():
+            process.terminate()
+        for process, _, _ in self.running.values():
+            process.wait()
+
+
+def _why(status: int, log: Path) -> str:
+    """Why a run ended, from its exit status and the end of its log."""
+    if status == _SAVED:
+        return "stopped by SIGTERM from elsewhere, everything saved: the same sweep goes on with it"
+    what = f"failed with status {status}" if status > 0 else f"killed by signal {-status}"
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return f"{what}, see {log}" + (f": … {lines[-1].strip()}" if lines else "")
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect the signals to stop by instead of being ended by them; ignored ones (nohup) stay so."""
+    caught: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+
+    before = {number: signal.getsignal(number) for number in _STOPPING}
+    heard = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, note)
+    try:
+        yield caught
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])

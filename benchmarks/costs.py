@@ -1,0 +1,152 @@
+"""What a data set costs: disk by feature kind and time of a core, scaled up from real clips.
+
+Clips are extracted as a worker does it, one after the other in this process: once a kind alone for its bytes, and in
+interleaved rounds for the CPU time of the paper's kinds together and of one kind more. Where a set's own clips may not
+be passed on, clips of the same form stand in (VAS for Kinetics-Sounds, GRID for CREMA-D); UCF-101
+is one clip. So take the figures as what to expect within a factor, and `bmlpipe extract --dry-run` for your own clips.
+
+Wants the folder `clips` with `vggsound`, `vas`, `grid` and `ucf101` in it; without it nothing is
+measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+from pathlib import Path
+
+from _measure import cpu, ratios, write
+
+from bmlpipe.manifests.datasets import DATASETS
+from bmlpipe.manifests.locate import Source
+from bmlpipe.manifests.schema import Clip
+from bmlpipe.pipeline.flow import FlowOptions
+from bmlpipe.pipeline.frames import FrameOptions
+from bmlpipe.pipeline.rgb_diff import RgbDiffOptions
+from bmlpipe.pipeline.shard import sample_of
+from bmlpipe.pipeline.spectrogram import SpectrogramOptions
+from bmlpipe.pipeline.store import FeatureStore
+from bmlpipe.pipeline.waveform import WaveformOptions
+from bmlpipe.pipeline.work import Recipe, Task, extract_batch
+
+#: Data set → its number of clips, and the folders whose clips are measured for it.
+SETS = {
+    "vggsound": (199_176, ("vggsound",)),
+    "kinetics-sounds": (18_716, ("vas",)),
+    "cremad": (7_442, ("grid",)),
+    "ucf101": (13_320, ("ucf101",)),
+}
+CORES = (1, 16, 64)
+
+Times = dict[str, list[float]]
+
+
+def recipe_of(dataset: str, kinds: tuple[str, ...]) -> Recipe:
+    """The command's defaults for these kinds; waveform and spectrogram need a length, which UCF-101 has none of."""
+    return Recipe(
+        DATASETS[dataset].seconds,
+        FrameOptions() if "frames" in kinds else None,
+        SpectrogramOptions() if "spectrogram" in kinds else None,
+        FlowOptions() if "flow" in kinds else None,
+        RgbDiffOptions() if "rgb_diff" in kinds else None,
+        WaveformOptions() if "waveform" in kinds else None,
+    )
+
+
+def extracted(clips: list[Path], recipe: Recipe, out: Path) -> float:
+    """Extract clips; CPU seconds a clip."""
+    tasks = [Task(Clip(clip.stem, "train", "a"), Source(clip)) for clip in clips]
+    before = cpu()
+    rows = extract_batch(tasks, recipe, out, clips[0].parent)
+    seconds = cpu() - before
+    if failed := [row for row in rows if row.status != "ok"]:
+        raise RuntimeError(f"{failed[0].id}: {failed[0].reason}: {failed[0].message}")
+    return seconds / len(clips)
+
+
+def feature_bytes(out: Path) -> int:
+    """Size of all feature files below a folder."""
+    return sum(path.stat().st_size for path in out.rglob("*.h5"))
+
+
+def shard_bytes(clips: list[Path], out: Path, kinds: tuple[str, ...]) -> int:
+    """Size in a tar of the samples made of these features: 512 bytes a member, and each filled up to 512."""
+    total = 0
+    for clip in clips:
+        sample = sample_of(FeatureStore(out).read(clip.stem), Clip(clip.stem, "train", "a"), 0, kinds)
+        total += sum(512 + -(-len(data) // 512) * 512 for _, data in sample.files())
+    return total
+
+
+def measure(dataset: str, clips: list[Path], rounds: int, folder: Path) -> tuple[dict[str, float], Times]:
+    """Of one clip: bytes, and CPU seconds of each round."""
+    paper = DATASETS[dataset].kinds
+    sound = ("spectrogram", "waveform") if DATASETS[dataset].seconds and dataset != "ucf101" else ()
+    more = [kind for kind in ("frames", "flow", "rgb_diff", *sound) if kind not in paper]
+    found: dict[str, float] = {}
+    for kind in (*paper, *more):
+        extracted(clips, recipe_of(dataset, (kind,)), folder / kind)
+        found[f"bytes {kind}"] = feature_bytes(folder / kind) / len(clips)
+    times: Times = {}
+    for number in range(rounds):
+        for extra in ("", *more):
+            kinds = (*paper, extra) if extra else paper
+            out = folder / f"{number}-{extra}"
+            name = f"seconds with {extra}" if extra else "seconds"
+            times.setdefault(name, []).append(extracted(clips, recipe_of(dataset, kinds), out))
+            if not number and not extra:
+                found["bytes features"] = feature_bytes(out) / len(clips)
+                found["bytes shards"] = shard_bytes(clips, out, kinds) / len(clips)
+    return found, times
+
+
+def shown(hours: float) -> str:
+    """Hours, or minutes where they are few."""
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+
+
+def tell(dataset: str, count: int, measured: int, sizes: dict[str, float], times: Times) -> None:
+    """Print a data set's figures."""
+    print(f"\n{DATASETS[dataset].title}: {count} clips, judged by {measured}; {' + '.join(DATASETS[dataset].kinds)}")
+    for name, size in sizes.items():
+        print(f"  {name.removeprefix('bytes '):14} {size / 1e3:6.0f} kB a clip {size * count / 1e9:8.1f} GB")
+    for name, rounds in times.items():
+        seconds = statistics.median(rounds)
+        shared = ", ".join(f"{shown(seconds * count / 3600 / cores)} on {cores}" for cores in CORES)
+        print(f"  {name.removeprefix('seconds '):14} {1e3 * seconds:6.0f} ms a clip; {shared}")
+
+
+def main() -> None:
+    """Measure, print and write."""
+    named = os.environ.get("BMLPIPE_TEST_DATA")
+    default = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--clips", type=Path, default=default / "clips", help="folder of the real clips")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    figures: Times = {}
+    pairs: dict[str, tuple[str, str]] = {}
+    for dataset, (count, folders) in SETS.items():
+        clips = sorted(path for name in folders for path in (options.clips / name).glob("*.*"))
+        if not clips:
+            print(f"no clips for {dataset} in {options.clips}: not measured")
+            continue
+        with tempfile.TemporaryDirectory() as name:
+            sizes, times = measure(dataset, clips, options.rounds, Path(name))
+        tell(dataset, count, len(clips), sizes, times)
+        figures |= {f"{dataset} {name}": [value] for name, value in sizes.items()}
+        figures |= {f"{dataset} {name}": values for name, values in times.items()}
+        pairs |= {
+            f"{dataset}_{name.removeprefix('seconds ').replace(' ', '_')}": (f"{dataset} {name}", f"{dataset} seconds")
+            for name in times
+            if name != "seconds"
+        }
+    if figures:
+        write(options.json, ratios(figures, pairs), "av", figures=figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""What reading a journal and making the report of it cost: CPU seconds (user + system), and memory.
+
+Makes a journal of a million steps of two modalities (about 600 MB). Each round is a process of its own: `json` reads it
+line by line with the standard library, keeping nothing; `columns` is bmlpipe's reader (orjson), which keeps every
+column as float64; `page` is the whole command `bmlpipe report RUN --out report.html`, with start, all figures and all
+files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from _measure import cpu, ratios, show, write
+
+STEPS = 1_000_000
+
+
+def make(folder: Path, steps: int) -> None:
+    """A run of so many steps."""
+    import yaml
+
+    from bmlpipe.train.options import parse
+
+    config = parse({"shards": "s", "out": "o", "modulation": "opm", "epochs": 100}, "here").resolved()
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.as_dict()))
+    random = np.random.default_rng(0)
+    names = ["data_s", "step_s", "samples_per_s", "loss"]
+    names += [f"{kind}/{m}" for kind in ("score", "rho", "q", "k", "dropped", "grad_norm") for m in ("audio", "visual")]
+    with (folder / "steps.jsonl").open("w") as file:
+        for step in range(steps):
+            row = {"step": step, "epoch": 100 * step // steps, "lr": 0.001, "samples": 32}
+            file.write(json.dumps(row | dict(zip(names, random.random(len(names)).tolist(), strict=True))) + "\n")
+    rows = [{"epoch": e, "step": (e + 1) * steps // 100, "split": "val", "accuracy": e / 100} for e in range(100)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def measure(what: str, folder: Path) -> dict[str, float]:
+    """One round, in this process."""
+    began, before = time.perf_counter(), cpu()
+    if what.isdigit():
+        make(folder, int(what))
+    elif what == "json":
+        with (folder / "steps.jsonl").open() as file:
+            for line in file:
+                json.loads(line)
+    elif what == "columns":
+        from bmlpipe.train.rows import read_columns
+
+        read_columns(folder / "steps.jsonl")
+    else:
+        command = [sys.executable, "-m", "bmlpipe.pipeline.cli", "report", str(folder), "--out", str(folder / "r.html")]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return {"cpu": cpu() - before, "wall": time.perf_counter() - began, "MiB": peak / 1024}
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write machine, ratios and figures here")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)  # a round, in a process of its own
+    options = parser.parse_args()
+    if options.measure is not None:
+        print(json.dumps(measure(options.measure[0], Path(options.measure[1]))))
+        return
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        for what in (str(options.steps), *options.rounds * ("json", "columns", "page")):
+            command = [sys.executable, __file__, "--measure", what, name]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            for key, value in json.loads(done.stdout).items() if not what.isdigit() else ():
+                found.setdefault(f"{what}, {key}", []).append(value)
+    show("seconds or MiB", found)
+    pairs = {"columns_vs_json": ("columns, cpu", "json, cpu")}
+    write(options.json, ratios(found, pairs), "numpy", "orjson", "matplotlib", figures=found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Figures of single classes: what each one gains, what is taken for what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+
+from bmlpipe.train.report.plot import INK, Figure, Series, plain, slug
+from bmlpipe.train.report.tables import Table
+from bmlpipe.train.rows import Values
+
+#: Classes that a figure names at most; of more, the bars show as many as can be read, half of them from each end.
+NAMED = 40
+
+_ANNOTATED = 12  # classes up to which each cell of a confusion matrix says its share
+
+
+def gains_figure(series: Series, reference: str, classes: Sequence[str], gains: Values) -> Figure:
+    """Bars of each class's gain in recall, sorted; of many classes those that gain and lose most.
+
+    Args:
+        series: The experiment.
+        reference: What it is compared with.
+        classes: Names, K.
+        gains: In points, (K,); NaN for classes without a sample, which are left out.
+    """
+    order = [int(i) for i in _order(gains) if np.isfinite(gains[i])]
+    shown = order if len(order) <= NAMED else order[: NAMED // 2] + order[-NAMED // 2 :]
+    left_out = len(order) - len(shown)
+
+    def draw(axes: Axes) -> None:
+        places = np.arange(len(shown)) + np.where(np.arange(len(shown)) >= NAMED // 2, 1, 0) * (left_out > 0)
+        values = gains[shown]
+        axes.barh(places, values, color=series.colour, height=0.72)
+        axes.set_ylim(-0.6, places.max(initial=0) + 0.6)
+        if not np.abs(values).max(initial=0) > 1:
+            axes.set_xlim(-1, 1)
+        axes.set_yticks(places, [_short(classes[i]) for i in shown])
+        axes.tick_params(axis="y", length=0, labelsize=7.5)
+        axes.invert_yaxis()
+        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("gain in recall, percentage points")
+        if left_out:
+            axes.text(0, NAMED // 2, f"  {left_out} classes between", fontsize=7.5, va="center")
+
+    up, down = int((gains > 0).sum()), int((gains < 0).sum())
+    best, worst = (f"{classes[i]} by {gains[i]:+.1f} points" for i in (order[0], order[-1])) if order else ("–", "–")
+    alt = f"{up} classes gain, {down} lose against {reference}; most {best}, least {worst}"
+    title = f"{series.name} against {reference}"
+    return Figure(f"gain-{series.index}-{slug(series.name)}", title, alt, draw, (), (4.0, 0.9 + 0.17 * len(shown)))
+
+
+def gains_table(
+    series: Series, reference: str, classes: Sequence[str], own: dict[str, Values], theirs: dict[str, Values]
+) -> Table:
+    """Every class, sorted by gain.
+
+    Args:
+        series: The experiment.
+        reference: What it is compared with.
+        classes: Names, K.
+        own: Measure → (K,), the experiment's.
+        theirs: The reference's.
+    """
+    order = _order(100 * (own["recall"] - theirs["recall"]))
+    measures = [m for m in ("recall", "precision", "f1", "ap") if m in own and m in theirs]
+    titles = ["class", "samples"]
+    for measure in measures:
+        titles += [f"{measure}, reference", f"{measure}", f"{measure} gain"]
+    rows = []
+    for i in order:
+        cells = [_percent(value[measure][i]) for measure in measures for value in (theirs, own)]
+        gained = [_percent(own[measure][i] - theirs[measure][i], "+.1f") for measure in measures]
+        triples = [cell for k in range(len(measures)) for cell in (*cells[2 * k : 2 * k + 2], gained[k])]
+        support = own.get("support")
+        rows.append([classes[i], "-" if support is None else f"{support[i]:.0f}", *triples])
+    caption = f"{series.name} against {reference}, class by class, in %: means over seeds, sorted by gain in recall."
+    return Table(f"gain-{series.index}-{slug(series.name)}", caption, titles, rows)
+
+
+def _order(gains: Values) -> npt.NDArray[np.intp]:
+    """Highest gain first; equal ones, whatever their last bits, as the classes are."""
+    return np.argsort(-gains.round(6), kind="stable")
+
+
+def _percent(value: float, form: str = ".1f") -> str:
+    return format(100 * value, form) if np.isfinite(value) else "-"
+
+
+def confusion_figure(series: Series, branch: str, title: str, classes: Sequence[str], counts: Values) -> Figure:
+    """A confusion matrix as shares of the true class; names up to `NAMED` classes.
+
+    Args:
+        series: The experiment.
+        branch: Whose predictions.
+        title: What to write above it.
+        classes: Names, K.
+        counts: (K, K), rows the true classes.
+    """
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(100 * counts, totals, out=np.zeros_like(counts), where=totals > 0)
+    size = len(classes)
+
+    def draw(axes: Axes) -> None:
+        picture = axes.imshow(shares, cmap="cividis", norm=PowerNorm(0.5, 0, 100), interpolation="none", aspect="equal")
+        bar = axes.figure.colorbar(picture, ax=axes, shrink=0.8, pad=0.02, ticks=[0, 1, 5, 10, 25, 50, 100])
+        bar.set_label("share of the true class, %")
+        bar.outline.set_visible(False)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        axes.set(xlabel="predicted", ylabel="true")
+        if size <= NAMED:
+            names = [_short(name, 18) for name in classes]
+            look: dict[str, Any] = {"fontsize": 8.0 if size <= _ANNOTATED else 6.5}
+            axes.set_xticks(range(size), names, rotation=90 if max(map(len, names), default=0) > 2 else 0, **look)
+            axes.set_yticks(range(size), names, **look)
+        else:
+            axes.set(xticks=[], yticks=[], xlabel=f"predicted, {size} classes", ylabel="true, same order")
+        axes.tick_params(length=0)
+        for (row, column), share in np.ndenumerate(shares) if size <= _ANNOTATED else ():
+            colour = "#ffffff" if share < 35 else "#000000"
+            axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=7, color=colour)
+
+    right = 100 * np.trace(counts) / max(1.0, counts.sum())
+    alt = f"Confusion matrix of {size} classes: {right:.1f} % of {counts.sum():.0f} predictions are right"
+    inches = (6.8, 6.0) if _ANNOTATED < size <= NAMED else (4.0, 3.4)
+    return Figure(f"confusion-{series.index}-{slug(series.name)}-{slug(branch)}", title, alt, draw, (), inches)
+
+
+def confusion_counts(figure: Figure, classes: Sequence[str], counts: Values) -> Table:
+    """The counts behind a confusion matrix, for its CSV."""
+    rows = [[name, *(f"{count:.0f}" for count in line)] for name, line in zip(classes, counts, strict=True)]
+    return Table(figure.name, figure.title, ["true \\ predicted", *classes], rows)
+
+
+def _short(name: str, longest: int = 30) -> str:
+    """A name that fits; of a long one, both ends."""
+    name, end = plain(name), longest // 3
+    return name if len(name) <= longest else f"{name[: longest - end - 1]}…{name[-end:]}"
