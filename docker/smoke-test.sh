@@ -1,0 +1,224 @@
+#!/usr/bin/env bash
+# The whole way in containers, disturbed: build both images, run the chain of compose.yaml on twenty of your clips and
+# on generated ones, kill a worker, the extraction and the training in the middle, and compare what comes out with a run
+# of the same commands that nobody disturbed.
+#
+#   docker/smoke-test.sh CLIPS [FOLDER]
+#
+# CLIPS: a folder of video files. FOLDER: where everything is made and stays; by default a temporary one, removed.
+# Environment: DOCKER (docker), PYTHON, BASE and TORCH_INDEX as in .env.example, BUILD_NETWORK (default), SMOKE_USER
+# (the caller's id; 10001 for root). Exit status: 0 passed, or skipped with the reason; 1 failed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+clips=${1:?folder of video files}
+docker=${DOCKER:-docker}
+
+skip() { echo "skipped: $*"; exit 0; }
+say() { echo "== $(date +%T) $*"; }
+fail() { echo "FAILED: $*" >&2; exit 1; }
+
+command -v "$docker" > /dev/null || skip "no program $docker"
+"$docker" info > /dev/null 2>&1 || skip "no Docker engine answers ($docker info)"
+if "$docker" compose version > /dev/null 2>&1; then compose_program=("$docker" compose)
+elif command -v docker-compose > /dev/null; then compose_program=(docker-compose)
+else skip "no docker compose and no docker-compose"; fi
+export PYTHON=${PYTHON:-3.12} TORCH_INDEX=${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}
+export BASE=${BASE:-python:$PYTHON-slim-bookworm} COMMIT
+COMMIT=$(git rev-parse HEAD)
+"$docker" image inspect "$BASE" > /dev/null 2>&1 || "$docker" pull --quiet "$BASE" ||
+    skip "no base image $BASE here, and it cannot be pulled: see docs/docker.md, Without a registry"
+
+work=${2:-$(mktemp -d)}
+mkdir -p "$work"
+work=$(cd "$work" && pwd)
+[ -z "$(ls -A "$work")" ] || fail "$work is not empty"
+user=${SMOKE_USER:-$(id -u)}
+group=$(id -g)
+[ "$user" = "$(id -u)" ] && [ "$user" != 0 ] || { user=${SMOKE_USER:-10001}; group=$user; }
+image=bmlpipe-smoke
+mkdir "$work"/{videos,annotations,features,shards,runs,cache,plain}
+
+cat > "$work/env" << EOF
+COMPOSE_PROJECT_NAME=bmlpipe-smoke
+IMAGE=$image
+VIDEOS=$work/videos
+ANNOTATIONS=$work/annotations
+FEATURES=$work/features
+SHARDS=$work/shards
+RUNS=$work/runs
+CACHE=$work/cache
+USER_ID=$user
+GROUP_ID=$group
+DATASET=folder
+RUN=smoke
+EXTRACT=--annotations /annotations/clips.csv --seconds 3 --short-side 64 --max-failed 1 --batch 1
+SHARD=--samples-per-shard 20
+TRAIN=--modulation opm --encoder cnn4 --image-size 64 --epochs 2 --batch-size 2 --workers 1 --checkpoint-every 1
+WORKER_MEMORY=1GiB
+TENSORBOARD_PORT=16006
+REPORTS_PORT=18000
+EOF
+compose() {
+    "${compose_program[@]}" --env-file "$work/env" -f docker/compose.yaml -f docker/compose.cpu.yaml "$@"
+}
+# A command in an image, on the same folders, without compose.
+plain() {
+    local tag=$1 entry=$2
+    shift 2
+    "$docker" run --rm --interactive --init --user "$user:$group" --shm-size 1g --env OMP_NUM_THREADS=1 \
+        --volume "$work:/work" --volume "$work/videos:/videos:ro" --volume "$work/annotations:/annotations:ro" \
+        --entrypoint "$entry" "$image:$tag" "$@"
+}
+finish() {
+    status=$?
+    [ $status = 0 ] || { compose ps; compose logs --tail 30; } >&2 || true
+    compose --profile watch down --timeout 5 > /dev/null 2>&1 || true
+    [ -n "${2:-}" ] || rm -rf "$work"
+    exit $status
+}
+trap 'finish "$@"' EXIT
+
+# Of files that end with a zero byte, those that are there: git also lists what is deleted and not committed yet.
+present() { while IFS= read -r -d '' file; do if [ -e "$file" ]; then printf '%s\0' "$file"; fi; done; }
+
+say "build both images for commit $COMMIT from the files that git knows"
+for target in pipeline train-cpu; do
+    git ls-files -z --cached --others --exclude-standard | present | tar --null -cT - |
+        "$docker" build --quiet --network "${BUILD_NETWORK:-default}" --file docker/Dockerfile \
+            --target "${target%-cpu}" --tag "$image:$target" --build-arg PYTHON --build-arg BASE \
+            --build-arg TRAIN_BASE="$BASE" --build-arg TORCH_INDEX --build-arg TRAIN_TORCH_INDEX="$TORCH_INDEX" \
+            --build-arg COMMIT - > /dev/null
+    label=$("$docker" image inspect --format \
+        '{{.Config.User}} {{index .Config.Labels "org.opencontainers.image.revision"}} {{.Size}}' "$image:$target")
+    echo "$image:$target: user, commit, bytes: $label"
+    [ "${label% *}" = "10001:10001 $COMMIT" ] || fail "labels or user of $target are wrong"
+done
+
+say "twenty clips of $clips, sixty generated ones"
+number=0
+while IFS= read -r file; do
+    number=$((number + 1))
+    cp -- "$file" "$work/videos/real-$(printf %02d $number).${file##*.}"
+done < <(find "$clips" -type f -regex '.*\.\(mp4\|avi\|mpg\|flv\|webm\|mkv\)' | LC_ALL=C sort | head -20)
+[ $number -gt 0 ] || fail "no clips in $clips"
+chmod -R a+rX "$work"
+[ "$user" = "$(id -u)" ] || chown -R "$user:$group" "$work"
+plain pipeline python - << 'EOF'
+import csv
+from pathlib import Path
+
+from bmlpipe.pipeline.demo import make_clips
+
+videos = Path("/work/videos")
+real = [path.name for path in sorted(videos.iterdir())]
+with make_clips(videos, {"train": 44, "val": 8, "test": 8}, lambda: None).open() as file:
+    rows = [(row["path"], int(row["label"]) % 2, row["split"]) for row in csv.DictReader(file)]
+rows += [(name, number % 2, ("train", "val", "train", "test")[number % 4]) for number, name in enumerate(real)]
+with Path("/work/annotations/clips.csv").open("w", newline="") as file:
+    writer = csv.writer(file)
+    writer.writerows([("path", "label", "split"), *rows])
+print(f"{len(real)} clips of yours, {len(rows)} in all")
+EOF
+total=$(($(wc -l < "$work/annotations/clips.csv") - 1))
+
+# ----- the disturbed chain -----
+
+# The id of a service's container; its first where there are several.
+container() { compose ps --quiet "$1" 2> /dev/null | head -1; }
+# Wait until a command succeeds.
+await() {
+    local what=$1 tries=$2
+    shift 2
+    until "$@" > /dev/null 2>&1; do
+        [ $((tries -= 1)) -gt 0 ] || fail "$what did not come"
+        sleep 0.2
+    done
+}
+# Kill a service as a crash or the kernel would; `docker kill` counts as a wish of the user, and nothing is restarted.
+crash() {
+    local id=$1
+    # shellcheck disable=SC2016  # expanded in the container
+    "$docker" exec "$id" sh -c 'kill -9 $(cat /proc/1/task/1/children)'
+    await "a restart of $2" 300 sh -c "[ \$('$docker' inspect --format '{{.RestartCount}}' $id) -ge 1 ]"
+    say "killed $2, it was started again"
+}
+features() { [ "$(find "$work/features" -name '*.h5' | wc -l)" -ge "$1" ]; }
+steps() { [ "$(wc -l < "$work/runs/smoke/steps.jsonl")" -ge "$1" ]; }
+exited() {
+    [ "$("$docker" inspect --format '{{.State.Status}} {{.State.ExitCode}}' "$(container "$1")")" = "exited 0" ]
+}
+
+say "docker compose up --scale worker=2"
+compose up --detach --no-build --scale worker=2 > "$work/up.log" 2>&1 &
+await "the first features" 1500 features 5
+crash "$(container worker)" "a worker ($(find "$work/features" -name '*.h5' | wc -l) of $total clips done)"
+await "more features" 600 features 20
+crash "$(container extract)" "the extraction ($(find "$work/features" -name '*.h5' | wc -l) of $total clips done)"
+await "the first training steps" 3000 steps 5
+crash "$(container train)" "the training ($(wc -l < "$work/runs/smoke/steps.jsonl") steps done)"
+wait $! || { cat "$work/up.log" >&2; fail "docker compose up"; }
+await "the report" 3000 exited report
+say "the chain has ended: $(wc -l < "$work/runs/smoke/steps.jsonl") steps"
+
+# ----- the same, undisturbed and without compose -----
+
+say "the same commands, undisturbed"
+plain pipeline bmlpipe extract --dataset folder --videos /videos --annotations /annotations/clips.csv --seconds 3 \
+    --short-side 64 --max-failed 1 --workers 2 --out /work/plain/features
+plain pipeline bmlpipe shard --dataset folder --features /work/plain/features --out /work/plain/shards \
+    --samples-per-shard 20
+plain train-cpu torchrun --standalone --local-addr 127.0.0.1 --nproc-per-node 2 -m bmlpipe.train.run --dataset folder \
+    --shards /work/plain/shards --out /work/plain/run --modulation opm --encoder cnn4 --image-size 64 --epochs 2 \
+    --batch-size 2 --workers 1 2> "$work/plain/train.log" || { cat "$work/plain/train.log" >&2; fail "the training"; }
+say "compare"
+plain pipeline python - "$total" << 'EOF'
+import csv, hashlib, json, sys
+from collections import Counter
+from pathlib import Path
+
+work, plain = Path("/work"), Path("/work/plain")
+
+
+def ledger(folder):
+    with (folder / "ledger.csv").open(newline="") as file:
+        return sorted((row["id"], row["status"], row["reason"]) for row in csv.DictReader(file))
+
+
+def digests(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.tar"))}
+
+
+def numbers(folder):
+    rows = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
+    return [(row["step"], row["epoch"], row["loss"]) for row in rows]
+
+
+rows, shards = ledger(work / "features" / "folder"), digests(work / "shards" / "folder")
+steps = numbers(work / "runs" / "smoke")
+print(f"ledger: {len(rows)} rows for {sys.argv[1]} clips, {dict(Counter(row[1:] for row in rows))}")
+assert len(rows) == int(sys.argv[1]) and rows == ledger(plain / "features")
+print(f"shards: {len(shards)}, SHA-256 equal: {shards == digests(plain / 'shards')}")
+assert shards and shards == digests(plain / "shards")
+epochs = 1 + steps[-1][1]
+print(f"training: {len(steps)} steps of {epochs} epochs, losses equal to the bit: {steps == numbers(plain / 'run')}")
+assert [step for step, *_ in steps] == list(range(len(steps))) and steps == numbers(plain / "run")
+EOF
+
+say "docker compose run extract, as the plain command"
+compose run --rm --no-deps -T extract --dataset folder --videos /videos --annotations /annotations/clips.csv \
+    --seconds 3 --short-side 64 --modalities frames --max-failed 1 --workers 1 --out /features/by-hand
+
+say "pages"
+compose up --detach --no-build tensorboard reports > /dev/null 2>&1
+for page in 16006/ 18000/; do
+    await "http://127.0.0.1:$page" 300 python3 -c "import urllib.request as r; r.urlopen('http://127.0.0.1:$page')"
+    echo "http://127.0.0.1:$page answers"
+done
+[ -s "$work/runs/report/index.html" ] || fail "no report"
+! "$docker" exec "$(container reports)" touch /runs/here 2> /dev/null || fail "the page server can write into the runs"
+! "$docker" exec "$(container worker)" touch /videos/here 2> /dev/null || fail "a worker can write into the videos"
+
+foreign=$(find "$work"/{features,shards,runs,cache} -mindepth 1 ! -uid "$user" -o -mindepth 1 ! -gid "$group")
+[ -z "$foreign" ] || fail "files of somebody else: $foreign"
+echo "all $(find "$work"/{features,shards,runs} -type f | wc -l) files belong to $user:$group"
+say "passed"
