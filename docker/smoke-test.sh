@@ -71,7 +71,7 @@ plain() {
 }
 finish() {
     status=$?
-    [ $status = 0 ] || { compose ps; compose logs --tail 30; } >&2 || true
+    [ $status = 0 ] || { compose ps --all; compose logs --tail 30; } >&2 || true
     compose --profile watch down --timeout 5 > /dev/null 2>&1 || true
     [ -n "${2:-}" ] || rm -rf "$work"
     exit $status
@@ -124,7 +124,7 @@ total=$(($(wc -l < "$work/annotations/clips.csv") - 1))
 # ----- the disturbed chain -----
 
 # The id of a service's container; its first where there are several.
-container() { compose ps --quiet "$1" 2> /dev/null | head -1; }
+container() { compose ps --all --quiet "$1" 2> /dev/null | head -1; }
 # Wait until a command succeeds.
 await() {
     local what=$1 tries=$2
