@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -120,6 +121,22 @@ def make_clip() -> Callable[..., Path]:
     return _make_clip
 
 
+@contextmanager
+def _priority_kept() -> Iterator[None]:
+    """Take back what SVT-AV1 does to the thread that calls it where root runs it: the highest real-time priority.
+
+    Processes that are started later would inherit it, and two that wait for others in a loop would starve those.
+    """
+    if not hasattr(os, "sched_setscheduler"):
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
+
+
 def _make_clip(
     path: Path,
     *,
@@ -164,7 +181,7 @@ def _make_clip(
         container_options: The container writer's options.
     """
     rate = Fraction(fps).limit_denominator(1001)
-    with av.open(str(path), "w", options=dict(container_options or {})) as container:
+    with _priority_kept(), av.open(str(path), "w", options=dict(container_options or {})) as container:
         if codec is not None:
             video = container.add_stream(codec, rate=rate, options=dict(options or {}))
             video.width, video.height = size

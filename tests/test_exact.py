@@ -4,6 +4,7 @@ Identical before JPEG: the planes are compared. The numbers drawn into the pictu
 """
 
 import hashlib
+import os
 import random
 from fractions import Fraction
 from itertools import accumulate
@@ -154,3 +155,10 @@ def test_a_clip_that_ends_early_repeats_nothing(make_clip, frame_number, tmp_pat
     for seconds, expected in ((3.04, [0, 25, 50, 75]), (3.0, [0, 25, 50]), (0.04, [0])):
         clip = make_clip(tmp_path / f"{seconds}.{suffix}", seconds=seconds, audio_codec=None, **codec)
         assert numbers(clip, WAYS[way], frame_number) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="this system does not tell a thread's priority")
+def test_making_clips_leaves_the_priority_of_the_tests_alone(make_clip, tmp_path):
+    before = os.sched_getscheduler(0)
+    make_clip(tmp_path / "clip.mkv", codec="libsvtav1", options={"preset": "12"}, seconds=1)
+    assert os.sched_getscheduler(0) == before
