@@ -241,7 +241,7 @@ def test_a_killed_worker_ends_the_loop_and_harms_nothing() -> None:
     held = [next(coming) for _ in range(3)]
     worker = (set(multiprocessing.active_children()) - others).pop()
     # torch says so as soon as the signal comes, or it is that the worker cannot be asked for a batch
-    with pytest.raises((RuntimeError, OSError, EOFError)):  # noqa: PT012  (the kill itself may be what raises)
+    with pytest.raises((RuntimeError, OSError, EOFError)):
         os.kill(worker.pid or 0, signal.SIGKILL)
         held += list(coming)
     assert all(map(whole, held))
