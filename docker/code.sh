@@ -6,5 +6,5 @@ export PIP_CONSTRAINT=/build/constraints.txt PIP_BUILD_CONSTRAINT=/build/constra
 python=/opt/bmlpipe/bin/python
 "$(readlink -f $python)" -m venv /build/pip
 /build/pip/bin/pip --python $python install --no-compile --no-deps --root /code /build
-PYTHONHASHSEED=0 $python -m compileall -q --invalidation-mode unchecked-hash -s /code /code/opt/bmlpipe/lib
+PYTHONHASHSEED=0 $python -m compileall -q -f --invalidation-mode unchecked-hash -s /code /code/opt/bmlpipe/lib
 rm -rf /build

@@ -14,5 +14,5 @@ pip check
 
 # Compiled by content, not by time: equal files whenever they are made, and never written by who runs them. Packages
 # carry files for other versions of Python too, which cannot be compiled: pip passes over them as well.
-PYTHONHASHSEED=0 $python -m compileall -qq -j 0 --invalidation-mode unchecked-hash /opt/bmlpipe/lib || true
+PYTHONHASHSEED=0 $python -m compileall -qq -f -j 0 --invalidation-mode unchecked-hash /opt/bmlpipe/lib || true
 rm -rf /build
