@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -151,7 +152,11 @@ def test_a_failed_run_stops_only_those_that_refer_to_it(tmp_path: Path, caplog: 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_sweep_lets_its_runs_save(tmp_path: Path, number: signal.Signals) -> None:
     jobs = planned(tmp_path, different("waits1", "waits2", "later"))
-    before = signal.getsignal(number)
+
+    def before(number: int, frame: FrameType | None) -> None:
+        """Stands for what was there; tests that nohup runs have SIGHUP ignored, and so would the sweep."""
+
+    inherited = signal.signal(number, before)
 
     class Interrupting(list[Slot]):
         """Slots that send the signal to this process as soon as both runs wait."""
@@ -161,12 +166,15 @@ def test_a_stopped_sweep_lets_its_runs_save(tmp_path: Path, number: signal.Signa
                 os.kill(os.getpid(), number)
             return super().__iter__()
 
-    with pytest.raises(Stopped) as stopped:
-        run_jobs(jobs, Interrupting([Slot(), Slot()]))
+    try:
+        with pytest.raises(Stopped) as stopped:
+            run_jobs(jobs, Interrupting([Slot(), Slot()]))
+        assert signal.getsignal(number) is before
+    finally:
+        signal.signal(number, inherited)
     assert stopped.value.number == number
     assert [(job.folder / "saved").is_file() for job in jobs] == [True, True, False]
     assert not jobs[2].folder.exists()
-    assert signal.getsignal(number) is before
     assert {signal.SIGINT, signal.SIGHUP} <= set(started(jobs[0])["blocked"])  # a terminal's Ctrl-C does not reach it
     assert started(jobs[0])["group"] == os.getpgrp()
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) & {signal.SIGINT, signal.SIGHUP} == set()
