@@ -26,6 +26,7 @@ from bmlpipe.manifests.program import Stopped, exit_status, signals_raised
 from bmlpipe.manifests.status import STATUS_FILE, StatusFile
 from bmlpipe.pipeline.ledger import read_ledger
 from bmlpipe.pipeline.status import PROMETHEUS_FILE, prometheus
+from bmlpipe.train.run_status import progress
 
 CLIPS = 40
 
@@ -470,3 +471,12 @@ def test_wrong_usage_of_training_is_status_2_and_a_json_line_too(tmp_path: Path)
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
         assert done.returncode == 2
         assert [line["level"] for line in objects(done.stderr)] == ["ERROR"]
+
+
+def test_a_damaged_journal_does_not_hinder_a_training_from_telling_how_it_stands(tmp_path: Path) -> None:
+    row = {"step": 7, "epoch": 1, "step_s": 0.5, "data_s": 0.1, "samples_per_s": 48.0}
+    lines = ["{cut", "[]", json.dumps({"step": 6}), json.dumps(row), '{"step": 8, "ep']
+    (tmp_path / "steps.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    found = progress(tmp_path, 10)
+    assert (found["step"], found["epoch"], found["seconds_left"], found["last"]) == (8, 1, 1, row)
+    assert "metrics" not in found

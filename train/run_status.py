@@ -14,6 +14,7 @@ from bmlpipe.train.config import TrainConfig
 from bmlpipe.train.journal import METRICS_FILE, STEPS_FILE, Row
 
 _RECENT = 32_768  # bytes of a journal that are looked at: some dozens of rows
+_TOLD = {"step", "epoch", "step_s", "data_s", "samples_per_s"}  # columns of a step's row that are needed here
 
 
 def run_status(config: TrainConfig, steps: int) -> StatusFile:
@@ -36,7 +37,8 @@ def progress(folder: Path, steps: int) -> Mapping[str, Any]:
         that steps waited for data) and `seconds_left` (training alone, without evaluations) as medians of the last
         rows; `metrics`, the last evaluation's row. What is not known yet is left out.
     """
-    rows, metrics = _last_rows(folder / STEPS_FILE), _last_rows(folder / METRICS_FILE)
+    rows = [row for row in _last_rows(folder / STEPS_FILE) if row.keys() >= _TOLD]
+    metrics = _last_rows(folder / METRICS_FILE)
     found: dict[str, Any] = {"step": 0}
     if rows:
         last = rows[-1]
@@ -64,4 +66,12 @@ def _last_rows(path: Path) -> list[Row]:
     except OSError:
         return []
     whole = lines[:-1] if size <= _RECENT else lines[1:-1]
-    return [json.loads(line) for line in whole]
+    rows = []
+    for line in whole:
+        try:
+            row = json.loads(line)
+        except ValueError:  # damage is for those to tell who read the journal whole
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
