@@ -178,6 +178,9 @@ import torch
 from torch.multiprocessing import start_processes
 from bmlpipe.train.parallel import LostRankError, process_group
 
+def tell(line):
+    os.write(1, f"\\n{line}\\n".encode())  # at once, and on a line of its own: the ranks write into the same file
+
 def rank_main(rank, how, port):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "3"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "True"}
@@ -188,13 +191,13 @@ def rank_main(rank, how, port):
             model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
             for step in range(9):
                 if step == 5 and how == "faulty":
-                    print("raising", rank, flush=True)
+                    tell(f"raising {rank}")
                     raise RuntimeError("of the model")
                 if step == 5 and rank == 1:
                     os.kill(os.getpid(), signal.SIGSTOP if how == "silent" else signal.SIGKILL)
                 model(torch.ones(2, 2)).sum().backward()
     except (LostRankError, RuntimeError) as error:
-        print(how, rank, type(error).__name__, error, flush=True)
+        tell(f"{how} {rank} {type(error).__name__} {error}")
 
 for how, port in zip(sys.argv[1::2], sys.argv[2::2]):
     processes = start_processes(rank_main, (how, port), nprocs=3, join=False, start_method="fork").processes
