@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,15 +23,28 @@ from bmlpipe.train.modulation.gblending import BlendedHead
 from bmlpipe.train.networks import ResNet18
 
 
+def open_reader(config: TrainConfig, *, weights: Sequence[float] | None = None) -> MixedReader:
+    """The configured sets of shards, read as one.
+
+    Args:
+        config: Resolved configuration.
+        weights: How often each set is drawn from in training; None: each sample once.
+
+    Raises:
+        ShardError: One cannot be read, or they do not fit together.
+    """
+    cache = open_cache(config.cache, config.cache_bytes) if any(map(is_remote, config.shards)) else None
+    readers = [ShardReader(place, cache=cache) for place in config.shards]
+    return MixedReader(readers, kinds=set(config.kinds.values()), weights=weights)
+
+
 def open_shards(config: TrainConfig) -> tuple[MixedReader, Mixture]:
     """The configured sets of shards, read as one, and their training samples.
 
     Raises:
         ShardError: One cannot be read, they do not fit together, or the cache has no room for a window of them.
     """
-    cache = open_cache(config.cache, config.cache_bytes) if any(map(is_remote, config.shards)) else None
-    readers = [ShardReader(place, cache=cache) for place in config.shards]
-    reader = MixedReader(readers, kinds=set(config.kinds.values()), weights=config.mix or None)
+    reader = open_reader(config, weights=config.mix or None)
     if reader.mixture is None:
         raise ShardError(f"{reader.folder} has no training samples: see bmlpipe stats")
     reader.check_room(config.window)

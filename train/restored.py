@@ -15,11 +15,8 @@ import torch
 from torch import Tensor
 
 from bmlpipe.shards.index import Index
-from bmlpipe.shards.mixed import MixedReader
-from bmlpipe.shards.reader import ShardReader
-from bmlpipe.shards.remote import is_remote, open_cache
 from bmlpipe.train import checkpoint
-from bmlpipe.train.assemble import build_model
+from bmlpipe.train.assemble import build_model, open_reader
 from bmlpipe.train.batches import evaluation_batches
 from bmlpipe.train.config import ConfigError, TrainConfig
 from bmlpipe.train.evaluate import Predictions, predict
@@ -179,9 +176,7 @@ def restore(path: Path, place: Place, *, shards: Sequence[str] = ()) -> Restored
     config = options_of(path, state)
     if shards:
         config = dataclasses.replace(config, shards=tuple(shards))
-    cache = open_cache(config.cache, config.cache_bytes) if any(map(is_remote, config.shards)) else None
-    readers = [ShardReader(where, cache=cache) for where in config.shards]
-    reader = MixedReader(readers, kinds=set(config.kinds.values()))
+    reader = open_reader(config)
     index, classes = reader.index, tuple(state["classes"])
     checkpoint.check_same_features(state, index.features, config.kinds.values(), path)
     other = _other_samples(state, index)
