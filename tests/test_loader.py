@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import io
 import math
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +27,7 @@ from bmlpipe.shards.spec import ShardError
 from bmlpipe.shards.writer import ShardWriter
 from bmlpipe.train.batches import Item
 from bmlpipe.train.inputs import Inputs
-from bmlpipe.train.loader import ClipDataset, make_loader
+from bmlpipe.train.loader import ClipDataset, make_loader, reading
 from bmlpipe.train.views import View, centre_view, choose, random_view, uniform_numbers
 
 MODALITIES = ("audio", "visual", "flow", "rgb_diff")
@@ -222,6 +227,36 @@ def test_workers_change_nothing(stacks: Path, context: str) -> None:
     for one, other in zip(alone, loader, strict=True):
         assert list(one) == list(other)
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_sigterm_to_workers_that_just_start_changes_nothing(toy_shards: Path) -> None:
+    batches = [[(0, number), (0, number + 1)] for number in range(0, 20, 2)]
+    others = multiprocessing.active_children()
+    with reading(make_loader(dataset(toy_shards), batches, workers=2)) as coming:
+        workers = [child for child in multiprocessing.active_children() if child not in others]
+        for worker in workers:
+            os.kill(worker.pid or 0, signal.SIGTERM)
+        numbers = [batch["number"].tolist() for batch in coming]
+    assert numbers == [[number for _, number in batch] for batch in batches]
+    assert len(workers) == 2
+    assert not any(worker.is_alive() for worker in workers)
+
+
+ENDS_WITH_AN_ERROR = """
+import sys
+from bmlpipe.train.loader import ClipDataset, make_loader, reading
+data = ClipDataset(sys.argv[1], ["audio"], frames=1, image_size=32, augment=False, seed=0)
+with reading(make_loader(data, [[(0, number)] for number in range(40)], workers=2)) as batches:
+    next(batches)
+    raise ValueError("so it ends")
+"""
+
+
+def test_an_error_among_the_batches_ends_the_workers_and_the_program(toy_shards: Path) -> None:
+    command = [sys.executable, "-c", ENDS_WITH_AN_ERROR, str(toy_shards)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("ValueError: so it ends\n")
 
 
 def test_spectrograms_of_unequal_length_are_refused(tmp_path: Path) -> None:

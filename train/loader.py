@@ -6,7 +6,8 @@ fields or RGB differences at an instant.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from bmlpipe.shards.spec import (
 from bmlpipe.train import views
 from bmlpipe.train.batches import Item
 from bmlpipe.train.buffers import Allocate, Blocks, InWorkers
-from bmlpipe.train.stopping import leave_sigterm_to_the_rank
+from bmlpipe.train.stopping import helpers_started
 
 Array = npt.NDArray[Any]
 
@@ -227,6 +228,21 @@ def make_loader(
     )
 
 
+@contextmanager
+def reading(loader: DataLoader[Batch]) -> Iterator[Iterator[Batch]]:
+    """The batches of a loader whose workers end with the block, and by nothing else.
+
+    An error's traceback would keep the batches, and with them workers that nobody can end, for longer than the program.
+    """
+    with helpers_started():
+        batches = iter(loader)
+    try:
+        yield batches
+    finally:
+        if loader.num_workers:
+            batches._shutdown_workers()  # type: ignore[attr-defined]
+
+
 def _numbers(batch: Sequence[Item]) -> list[int]:
     return [~number if number < 0 else number for _, number in batch]
 
@@ -238,4 +254,3 @@ def _as_it_is(batch: Any) -> Any:
 def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    leave_sigterm_to_the_rank()

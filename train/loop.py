@@ -22,7 +22,7 @@ from bmlpipe.train.config import ConfigError, TrainConfig
 from bmlpipe.train.evaluate import predict
 from bmlpipe.train.inputs import Inputs
 from bmlpipe.train.journal import DelayedRows, Journal, Row
-from bmlpipe.train.loader import ClipDataset, make_loader
+from bmlpipe.train.loader import ClipDataset, make_loader, reading
 from bmlpipe.train.metrics import summarise
 from bmlpipe.train.model import freeze_batch_norm
 from bmlpipe.train.modulation import optimizer_advice, row_advice, rule_advice
@@ -170,8 +170,8 @@ class Training:
             else nullcontext() as journal,
             ProgressLine(self.batches.steps) if first else nullcontext() as line,
             self.stop.on_sigterm(),
+            reading(make_loader(self.data, self.batches, workers=options.workers, pin_memory=self._on_cuda)) as loader,
         ):
-            loader = iter(make_loader(self.data, self.batches, workers=options.workers, pin_memory=self._on_cuda))
             metrics: Row = {}
             now = self.progress
             while now.step < self.batches.steps or now.evaluated < now.step:
@@ -270,7 +270,8 @@ class Training:
         )
         loader = make_loader(self.data, batches, workers=self.config.workers, pin_memory=self._on_cuda)
         classes, gamma = len(self.index.classes), self.config.gamma
-        found = predict(self.model, self.inputs, loader, classes, place.device, gamma=gamma)
+        with reading(loader) as coming:
+            found = predict(self.model, self.inputs, coming, classes, place.device, gamma=gamma)
         row: Row = {"epoch": epoch, "step": self.progress.step, "split": split}
         if split == "val":
             row |= {"left_out": self.batches.dropped, "padded": self.batches.padded}

@@ -21,7 +21,7 @@ from bmlpipe.train.batches import evaluation_batches
 from bmlpipe.train.config import ConfigError, TrainConfig
 from bmlpipe.train.evaluate import Predictions, predict
 from bmlpipe.train.inputs import Inputs
-from bmlpipe.train.loader import ClipDataset, make_loader
+from bmlpipe.train.loader import ClipDataset, make_loader, reading
 from bmlpipe.train.model import MultimodalModel
 from bmlpipe.train.modulation.gblending import GBlending
 from bmlpipe.train.options import parse, read_file
@@ -143,17 +143,18 @@ class Restored:
             workers=config.workers if workers is None else workers,
             pin_memory=place.device.type == "cuda",
         )
-        found = predict(
-            self.model,
-            self.inputs,
-            loader,
-            len(self.classes),
-            place.device,
-            gamma=config.gamma,
-            features=features,
-            absent=absent,
-            progress=progress,
-        )
+        with reading(loader) as coming:
+            found = predict(
+                self.model,
+                self.inputs,
+                coming,
+                len(self.classes),
+                place.device,
+                gamma=config.gamma,
+                features=features,
+                absent=absent,
+                progress=progress,
+            )
         return dataclasses.replace(found, labels=self.label_of[found.labels])
 
 

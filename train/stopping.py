@@ -9,12 +9,18 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-def leave_sigterm_to_the_rank() -> None:
-    """For a helper process of a rank: the rank answers SIGTERM, and ends its helpers when it has saved.
+@contextmanager
+def helpers_started() -> Iterator[None]:
+    """Helper processes of a rank that are started inside the block do not hear SIGTERM: the rank ends them.
 
-    SLURM and container engines signal all processes; a loader process that died of it would take its rank with it.
+    SLURM and container engines signal all processes; a loader process that died of it, be it while it starts, would
+    take its rank with it before that has saved.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class StopRequest:
