@@ -9,7 +9,7 @@ import json
 import logging
 import sys
 import time
-from typing import Any, TextIO
+from typing import Any
 
 FORMATS = ("text", "json")
 
@@ -59,7 +59,7 @@ class _Json(logging.Formatter):
         return json.dumps(content, default=str)
 
 
-class _Stderr(logging.StreamHandler[TextIO]):
+class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]  # generic from Python 3.11 on only
     """Writes to what stderr is at that moment: a progress bar puts a stream of its own in its place."""
 
     def __init__(self, form: str) -> None:

@@ -188,7 +188,7 @@ def _describe(container: InputContainer, picture: Any, voice: Any) -> dict[str, 
         context = picture.codec_context
         media |= {
             "video_codec": context.name,
-            "pix_fmt": context.pix_fmt,
+            "pix_fmt": context.format and context.format.name,  # `pix_fmt` itself crashes PyAV 17 if unknown
             "width": context.width,
             "height": context.height,
             "fps": float(picture.average_rate) if picture.average_rate else None,

@@ -68,9 +68,8 @@ def map_batches(
     from distributed.comm.core import CommClosedError
 
     with ExitStack() as stack:
-        chatter = logging.getLogger("distributed.client")  # what matters of it is raised here
-        stack.callback(chatter.setLevel, chatter.level)
-        chatter.setLevel(logging.CRITICAL + 1)
+        for name in ("distributed.client", "tornado.application"):  # what matters of it is raised here
+            _silence(stack, name)
         crew: _Crew | None = None
         if scheduler is None:
             client = stack.enter_context(_own_cluster(stack, workers))
@@ -194,6 +193,13 @@ class _Crew:
         return False
 
 
+def _silence(stack: ExitStack, name: str) -> None:
+    """No line of a logger until the stack closes."""
+    logger = logging.getLogger(name)
+    stack.callback(logger.setLevel, logger.level)
+    logger.setLevel(logging.CRITICAL + 1)
+
+
 def _own_cluster(stack: ExitStack, workers: int) -> Any:
     """A client of a cluster on this machine that closes with the stack."""
     from dask import config
@@ -201,9 +207,7 @@ def _own_cluster(stack: ExitStack, workers: int) -> Any:
 
     from bmlpipe.pipeline.local_worker import LocalWorker
 
-    noise = logging.getLogger("distributed")  # of workers that die: they are dealt with and told by their clips' rows
-    stack.callback(noise.setLevel, noise.level)
-    noise.setLevel(logging.CRITICAL)
+    _silence(stack, "distributed")  # of workers that die: they are dealt with and told by their clips' rows
     # No second try by Dask: what is tried again, and how, is decided by `map_batches`.
     stack.enter_context(config.set({"distributed.scheduler.allowed-failures": 0}))
     with warnings.catch_warnings():

@@ -11,14 +11,16 @@ import av.error
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 
 from bmlpipe.pipeline.features import ClipError
 
 Plane = npt.NDArray[np.uint8]
 
 VERSION = 1  # of the pictures' values: raise it with every change that alters them
-_SCALING = int(Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT)
+_SCALING = (
+    0x4 | 0x40000 | 0x80000
+)  # libswscale's SWS_BICUBIC, SWS_ACCURATE_RND and SWS_BITEXACT, some unnamed by PyAV 17
 _BT601 = 5  # libswscale's number of the matrix
 _LIMITED, _FULL = 1, 2  # libavutil's numbers of the ranges
 _LONGEST = 65_500  # JPEG's limit

@@ -81,7 +81,7 @@ def test_no_file_of_train_shadows_another_module() -> None:
         for name, distributions in importlib.metadata.packages_distributions().items()
         if "bmlpipe" not in distributions
     }
-    assert {"torch", "yaml", "click"} <= others
+    assert {"torch", "yaml"} <= others
     assert not (ours - {"__init__"}) & (sys.stdlib_module_names | others)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -161,6 +162,52 @@ def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch)
             pass
     with pytest.raises(ValueError, match="GPU number 64 is asked for"), process_group("cuda:64"):
         pass
+
+
+LEAVE = """
+import os, sys, torch
+from torch.nn.parallel import DistributedDataParallel
+from bmlpipe.train.parallel import all_equal, process_group
+
+def work():
+    model = DistributedDataParallel(torch.nn.Linear(3, 3))
+    model(torch.ones(2, 3)).sum().backward()
+    assert all_equal(model)
+    return model
+
+def threads():
+    names = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
+    return sum("gloo" in name for name in names)
+
+try:
+    with process_group("cpu"):
+        model = work()
+        during = threads()
+        if sys.argv[1] != "held":
+            del model
+        if sys.argv[1] == "error":
+            raise ValueError("inside")
+except ValueError:
+    pass
+print(during, threads())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a process's threads are counted in /proc")
+@pytest.mark.parametrize(("how", "end"), [("gone", True), ("held", False), ("error", False)])
+def test_the_threads_of_a_group_end_with_it(how: str, end: bool) -> None:
+    """Where a model still holds the group, or after an error, nothing waits for them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-c", LEAVE, how]
+    done = subprocess.run(
+        command, env={**os.environ, **alone}, capture_output=True, text=True, timeout=LIMIT, check=True
+    )
+    during, after = map(int, done.stdout.split())
+    assert during > 0
+    assert after == (0 if end else during)
 
 
 def test_half_of_torchruns_variables_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

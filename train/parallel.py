@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import socket
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,12 +79,16 @@ def process_group(device: str = "auto", *, timeout: timedelta = TIMEOUT) -> Iter
     if not given:
         yield place
         return
-    on_cuda = place.device.type == "cuda"
+    # DDP imports this too. Once there is a group, it would keep it, and its threads, for ever.
+    from torch import _dynamo  # noqa: F401
+
+    on_cuda, whole = place.device.type == "cuda", False
     try:
         dist.init_process_group(
             "nccl" if on_cuda else "gloo", timeout=timeout, device_id=place.device if on_cuda else None
         )
         yield place
+        whole = True
     except RuntimeError as error:
         if not _of_the_group(error):
             raise
@@ -93,7 +99,27 @@ def process_group(device: str = "auto", *, timeout: timedelta = TIMEOUT) -> Iter
         ) from error
     finally:
         if dist.is_initialized():
-            dist.destroy_process_group()
+            _tear_down(whole)
+
+
+#: Groups that are not to be destructed: their threads may wait for ranks that are gone, or for Python.
+_kept: list[dist.ProcessGroup] = []
+
+
+def _tear_down(whole: bool) -> None:
+    """Leave the group; if all went well and nothing holds it any more, its threads have ended then.
+
+    A thread that has just finished a collective needs Python once more; if the program is ending, that aborts it.
+    """
+    gc.collect()  # a model that nobody uses any more may hold the group
+    group = dist.group.WORLD
+    if group is not None and not whole:
+        _kept.append(group)
+    left = group and weakref.ref(group)
+    del group
+    dist.destroy_process_group()
+    if left and (held := left()) is not None:
+        _kept.append(held)
 
 
 def _of_the_group(error: RuntimeError) -> bool:

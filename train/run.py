@@ -11,7 +11,7 @@ import logging
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import yaml
@@ -20,6 +20,10 @@ from bmlpipe.manifests.logs import chosen, configure
 from bmlpipe.manifests.program import Program, exit_status, log_options
 from bmlpipe.train.config import ConfigError, TrainConfig
 from bmlpipe.train.options import flags, parse, read_file
+
+if TYPE_CHECKING:
+    from bmlpipe.train.journal import Row
+    from bmlpipe.train.parallel import Place
 
 _logger = logging.getLogger("bmlpipe.train")
 
@@ -61,9 +65,8 @@ def _train(config: TrainConfig) -> int:
     import torch
 
     from bmlpipe.shards.spec import ShardError
-    from bmlpipe.train.loop import DivergedError, Training
+    from bmlpipe.train.loop import DivergedError
     from bmlpipe.train.parallel import process_group
-    from bmlpipe.train.run_status import run_status
 
     torch.backends.cudnn.benchmark = True
     try:
@@ -74,11 +77,7 @@ def _train(config: TrainConfig) -> int:
                 prepare(config)
             if place.world > 1:
                 torch.distributed.barrier()
-            training = Training(config, place)
-            with run_status(config, training.batches.steps) if place.first else nullcontext() as status:
-                metrics = training.run()
-                if status is not None and metrics is None:
-                    status.state = "stopped"
+            metrics = _run(config, place)
     except (ConfigError, ShardError, DivergedError, ValueError) as error:
         _logger.error("%s", error)  # noqa: TRY400  (the message says it; a traceback would hide it)
         return 1
@@ -94,6 +93,19 @@ def _train(config: TrainConfig) -> int:
     else:
         _logger.info("nothing was left to do: all %d epochs of %s are trained", config.epochs, config.out)
     return 0
+
+
+def _run(config: TrainConfig, place: Place) -> Row | None:
+    """Train; what holds the process group is gone with this call."""
+    from bmlpipe.train.loop import Training
+    from bmlpipe.train.run_status import run_status
+
+    training = Training(config, place)
+    with run_status(config, training.batches.steps) if place.first else nullcontext() as status:
+        metrics = training.run()
+        if status is not None and metrics is None:
+            status.state = "stopped"
+    return metrics
 
 
 def prepare(config: TrainConfig) -> None:
