@@ -8,7 +8,7 @@ from typing import TextIO
 
 
 def write_rows(file: TextIO, rows: Iterable[Sequence[str]]) -> None:
-    """Write CSV that reads back exactly, whatever the cells hold; lines end with a line feed."""
+    """Write CSV that reads back exactly, whatever the cells hold but NUL; lines end with a line feed."""
     plain = csv.writer(file, lineterminator="\n")
     quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)  # csv leaves a lone "\r" unquoted
     for row in rows:

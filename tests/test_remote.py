@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import errno
+import gc
 import hashlib
 import json
 import os
@@ -768,6 +769,7 @@ def test_the_threads_end_with_the_iteration(server: Server, cache: Cache) -> Non
     def running() -> int:
         return sum(thread.name.startswith("fetch-ahead") for thread in threading.enumerate())
 
+    gc.collect()  # iterations that other tests have given up
     wait_until(lambda: running() == 0)
     reader = reader_of(server.url, cache)
     ahead = iter(ahead_of(reader, [[number] for number in range(12)]))
