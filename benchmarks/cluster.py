@@ -1,11 +1,12 @@
 """What Dask adds to extraction, and what a second worker brings.
 
 The same batches of the same clips (frames, spectrogram, HDF5), interleaved: by a plain process pool, by
-`bmlpipe extract`'s own run on Dask with as many workers, and by that with one worker. CPU seconds (user + system) are
+`bmlpipe extract`'s own run on Dask with as many workers, and by both with one worker. CPU seconds (user + system) are
 of this process and all its children, wall-clock seconds of the run; both from the moment when each worker has
 finished a batch, so that starting up, which is printed apart, does not blur a comparison of hours of work.
 
-Ratios: `dask_vs_pool_cpu` Dask's CPU ÷ the pool's; `two_workers_vs_one` clips a second with two workers ÷ with one.
+Ratios: `dask_vs_pool_cpu` Dask's CPU ÷ the pool's; `two_workers_vs_one` clips a second with two workers ÷ with one,
+and `two_in_a_pool_vs_one` the same of the pool: what the machine gives. An even number of batches is counted.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def rounds(folder: Path, count: int, repeats: int) -> Iterator[dict[str, Stopwat
         (videos / f"{number}.mp4").hardlink_to(clips[number % len(clips)])
     table = [Clip(str(number), "train", "x", f"{number}.mp4") for number in range(count)]
     manifest = Manifest("folder", ("x",), table)
-    ways = {"pool 2": (on_pool, 2), "dask 2": (on_dask, 2), "dask 1": (on_dask, 1)}
+    ways = {"pool 2": (on_pool, 2), "dask 2": (on_dask, 2), "dask 1": (on_dask, 1), "pool 1": (on_pool, 1)}
     for _ in range(repeats + 1):
         found = {}
         for name, (way, workers) in ways.items():
@@ -103,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write machine and ratios here")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--clips", type=int, default=120)
+    parser.add_argument("--clips", type=int, default=192)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         _, *found = rounds(Path(name), options.clips, options.rounds)
@@ -114,7 +115,11 @@ def main() -> None:
     costs = {
         f"{way} {what}": [getattr(one[way], what) for one in found] for way in found[0] for what in ("cpu", "wall")
     }
-    pairs = {"dask_vs_pool_cpu": ("dask 2 cpu", "pool 2 cpu"), "two_workers_vs_one": ("dask 1 wall", "dask 2 wall")}
+    pairs = {
+        "dask_vs_pool_cpu": ("dask 2 cpu", "pool 2 cpu"),
+        "two_workers_vs_one": ("dask 1 wall", "dask 2 wall"),
+        "two_in_a_pool_vs_one": ("pool 1 wall", "pool 2 wall"),
+    }
     write(options.json, ratios(costs, pairs), "av", "dask", "distributed")
 
 

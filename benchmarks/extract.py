@@ -7,16 +7,21 @@ Makes its own clips (10 s, 340×256, H.264 with B-frames, AAC; groups of 250 and
 - the field's way: ffmpeg to WAV, OpenCV reading every frame and keeping ten, librosa's STFT,
 - bmlpipe: ten frames, the spectrogram and the HDF5 file; the same with optical flow (DIS, one field at each instant).
 
-A ratio is another's cost ÷ bmlpipe's in one round (`with_flow_vs_without`: with ÷ without); median and range of rounds.
+Each way has a process of its own, so that none lives on what another has warmed up, or told the C library. A ratio is
+another's cost ÷ bmlpipe's in one round (`with_flow_vs_without`: with ÷ without); median and range of rounds.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import av
@@ -143,25 +148,27 @@ def main() -> None:
     if options.rounds < 1 or options.clips < 1:
         parser.error("--rounds and --clips must be 1 or more")
     costs: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, ExitStack() as processes:
         folder = Path(name)
         sets = {f"gop{gop}": make_clips(folder, options.clips, gop) for gop in (250, 12)}
         for label, clips in sets.items():
             print(f"{label}: {left_out(clips):.0%} of the pictures are not decoded")
+        out = folder / "out"
+        ways: dict[str, Callable[[Path], None]] = {
+            "ffmpeg -f null": partial(ffmpeg_null, binary=SYSTEM),
+            "ffmpeg -f null (static)": partial(ffmpeg_null, binary=STATIC),
+            "PyAV, decode all": pyav_null,
+            "the field's way": partial(the_fields_way, out=out / "field"),
+            "bmlpipe": partial(bmlpipe, out=out / "without", recipe=WITHOUT_FLOW),
+            "bmlpipe with flow": partial(bmlpipe, out=out / "with", recipe=WITH_FLOW),
+        }
+        spawn = multiprocessing.get_context("spawn")
+        own = {way: processes.enter_context(ProcessPoolExecutor(1, mp_context=spawn)) for way in ways}
         for number in range(options.rounds + 1):
-            out = folder / f"round{number}"
             (out / "field").mkdir(parents=True)
             for label, clips in sets.items():
-                ways: dict[str, Callable[[Path], None]] = {
-                    "ffmpeg -f null": lambda clip: ffmpeg_null(clip, SYSTEM),
-                    "ffmpeg -f null (static)": lambda clip: ffmpeg_null(clip, STATIC),
-                    "PyAV, decode all": pyav_null,
-                    "the field's way": lambda clip, out=out: the_fields_way(clip, out / "field"),
-                    "bmlpipe": lambda clip, out=out: bmlpipe(clip, out / "without", WITHOUT_FLOW),
-                    "bmlpipe with flow": lambda clip, out=out: bmlpipe(clip, out / "with", WITH_FLOW),
-                }
                 for way, work in ways.items():
-                    spent = cost(work, clips)
+                    spent = own[way].submit(cost, work, clips).result()
                     if number:  # the first round warms up: imports, caches
                         costs.setdefault(f"{label} {way}", []).append(spent)
             shutil.rmtree(out)

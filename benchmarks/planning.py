@@ -1,4 +1,4 @@
-"""What the process that gives out the work needs for a manifest of a million rows, next to one of ten thousand.
+"""What the process that gives out the work needs for manifests of a million and of ten million rows.
 
 Each size in a process of its own, twice: `absent`, a `vggsound.csv` of which 200 clips have a (tiny, undecodable) file
 and the others none, is read, planned and run to its ledger, then planned and run again as a second run does; `present`,
@@ -6,7 +6,8 @@ for which every clip has such a file, is read and planned. Memory is the growth 
 costs, at its peak; `read` is the peak while the annotation is read, `plan` that of all. Seconds are CPU time, of one
 reading and of one plan (with its run, for `absent`).
 
-Ratio `million_vs_ten_thousand_bytes` and `…_seconds`: a row's share of the larger manifest ÷ of the smaller one.
+Ratios `million_vs_ten_thousand_bytes` and `…_seconds`, `ten_million_vs_million_bytes` and `…_seconds`: a row's share of
+the larger manifest ÷ of the smaller one. Ten million rows take minutes and 4 GB of memory; `--quick` leaves them out.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 from _measure import machine
@@ -27,7 +29,9 @@ from bmlpipe.pipeline.extract import claimed, make_plan, run
 from bmlpipe.pipeline.frames import FrameOptions
 from bmlpipe.pipeline.work import Recipe
 
-SMALL, LARGE, PRESENT = 10_000, 1_000_000, 200
+SMALL, LARGE, HUGE, PRESENT = 10_000, 1_000_000, 10_000_000, 200
+
+NAMES = {SMALL: "ten_thousand", LARGE: "million", HUGE: "ten_million"}
 
 #: Rows of the manifest whose clips all have a file.
 ALL_PRESENT = 100_000
@@ -75,7 +79,7 @@ def in_a_process(rows: int, present: int) -> dict[str, float]:
     found: dict[str, float] = json.loads(done.stdout)
     what = "present" if present == rows else "absent"
     print(
-        f"{rows:8} rows, {what:7}: {found['plan_bytes']:6.0f} bytes at the peak; "
+        f"{rows:9} rows, {what:7}: {found['plan_bytes']:6.0f} bytes at the peak; "
         f"{1e6 * found['read_seconds']:5.1f} µs a row to read, {1e6 * found['plan_seconds']:5.1f} µs to plan"
     )
     return found
@@ -85,16 +89,19 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--quick", action="store_true", help="leave out the ten million rows")
     parser.add_argument("--rows", type=int, help="measure this size here, and print JSON")
     parser.add_argument("--present", type=int, default=PRESENT, help="clips that have a file, with --rows")
     options = parser.parse_args()
     if options.rows:
         print(json.dumps(measure(options.rows, min(options.rows, options.present))))
         return
-    absent = {rows: in_a_process(rows, PRESENT) for rows in (SMALL, LARGE)}
+    sizes = (SMALL, LARGE) if options.quick else (SMALL, LARGE, HUGE)
+    absent = {rows: in_a_process(rows, PRESENT) for rows in sizes}
     present = in_a_process(ALL_PRESENT, ALL_PRESENT)
     ratios = {
-        f"million_vs_ten_thousand_{what}": absent[LARGE][f"plan_{what}"] / absent[SMALL][f"plan_{what}"]
+        f"{NAMES[larger]}_vs_{NAMES[smaller]}_{what}": absent[larger][f"plan_{what}"] / absent[smaller][f"plan_{what}"]
+        for smaller, larger in pairwise(sizes)
         for what in ("bytes", "seconds")
     }
     for ratio, value in ratios.items():

@@ -22,6 +22,17 @@ _logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 
+_SETTINGS = {
+    # No second try by Dask: what is tried again, and how, is decided by `map_batches`.
+    "distributed.scheduler.allowed-failures": 0,
+    # Dask looks at itself many times a second, for tasks of milliseconds, at a twentieth of what extraction costs.
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "500ms",
+    "distributed.admin.tick.cycle": "10s",
+    "distributed.admin.system-monitor.interval": "2s",
+    "distributed.admin.system-monitor.gil.enabled": False,
+    "distributed.scheduler.active-memory-manager.start": False,  # nothing is held twice
+}
 _DASHBOARD = "127.0.0.1:8787"  # where Dask's users look for it; another port where that one is taken
 _FILE = "file://"
 _PATIENCE = 60  # seconds to wait for another worker where all that came were unfit
@@ -208,8 +219,7 @@ def _own_cluster(stack: ExitStack, workers: int) -> Any:
     from bmlpipe.pipeline.local_worker import LocalWorker
 
     _silence(stack, "distributed")  # of workers that die: they are dealt with and told by their clips' rows
-    # No second try by Dask: what is tried again, and how, is decided by `map_batches`.
-    stack.enter_context(config.set({"distributed.scheduler.allowed-failures": 0}))
+    stack.enter_context(config.set(_SETTINGS))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Port \d+ is already in use")
         cluster = LocalCluster(  # type: ignore[no-untyped-call]

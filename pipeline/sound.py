@@ -19,10 +19,10 @@ from bmlpipe.pipeline.features import ClipError
 from bmlpipe.pipeline.spectrogram import Floats
 
 #: A jump of the sound's clock larger than this is a gap and becomes silence, in seconds; smaller ones are rounding.
-GAP = Fraction(1, 20)
+GAP = 0.05
 
 #: The same, once packets have been lost: what follows must not move into their place.
-SLIP = Fraction(1, 200)
+SLIP = 0.005
 
 
 @dataclass
@@ -124,7 +124,7 @@ class _Track:
         self._end = 0  # samples written
         self._run: _Run | None = None
 
-    def take(self, frame: Any, tolerance: Fraction) -> None:
+    def take(self, frame: Any, tolerance: float) -> None:
         """Take a frame in, unless there is enough; a jump of more than `tolerance` seconds is a gap."""
         if self.full:
             return

@@ -129,13 +129,16 @@ def _standardised(samples: Floats, layout: Layout) -> Floats:
     from scipy import fft
 
     strided = _strided(samples, layout)
-    spectrum = fft.rfft((strided - strided.mean(axis=1, keepdims=True)) * _tukey(layout.window), axis=1)
+    tapered = strided - strided.mean(axis=1, keepdims=True)
+    tapered *= _tukey(layout.window)
+    spectrum = fft.rfft(tapered, axis=1)
     power = spectrum.real**2 + spectrum.imag**2
     power *= _density(layout) / np.float32(_FLOOR)
-    logs = np.log1p(power, out=power)  # log(S + 1e-7) - log(1e-7): the same once standardised, and exact near silence
+    logs: Floats = np.log1p(power, out=power)  # log(S + 1e-7) - log(1e-7): the same once standardised, exact near 0
     mean, std = logs.mean(dtype=np.float64), logs.std(dtype=np.float64)
-    values: Floats = (logs - np.float32(mean)) * np.float32(1 / (std + 1e-9))
-    return values
+    logs -= np.float32(mean)
+    logs *= np.float32(1 / (std + 1e-9))
+    return logs
 
 
 def _magnitude(samples: Floats, layout: Layout) -> Floats:

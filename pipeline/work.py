@@ -24,6 +24,7 @@ from bmlpipe.pipeline.flow import FlowOptions
 from bmlpipe.pipeline.flow_images import identity, quick_check, same_images
 from bmlpipe.pipeline.frames import FrameOptions
 from bmlpipe.pipeline.ledger import Row
+from bmlpipe.pipeline.memory import keep_freed_memory
 from bmlpipe.pipeline.rgb_diff import RgbDiffOptions
 from bmlpipe.pipeline.software import software
 from bmlpipe.pipeline.spectrogram import SpectrogramOptions
@@ -158,6 +159,7 @@ def extract_batch(
         StoreWriteError: The feature folder cannot be written (full disk, no permission): the run must stop, nothing
             is lost.
     """
+    keep_freed_memory()
     store = FeatureStore(out)
     rows = []
     for task in tasks:
