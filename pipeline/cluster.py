@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import logging
 import sys
@@ -188,7 +189,7 @@ class _Crew:
         if not _threads(self._client):
             try:
                 self._client.wait_for_workers(1, timeout=_PATIENCE)
-            except TimeoutError as error:
+            except (TimeoutError, asyncio.TimeoutError) as error:  # one and the same from Python 3.11 on
                 listed = "; ".join(self._reasons.values())
                 raise ClusterError(
                     f"no worker of the Dask scheduler at {self._scheduler} can do this ({listed}): mend it, start them "

@@ -169,7 +169,7 @@ class Training:
             if first
             else nullcontext() as journal,
             ProgressLine(self.batches.steps) if first else nullcontext() as line,
-            self.stop.on_sigterm(),
+            self.stop.listening(),
             reading(make_loader(self.data, self.batches, workers=options.workers, pin_memory=self._on_cuda)) as loader,
         ):
             metrics: Row = {}
@@ -224,6 +224,7 @@ class Training:
         end = (epoch + 1) * self.batches.steps_per_epoch
         before = time.perf_counter()
         while self.progress.step < end and not self.stopping:
+            self.stop.check()
             micro = [next(loader) for _ in range(config.accumulate)]
             loaded = time.perf_counter()
             real = self.batches.real(self.progress.step)
