@@ -8,6 +8,7 @@ at once. A clip needs what the one before needed, so a worker keeps it.
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
 from functools import cache
 
 #: Freed memory that a process keeps, in bytes.
@@ -18,14 +19,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # numbers of mallopt(3)
 
 
 @cache
-def keep_freed_memory() -> bool:
+def keep_freed_memory() -> None:
     """Keep up to `KEPT` bytes of freed memory in this process, whatever `MALLOC_TRIM_THRESHOLD_` says.
 
-    Returns:
-        False where the C library cannot be told so (another one than glibc): all works, a little slower.
+    Where the C library is another one than glibc, all works as before, a little slower.
     """
-    try:
+    with suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGE) and mallopt(_M_TRIM_THRESHOLD, KEPT))
+        mallopt(_M_MMAP_THRESHOLD, _LARGE)
+        mallopt(_M_TRIM_THRESHOLD, KEPT)

@@ -113,10 +113,9 @@ def _tear_down(whole: bool) -> None:
     """
     gc.collect()  # a model that nobody uses any more may hold the group
     group = dist.group.WORLD
-    if group is not None and not whole:
-        _kept.append(group)
     left = group and weakref.ref(group)
-    del group
+    if whole:
+        del group
     dist.destroy_process_group()
     if left and (held := left()) is not None:
         _kept.append(held)
