@@ -11,7 +11,8 @@ import numpy as np
 import simplejpeg
 import soundfile
 
-from bmlpipe.shards import spec
+from bmlpipe.shards.kinds import SPECTROGRAM_MEMBER, frame_member
+from bmlpipe.shards.sample import Sample
 from bmlpipe.shards.writer import ShardWriter
 
 FRAMES, RATE, HOP = 10, 16000, 159
@@ -57,11 +58,11 @@ def make_set(folder: Path, clips: int, loose: int) -> None:
             sound = (0.1 * rng.normal(size=10 * RATE)).astype(np.float32)
             file = io.BytesIO()
             np.save(file, spectrogram(sound).astype(np.float16, order="C"))
-            members = {spec.frame_member(i): jpeg for i, jpeg in enumerate(jpegs)}
-            members[spec.SPECTROGRAM_MEMBER] = file.getvalue()
+            members = {frame_member(i): jpeg for i, jpeg in enumerate(jpegs)}
+            members[SPECTROGRAM_MEMBER] = file.getvalue()
             times = {"times": [float(second) for second in range(FRAMES)], "height": SMALL[0], "width": SMALL[1]}
             meta = {"id": key, "label": "a", "split": "train", "start": 0.0, "duration": 10.0, "frames": times}
-            writer.write("train", spec.Sample(key, number % 2, members, meta))
+            writer.write("train", Sample(key, number % 2, members, meta))
             if number < loose:
                 frames = [encode(_moved(large, number + i, rng)) for i in range(FRAMES)]
                 _write_files(folder / "small" / key, jpegs, {"16k.wav": (sound, RATE)})

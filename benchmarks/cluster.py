@@ -25,9 +25,9 @@ from _measure import ratios, show, write
 from extract import WITHOUT_FLOW, make_clips
 
 from bmlpipe.manifests.schema import Clip, Manifest
-from bmlpipe.pipeline import extract
-from bmlpipe.pipeline.ledger import Row
-from bmlpipe.pipeline.work import extract_batch
+from bmlpipe.pipeline.extraction import run as extract
+from bmlpipe.pipeline.extraction.worker import extract_batch
+from bmlpipe.pipeline.store.ledger import Row
 
 BATCH = 8
 

@@ -22,14 +22,14 @@ from _measure import cpu, ratios, write
 from bmlpipe.manifests.datasets import DATASETS
 from bmlpipe.manifests.locate import Source
 from bmlpipe.manifests.schema import Clip
-from bmlpipe.pipeline.flow import FlowOptions
-from bmlpipe.pipeline.frames import FrameOptions
-from bmlpipe.pipeline.rgb_diff import RgbDiffOptions
-from bmlpipe.pipeline.shard import sample_of
-from bmlpipe.pipeline.spectrogram import SpectrogramOptions
-from bmlpipe.pipeline.store import FeatureStore
-from bmlpipe.pipeline.waveform import WaveformOptions
-from bmlpipe.pipeline.work import Recipe, Task, extract_batch
+from bmlpipe.pipeline.extraction.worker import Recipe, Task, extract_batch
+from bmlpipe.pipeline.front_ends.flow import FlowOptions
+from bmlpipe.pipeline.front_ends.frames import FrameOptions
+from bmlpipe.pipeline.front_ends.rgb_diff import RgbDiffOptions
+from bmlpipe.pipeline.front_ends.spectrogram import SpectrogramOptions
+from bmlpipe.pipeline.front_ends.waveform import WaveformOptions
+from bmlpipe.pipeline.sharding.write import sample_of
+from bmlpipe.pipeline.store.feature_file import FeatureStore
 
 #: Data set → its number of clips, and the folders whose clips are measured for it.
 SETS = {

@@ -31,13 +31,13 @@ from _measure import cpu, ratios, show, write
 
 from bmlpipe.manifests.locate import Source
 from bmlpipe.manifests.schema import Clip
-from bmlpipe.pipeline.container import Demuxer, open_media
-from bmlpipe.pipeline.decode import Pictures, Window, pick
-from bmlpipe.pipeline.flow import FlowOptions
-from bmlpipe.pipeline.frames import FrameOptions
-from bmlpipe.pipeline.prune import needed_shots
-from bmlpipe.pipeline.spectrogram import SpectrogramOptions
-from bmlpipe.pipeline.work import Recipe, Task, extract_batch
+from bmlpipe.pipeline.extraction.worker import Recipe, Task, extract_batch
+from bmlpipe.pipeline.front_ends.flow import FlowOptions
+from bmlpipe.pipeline.front_ends.frames import FrameOptions
+from bmlpipe.pipeline.front_ends.spectrogram import SpectrogramOptions
+from bmlpipe.pipeline.media.container import Demuxer, open_media
+from bmlpipe.pipeline.media.h264_skip import needed_shots
+from bmlpipe.pipeline.media.video import Pictures, Window, pick
 
 STATIC = imageio_ffmpeg.get_ffmpeg_exe()
 SYSTEM = shutil.which("ffmpeg") or STATIC

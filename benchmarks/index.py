@@ -26,10 +26,11 @@ from _clips import RATE, SMALL, encode, spectrogram, texture
 from _measure import ratios, show, write
 
 from bmlpipe.shards.index import SAMPLE_DTYPE, Index, Shard, read_index, write_index
-from bmlpipe.shards.spec import SPECTROGRAM_MEMBER, Sample, frame_member
+from bmlpipe.shards.kinds import SPECTROGRAM_MEMBER, frame_member
+from bmlpipe.shards.sample import Sample
 from bmlpipe.shards.writer import ShardWriter
-from bmlpipe.train.batches import TrainBatches
-from bmlpipe.train.loader import ClipDataset, make_loader
+from bmlpipe.train.data.dataset import ClipDataset, make_loader
+from bmlpipe.train.data.sampler import TrainBatches
 
 SIZES = {"100 thousand": 100_000, "10 million": 10_000_000}
 PER_SHARD, BATCH, WORKERS, SEED = 1000, 32, 2, 0

@@ -48,10 +48,11 @@ from _clips import FRAMES, RATE, SMALL, make_set, spectrogram
 from _measure import cpu, ratios, show, write
 from PIL import Image
 
-from bmlpipe.shards import reader, spec
-from bmlpipe.train import views
-from bmlpipe.train.batches import TrainBatches
-from bmlpipe.train.loader import ClipDataset, make_loader
+from bmlpipe.shards import reader
+from bmlpipe.shards.kinds import SPECTROGRAM_MEMBER, frame_member
+from bmlpipe.train.data import decode as views
+from bmlpipe.train.data.dataset import ClipDataset, make_loader
+from bmlpipe.train.data.sampler import TrainBatches
 
 HEIGHT, WIDTH = SMALL
 TAKEN, SIZE, BATCH, SEED = 3, 224, 32, 0
@@ -88,10 +89,10 @@ class Limit:
         part = np.s_[top : top + tall, left : left + wide]
         method = cv2.INTER_AREA if max(tall, wide) > 2 * SIZE else cv2.INTER_LINEAR
         for instant in views.choose(FRAMES, TAKEN, drawn[5:]):
-            jpeg = bytes(sample.members[spec.frame_member(instant)])
+            jpeg = bytes(sample.members[frame_member(instant)])
             start = whole.index(jpeg)
             pictures.append((start, start + len(jpeg), rows, columns, part, method, view.flip))
-        start = whole.index(bytes(sample.members[spec.SPECTROGRAM_MEMBER])) + 128  # the header of a .npy file
+        start = whole.index(bytes(sample.members[SPECTROGRAM_MEMBER])) + 128  # the header of a .npy file
         return int(record["shard"]), offset, length, pictures, start
 
     def run(self, count: int, epochs: int = 1) -> None:

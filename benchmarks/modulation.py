@@ -35,10 +35,10 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bmlpipe.train.encoders import ResNet18
-from bmlpipe.train.fusion import make_fusion
+from bmlpipe.train.models.encoders.registry import ResNet18
+from bmlpipe.train.models.fusion import make_fusion
 from bmlpipe.train.modulation import OGM, OPM, Modulation
-from bmlpipe.train.scores import scores, unimodal_logits
+from bmlpipe.train.modulation.scores import scores, unimodal_logits
 
 MODALITIES = ("audio", "visual")
 CLASSES = 31

@@ -25,9 +25,9 @@ from pathlib import Path
 from _measure import machine
 
 from bmlpipe.manifests.datasets import read_manifest
-from bmlpipe.pipeline.extract import claimed, make_plan, run
-from bmlpipe.pipeline.frames import FrameOptions
-from bmlpipe.pipeline.work import Recipe
+from bmlpipe.pipeline.extraction.run import claimed, make_plan, run
+from bmlpipe.pipeline.extraction.worker import Recipe
+from bmlpipe.pipeline.front_ends.frames import FrameOptions
 
 SMALL, LARGE, HUGE, PRESENT = 10_000, 1_000_000, 10_000_000, 200
 

@@ -27,7 +27,7 @@ def make(folder: Path, steps: int) -> None:
     """A run of so many steps."""
     import yaml
 
-    from bmlpipe.train.options import parse
+    from bmlpipe.train.config.parsing import parse
 
     config = parse({"shards": "s", "out": "o", "modulation": "opm", "epochs": 100}, "here").resolved()
     (folder / "config.yaml").write_text(yaml.safe_dump(config.as_dict()))
@@ -52,7 +52,7 @@ def measure(what: str, folder: Path) -> dict[str, float]:
             for line in file:
                 json.loads(line)
     elif what == "columns":
-        from bmlpipe.train.rows import read_columns
+        from bmlpipe.train.runs.journal_reader import read_columns
 
         read_columns(folder / "steps.jsonl")
     else:

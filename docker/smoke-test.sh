@@ -107,7 +107,7 @@ plain pipeline python - << 'EOF'
 import csv
 from pathlib import Path
 
-from bmlpipe.pipeline.demo import make_clips
+from bmlpipe.pipeline.demo.run import make_clips
 
 videos = Path("/work/videos")
 real = [path.name for path in sorted(videos.iterdir())]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bmlpipe.manifests import cremad, folder, kinetics_sounds, ucf101, vggsound
+from bmlpipe.manifests.readers import cremad, folder, kinetics_sounds, ucf101, vggsound
 from bmlpipe.manifests.schema import Manifest, ManifestError
 from bmlpipe.manifests.splits import add_validation
 

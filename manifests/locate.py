@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bmlpipe.manifests.kinetics_sounds import parse_key
+from bmlpipe.manifests.readers.kinetics_sounds import parse_key
 from bmlpipe.manifests.schema import Clip, ManifestError
 
 #: Suffixes of video files, in any case, in order of preference where a clip exists in several containers.

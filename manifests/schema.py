@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
 
-from bmlpipe.manifests.table import write_rows
+from bmlpipe.manifests.common.tables import write_rows
 
 SPLITS = ("train", "val", "test")
 

@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bmlpipe.shards.spec import FORMAT, VERSION, ShardError, digest
+from bmlpipe.manifests.common.files import file_sha256
+from bmlpipe.shards.errors import ShardError
+from bmlpipe.shards.sample import FORMAT, VERSION, digest
 
 INDEX_FILE = "index.json"
 SAMPLES_FILE = "samples.npy"
@@ -129,15 +131,6 @@ def write_index(folder: Path, index: Index) -> None:
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     text = text[: text.rindex(_UNSIGNED)] + hashlib.sha256(text.encode()).hexdigest() + '"\n}\n'
     (folder / INDEX_FILE).write_text(text, encoding="utf-8")
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file of any size."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            found.update(part)
-    return found.hexdigest()
 
 
 def read_index(folder: Path) -> Index:

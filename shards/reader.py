@@ -14,11 +14,12 @@ from typing import Any, cast
 import numpy as np
 from isal.isal_zlib import crc32
 
-from bmlpipe.shards.cache import Cache
+from bmlpipe.shards.errors import ShardError
 from bmlpipe.shards.index import Index, read_index, replaced
-from bmlpipe.shards.remote import RemoteShards, is_remote
-from bmlpipe.shards.spec import JSON_MEMBER, ShardError
-from bmlpipe.shards.transfer import Patience, shown
+from bmlpipe.shards.remote.cache import Cache
+from bmlpipe.shards.remote.download import Patience, shown
+from bmlpipe.shards.remote.shard_set import RemoteShards, is_remote
+from bmlpipe.shards.sample import JSON_MEMBER
 
 _BLOCK = 512
 _REPLACED = "the set was written again or removed after it was opened here: start again, on the new one"
@@ -86,7 +87,7 @@ class ShardReader:
     Args:
         folder: A set of shards: a folder, or an address of fsspec (`s3://bucket/set/`, `https://host/set/` …).
         check: Compare each sample with its CRC-32 in the index.
-        cache: Where shards from an address are kept; None: `bmlpipe.shards.remote.open_cache()`.
+        cache: Where shards from an address are kept; None: `bmlpipe.shards.remote.shard_set.open_cache()`.
         patience: When to give up fetching them.
 
     Attributes:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from bmlpipe.shards.kinds import kind_of
 from bmlpipe.shards.reader import ShardReader, StoredSample
-from bmlpipe.shards.spec import VERSION, kind_of
+from bmlpipe.shards.sample import VERSION
 
 _CHUNK = 1 << 20  # records
 

@@ -22,8 +22,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from isal.isal_zlib import crc32
 
+from bmlpipe.shards.errors import ShardError
 from bmlpipe.shards.index import INDEX_FILE, SAMPLE_DTYPE, SAMPLES_FILE, Index, Shard, write_index
-from bmlpipe.shards.spec import Sample, ShardError
+from bmlpipe.shards.sample import Sample
 
 
 class _Recorder(io.RawIOBase):

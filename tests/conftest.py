@@ -31,7 +31,8 @@ def toy_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     import simplejpeg
 
-    from bmlpipe.shards import spec
+    from bmlpipe.shards.kinds import SPECTROGRAM_MEMBER, flow_member, frame_member, rgb_diff_member
+    from bmlpipe.shards.sample import Sample
     from bmlpipe.shards.writer import ShardWriter
 
     out = tmp_path_factory.mktemp("toy") / "shards"
@@ -49,21 +50,21 @@ def toy_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 file = io.BytesIO()
                 np.save(file, sound)
                 members = {
-                    spec.frame_member(i): simplejpeg.encode_jpeg(image, 95, colorspace="RGB")
+                    frame_member(i): simplejpeg.encode_jpeg(image, 95, colorspace="RGB")
                     for i, image in enumerate(pixels)
                 }
-                members[spec.SPECTROGRAM_MEMBER] = file.getvalue()
+                members[SPECTROGRAM_MEMBER] = file.getvalue()
                 for i, image in enumerate(pixels):
                     for axis in "xy":
                         grey = np.ascontiguousarray(image[..., :1])
-                        members[spec.flow_member(i, 0, axis)] = simplejpeg.encode_jpeg(grey, 95, colorspace="GRAY")
+                        members[flow_member(i, 0, axis)] = simplejpeg.encode_jpeg(grey, 95, colorspace="GRAY")
                 for i, image in enumerate(pixels):
                     change = np.clip(128 + (pixels[(i + 1) % 4].astype(int) - image) / 2, 0, 255).astype(np.uint8)
-                    members[spec.rgb_diff_member(i)] = simplejpeg.encode_jpeg(change, 95, colorspace="RGB")
+                    members[rgb_diff_member(i)] = simplejpeg.encode_jpeg(change, 95, colorspace="RGB")
                 size = {"times": [0.0, 1.0, 2.0, 3.0], "height": 40, "width": 48}
                 meta = {"id": f"{split}{number}", "label": "abcd"[label], "frames": size}
                 meta |= {"flow": {**size, "bound": 20}, "rgb_diff": size}
-                writer.write(split, spec.Sample(f"{split}-{number:03d}", label, members, meta))
+                writer.write(split, Sample(f"{split}-{number:03d}", label, members, meta))
         writer.statistics = {
             "frames": {"mean": [105.0] * 3, "std": [58.0] * 3},
             "spectrogram": {"mean": [0.2], "std": [1.1]},

@@ -6,24 +6,29 @@ the last checkpoint), 143 stopped by SIGTERM after saving (go on with --resume).
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__" and sys.path[:1] == [str(Path(__file__).resolve().parent)]:
+    del sys.path[0]  # `torchrun train/run.py` puts this folder first: `import config` anywhere would find ours
+
 import dataclasses
 import logging
-import sys
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import yaml
 
-from bmlpipe.manifests.logs import chosen, configure
-from bmlpipe.manifests.program import Program, exit_status, log_options
-from bmlpipe.train.config import ConfigError, TrainConfig
-from bmlpipe.train.options import flags, parse, read_file
+from bmlpipe.manifests.common.command import Program, log_options
+from bmlpipe.manifests.common.logs import chosen, configure
+from bmlpipe.manifests.common.signals import exit_status
+from bmlpipe.train.config.options import ConfigError, TrainConfig
+from bmlpipe.train.config.parsing import flags, parse, read_file
 
 if TYPE_CHECKING:
-    from bmlpipe.train.journal import Row
-    from bmlpipe.train.parallel import Place
+    from bmlpipe.train.distributed.process_group import Place
+    from bmlpipe.train.runs.journal import Row
 
 _logger = logging.getLogger("bmlpipe.train")
 
@@ -50,7 +55,7 @@ def main(file: Path | None, **given: Any) -> None:
 
 def train(config: TrainConfig) -> int:
     """Run a resolved configuration on this rank; returns the exit status."""
-    from bmlpipe.train.parallel import LostRankError
+    from bmlpipe.train.distributed.process_group import LostRankError
 
     try:
         return _train(config)
@@ -64,9 +69,9 @@ def _train(config: TrainConfig) -> int:
 
     import torch
 
-    from bmlpipe.shards.spec import ShardError
-    from bmlpipe.train.loop import DivergedError
-    from bmlpipe.train.parallel import process_group
+    from bmlpipe.shards.errors import ShardError
+    from bmlpipe.train.distributed.process_group import process_group
+    from bmlpipe.train.engine.trainer import DivergedError
 
     torch.backends.cudnn.benchmark = True
     try:
@@ -97,8 +102,8 @@ def _train(config: TrainConfig) -> int:
 
 def _run(config: TrainConfig, place: Place) -> Row | None:
     """Train; what holds the process group is gone with this call."""
-    from bmlpipe.train.loop import Training
-    from bmlpipe.train.run_status import run_status
+    from bmlpipe.train.engine.trainer import Training
+    from bmlpipe.train.runs.status import run_status
 
     training = Training(config, place)
     with run_status(config, training.batches.steps) if place.first else nullcontext() as status:

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
+from bmlpipe.train.distributed.process_group import Place, all_equal, process_group
 from bmlpipe.train.modulation import OGM, OPM, Modulation
-from bmlpipe.train.parallel import Place, all_equal, process_group
-from bmlpipe.train.scores import scores, unimodal_logits
+from bmlpipe.train.modulation.scores import scores, unimodal_logits
 
 GLOBAL_BATCH = 48
 

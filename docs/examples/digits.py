@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from bmlpipe.train.modulation import Modulation
-from bmlpipe.train.scores import unimodal_logits
+from bmlpipe.train.modulation.scores import unimodal_logits
 
 MODALITIES = ("pixels", "spectrum")
 FIRST_TEST = 1200  # the images are in the order of their writers: the test split is of other hands

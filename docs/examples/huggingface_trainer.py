@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from bmlpipe.train.modulation import OGM, OPM, Modulation, Rule
-from bmlpipe.train.scores import scores, unimodal_logits
+from bmlpipe.train.modulation.scores import scores, unimodal_logits
 
 
 class Balanced(TwoViews):

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, DistributedSampler
 
 from bmlpipe.train.modulation import OGM, OPM, Modulation, Rule
-from bmlpipe.train.scores import scores, unimodal_logits
+from bmlpipe.train.modulation.scores import scores, unimodal_logits
 
 
 class Balanced(lightning.LightningModule):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bmlpipe.train.modulation import OGM, OPM, Modulation, Rule  # +
-from bmlpipe.train.scores import scores, unimodal_logits  # +
+from bmlpipe.train.modulation.scores import scores, unimodal_logits  # +
 
 
 class Training:

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 from torch.optim import Optimizer
 
-from bmlpipe.train.modulation.combine import Modulation
-from bmlpipe.train.modulation.ogm import OGM
-from bmlpipe.train.modulation.ogm_star import OGMStar
-from bmlpipe.train.modulation.opm import OPM
-from bmlpipe.train.modulation.ratio import NEUTRAL, Form
+from bmlpipe.train.modulation.discrepancy import NEUTRAL, Form
+from bmlpipe.train.modulation.modulation import Modulation
+from bmlpipe.train.modulation.rules.ogm import OGM
+from bmlpipe.train.modulation.rules.ogm_star import OGMStar
+from bmlpipe.train.modulation.rules.opm import OPM
 
 # Optimisers that divide each gradient by its own size, by a word in the name of the class.
 _ADAPTIVE = ("adam", "adagrad", "adadelta", "rmsprop", "adafactor", "lion", "lamb")

@@ -6,22 +6,22 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from bmlpipe.manifests.common.plugins import PluginError, known
 from bmlpipe.train.modulation import notation
-from bmlpipe.train.modulation.annealed import AnnealedDropout
-from bmlpipe.train.modulation.combine import Modulation
-from bmlpipe.train.modulation.curriculum import CurriculumDropout
-from bmlpipe.train.modulation.dropout import Dropout
-from bmlpipe.train.modulation.evolutional import EvolutionalDropout
-from bmlpipe.train.modulation.gblending import GBlending
-from bmlpipe.train.modulation.greedy import Greedy
-from bmlpipe.train.modulation.moddrop import ModDrop
-from bmlpipe.train.modulation.ogm import OGM, Apply, Noise
-from bmlpipe.train.modulation.ogm_star import OGMStar
-from bmlpipe.train.modulation.opm import OPM
+from bmlpipe.train.modulation.discrepancy import Form
+from bmlpipe.train.modulation.modulation import Modulation
 from bmlpipe.train.modulation.presets import PRESETS
-from bmlpipe.train.modulation.ratio import Form
 from bmlpipe.train.modulation.rule import Epochs, Rule
-from bmlpipe.train.plugins import PluginError, known
+from bmlpipe.train.modulation.rules.annealed import AnnealedDropout
+from bmlpipe.train.modulation.rules.curriculum import CurriculumDropout
+from bmlpipe.train.modulation.rules.dropout import Dropout
+from bmlpipe.train.modulation.rules.evolutional import EvolutionalDropout
+from bmlpipe.train.modulation.rules.gblending import GBlending
+from bmlpipe.train.modulation.rules.greedy import Greedy
+from bmlpipe.train.modulation.rules.moddrop import ModDrop
+from bmlpipe.train.modulation.rules.ogm import OGM, Apply, Noise
+from bmlpipe.train.modulation.rules.ogm_star import OGMStar
+from bmlpipe.train.modulation.rules.opm import OPM
 
 #: Group of the entry points by which other packages add modulations.
 GROUP = "bmlpipe.modulations"

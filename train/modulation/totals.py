@@ -11,7 +11,7 @@ class Totals:
     """The numbers of a step in progress.
 
     Args:
-        like: A vector of sums (`bmlpipe.train.modulation.meter`), (width,), float64; nothing is added up yet.
+        like: A vector of sums (`bmlpipe.train.modulation.measurement`), (width,), float64; nothing is added up yet.
         size: M.
 
     Attributes:

@@ -12,7 +12,7 @@ from matplotlib.colors import PowerNorm
 
 from bmlpipe.train.report.plot import INK, Figure, Series, plain, slug
 from bmlpipe.train.report.tables import Table
-from bmlpipe.train.rows import Values
+from bmlpipe.train.runs.journal_reader import Values
 
 #: Classes that a figure names at most; of more, the bars show as many as can be read, half of them from each end.
 NAMED = 40

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from bmlpipe.train.report.evaluations import Evaluated, Evaluation
 from bmlpipe.train.report.experiments import experiments, references
 from bmlpipe.train.report.plot import Figure, Series
-from bmlpipe.train.report.runs import Run
 from bmlpipe.train.report.tables import Table, modalities_of
+from bmlpipe.train.runs.read_run import Run
 
 _COMMANDS = 4  # runs that a command names before it says "…"
 

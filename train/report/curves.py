@@ -11,9 +11,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from bmlpipe.train.report.evaluations import Evaluated, Missing, Probe
 from bmlpipe.train.report.plot import AXIS, Figure, Series, slug
-from bmlpipe.train.report.runs import Run, number
-from bmlpipe.train.report.traces import Trace, together
-from bmlpipe.train.rows import Values
+from bmlpipe.train.runs.journal_reader import Values
+from bmlpipe.train.runs.read_run import Run, number
+from bmlpipe.train.runs.traces import Trace, together
 
 #: Points of all experiments' lines in one figure together, and of one line at least and at most.
 _POINTS, _FEWEST, _MOST = 3072, 32, 128

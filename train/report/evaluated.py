@@ -11,9 +11,9 @@ from bmlpipe.train.report.classes import NAMED, confusion_counts, confusion_figu
 from bmlpipe.train.report.content import Absent, Comparison, Section, lacking
 from bmlpipe.train.report.curves import missing_curves, probe_curves
 from bmlpipe.train.report.evaluations import JOINT, Evaluated, Evaluation
-from bmlpipe.train.report.runs import Run
 from bmlpipe.train.report.tables import Table, confused_table, missing_table, probes_table
-from bmlpipe.train.rows import Values
+from bmlpipe.train.runs.journal_reader import Values
+from bmlpipe.train.runs.read_run import Run
 
 _MATRICES = 24  # that one page holds; those of more branches are only in the files
 

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from bmlpipe.train.report.runs import Note, Run
-from bmlpipe.train.rows import Values
+from bmlpipe.train.runs.journal_reader import Values
+from bmlpipe.train.runs.read_run import Note, Run
 
 FOLDER = "evaluation"
 PROBES_FILE = "probes.json"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from bmlpipe.train.checkpoint import FREE
-from bmlpipe.train.config import TrainConfig
-from bmlpipe.train.report.runs import Run
+from bmlpipe.train.config.options import TrainConfig
+from bmlpipe.train.runs.checkpoint import FREE
+from bmlpipe.train.runs.read_run import Run
 
 #: Options that do not make two runs different experiments.
 _ASIDE = FREE - {"epochs"} | {"seed"}

@@ -20,9 +20,9 @@ from bmlpipe.train.report.content import Comparison, Section, compare
 from bmlpipe.train.report.evaluated import evaluated_sections
 from bmlpipe.train.report.evaluations import read_evaluated
 from bmlpipe.train.report.plot import Figure, render
-from bmlpipe.train.report.runs import Note, Run
 from bmlpipe.train.report.tables import Table
 from bmlpipe.train.report.training import training_sections
+from bmlpipe.train.runs.read_run import Note, Run
 
 _WRITTEN = ".written"  # names of the files that a page has beside it, so that the next one leaves none behind
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from bmlpipe.train.report.experiments import experiments
-from bmlpipe.train.report.runs import Run, number
 from bmlpipe.train.report.tables import modalities_of
-from bmlpipe.train.report.traces import together
+from bmlpipe.train.runs.read_run import Run, number
+from bmlpipe.train.runs.traces import together
 
 
 def picture(runs: Iterable[Run], path: Path) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 
 from bmlpipe.train.report.evaluations import Evaluated, Missing, Probe
 from bmlpipe.train.report.experiments import differences, experiments, references
-from bmlpipe.train.report.runs import Run, number
-from bmlpipe.train.rows import Values
+from bmlpipe.train.runs.journal_reader import Values
+from bmlpipe.train.runs.read_run import Run, number
 
 Groups = Mapping[str, Sequence[Run]]
 

@@ -1,0 +1,5 @@
+"""`python -m bmlpipe.pipeline.cli`."""
+
+from bmlpipe.pipeline.cli import main
+
+main()

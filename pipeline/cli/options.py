@@ -1,0 +1,81 @@
+"""What the commands share: kinds of options, and errors told without a traceback."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from bmlpipe.manifests.common.signals import exit_status
+from bmlpipe.manifests.datasets import DATASETS
+from bmlpipe.shards.kinds import KINDS
+
+_logger = logging.getLogger(__name__)
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+EXISTING = click.Path(exists=True, path_type=Path)
+PICTURE = click.Path(dir_okay=False, path_type=Path)
+
+dataset_option = click.option(
+    "--dataset", required=True, type=click.Choice(list(DATASETS)), help="See `bmlpipe datasets`."
+)
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def kinds_option(text: str) -> Callable[[_Command], _Command]:
+    """The option `--modalities` with this help: feature kinds separated by commas, a tuple or None to the command."""
+    return click.option("--modalities", "kinds", metavar="NAMES", callback=_kinds, help=text)
+
+
+def _kinds(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    names = tuple(part.strip() for part in value.split(",") if part.strip())
+    if not names or set(names) - set(KINDS):
+        raise click.BadParameter(f"{value!r}: choose among {', '.join(KINDS)}, separated by commas")
+    return names
+
+
+def flags_option(option: str, name: str, text: str) -> Callable[[_Command], _Command]:
+    """A repeatable option for flags of clips, whole or by what they begin with; a tuple of flags to the command."""
+    return click.option(option, name, metavar="NAME", multiple=True, callback=_flags, help=text)
+
+
+def _flags(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    from bmlpipe.pipeline.store.reasons import named_flags
+
+    try:
+        return named_flags(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@contextmanager
+def errors_explained(resume: str) -> Iterator[None]:
+    """Errors that are the user's to mend end the command with their message and exit status 1; signals as in `program`.
+
+    Args:
+        resume: What to say after Ctrl-C, SIGTERM and SIGHUP.
+    """
+    from bmlpipe.manifests.schema import ManifestError
+    from bmlpipe.pipeline.cluster.batches import ClusterError
+    from bmlpipe.pipeline.extraction.run import ExtractionError
+    from bmlpipe.pipeline.store.feature_file import StoreError, StoreWriteError
+    from bmlpipe.shards.errors import ShardError
+
+    try:
+        yield
+    except (ManifestError, ExtractionError, ClusterError, StoreError, StoreWriteError, ShardError) as error:
+        raise click.ClickException(str(error)) from error
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise click.ClickException(f"{where}{error.strerror or error}") from error
+    except KeyboardInterrupt as error:
+        _logger.warning("%s: %s", f"stopped by {error}" if str(error) else "interrupted", resume)
+        raise click.exceptions.Exit(exit_status(error)) from error

@@ -1,0 +1,1 @@
+"""Batches of work on Dask, on this machine or on a cluster."""

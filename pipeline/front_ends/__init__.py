@@ -1,0 +1,1 @@
+"""From decoded pictures and sound to features."""

@@ -1,0 +1,173 @@
+"""Ready-made optical flow: one image a picture and component, as UCF-101's and TSN's users have them.
+
+Two layouts are read, with or without a folder of the class in between; upper and lower case are not told apart:
+
+- `<video>/flow_x_0001.jpg`, `<video>/flow_y_0001.jpg` (or `x_0001.jpg`, `y_0001.jpg`);
+- `u/<video>/frame000001.jpg` for x, `v/<video>/frame000001.jpg` for y.
+
+Numbers run without gaps from 0 or 1, in any number of digits. The n-th image is taken for the field from the n-th
+picture of the video to the next: a video of N pictures has N - 1 images, or N, the last of which is not used.
+
+The images are stored as they are, without another encoding. Their makers usually write a displacement v as
+round(255 · (v + bound) / (2 · bound)), with bound 20; reading that as this package's own 128 + v · 127 / bound errs by
+bound / 127 at most (0.16 pixels), beside half a level of rounding (0.08 pixels) and their JPEG.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import simplejpeg
+
+from bmlpipe.pipeline.media.errors import ClipError
+from bmlpipe.pipeline.media.source_file import SourceFile
+
+
+class FlowImages:
+    """The flow images of one video.
+
+    Args:
+        folder: Where all videos' images are.
+        video: The video file; its stem and the name of its folder (the class) are looked for.
+
+    Attributes:
+        size: Rows and columns of the images; (0, 0) before the first is read.
+
+    Raises:
+        ClipError: `missing_flow_images`: there is no folder of this video, or images are missing in it.
+    """
+
+    def __init__(self, folder: Path, video: Path) -> None:
+        self.size = (0, 0)
+        places = _places(folder, video)
+        if not places:
+            raise ClipError("missing_flow_images", f"{folder} holds neither {video.stem} nor u/{video.stem} with v/")
+        if len(places) == 1:
+            x, y = (_in_order(places[0], rf"(?:flow_?)?{axis}_?([0-9]+)\.jpe?g") for axis in "xy")
+        else:
+            x, y = (_in_order(place, r"[^0-9]*([0-9]+)\.jpe?g") for place in places)
+        if len(x) != len(y):
+            raise ClipError("missing_flow_images", f"{places[0]}: {len(x)} images of x, {len(y)} of y")
+        self._pairs = list(zip(x, y))
+
+    def fields(self, number: int, stack: int) -> tuple[tuple[bytes, bytes], ...]:
+        """The fields from a picture on, as (x, y) JPEGs.
+
+        Args:
+            number: Number of the first field's first picture in the video, from 0.
+            stack: Fields wanted.
+
+        Raises:
+            ClipError: `missing_flow_images`: there are too few; `bad_flow_images`: one cannot be read, or is of another
+                size than the others.
+        """
+        if number + stack > len(self._pairs):
+            raise ClipError(
+                "missing_flow_images",
+                f"picture {number + stack} of the video follows another, but there are {len(self._pairs)} images",
+            )
+        return tuple((self._read(x), self._read(y)) for x, y in self._pairs[number : number + stack])
+
+    def check_count(self, pictures: int) -> None:
+        """Refuse images that do not fit a video of so many pictures.
+
+        Raises:
+            ClipError: `missing_flow_images`.
+        """
+        if len(self._pairs) not in (pictures - 1, pictures):
+            raise ClipError(
+                "missing_flow_images",
+                f"there are {len(self._pairs)} images for {pictures} pictures: made of another version of the video?",
+            )
+
+    def _read(self, path: Path) -> bytes:
+        data = path.read_bytes()
+        try:
+            size = simplejpeg.decode_jpeg(data, "GRAY").shape[:2]
+        except ValueError as error:
+            raise ClipError("bad_flow_images", f"{path} is no JPEG or damaged: {error}") from error
+        if self.size not in ((0, 0), size):
+            raise ClipError("bad_flow_images", f"{path} is of {size} rows and columns, others of {self.size}")
+        self.size = size
+        return data
+
+
+def quick_check(folder: Path, video: Path) -> tuple[int, int, int]:
+    """Number of a video's images, their size in bytes and their newest modification time in ns; zeros: none.
+
+    Equal numbers mean that the images have not changed.
+    """
+    stats = [entry.stat() for place in _places(folder, video) for entry in _files(place)]
+    return len(stats), sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)
+
+
+def identity(folder: Path, video: Path) -> SourceFile:
+    """What tells a video's images from others: the quick check's numbers, and a SHA-256 of all names and bytes."""
+    count, size, newest = quick_check(folder, video)
+    whole = hashlib.sha256()
+    for place in _places(folder, video):
+        for entry in sorted(_files(place), key=lambda entry: entry.name):
+            data = Path(entry.path).read_bytes()
+            whole.update(f"{entry.name}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
+            whole.update(data)
+    return SourceFile(f"{count} images", size, newest, whole.hexdigest())
+
+
+def same_images(old: SourceFile | None, folder: Path, video: Path) -> bool:
+    """Whether a video's images are still those of an identity; they are read only where their newest time differs."""
+    count, size, newest = quick_check(folder, video)
+    if old is None or (old.name, old.bytes) != (f"{count} images", size):
+        return False
+    return old.mtime_ns == newest or old.sha256 == identity(folder, video).sha256
+
+
+def _places(folder: Path, video: Path) -> tuple[Path, ...]:
+    """Where a video's images are: one folder, or that of x and that of y; empty: nowhere."""
+    for names in ((video.stem,), (video.parent.name, video.stem)):
+        if both := _below(folder, *names):
+            return (both,)
+        across, down = _below(folder, "u", *names), _below(folder, "v", *names)
+        if across and down:
+            return across, down
+    return ()
+
+
+def _files(place: Path) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(place) as entries:
+        yield from (entry for entry in entries if entry.is_file())
+
+
+def _in_order(folder: Path, pattern: str) -> list[Path]:
+    """Images of the pattern by their number."""
+    found = {
+        int(match[1]): path for path in folder.iterdir() if (match := re.fullmatch(pattern, path.name, re.IGNORECASE))
+    }
+    numbers = sorted(found)
+    first = min(1, *numbers) if numbers else 1
+    if not numbers or numbers != list(range(first, first + len(numbers))):
+        there = f"numbers {numbers[0]} to {numbers[-1]}, {len(numbers)} in all" if numbers else "none"
+        raise ClipError("missing_flow_images", f"{folder}: images must be numbered from 0 or 1 on: there are {there}")
+    return [found[number] for number in numbers]
+
+
+def _below(folder: Path, *names: str) -> Path | None:
+    """A folder below another by its names, in upper or lower case; None: it is not there."""
+    place: Path | None = folder
+    for name in names:
+        place = None if place is None else _folders(place).get(name.casefold())
+    return place if place is not None and place.is_dir() else None
+
+
+def _folders(folder: Path) -> dict[str, Path]:
+    """Name, in lower case → what is in a folder; listed anew only when it has changed."""
+    return _listed(folder, folder.stat().st_mtime_ns) if folder.is_dir() else {}
+
+
+@lru_cache(maxsize=256)
+def _listed(folder: Path, changed: int) -> dict[str, Path]:
+    return {path.name.casefold(): path for path in folder.iterdir()}

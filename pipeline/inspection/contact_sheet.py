@@ -1,0 +1,189 @@
+"""Contact sheets as PNG: each sample's pictures beside its sound, with axes."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from PIL import Image
+
+from bmlpipe.pipeline.demo.specimens import Specimen
+from bmlpipe.pipeline.inspection.drawing import Row, envelope_of, mounted, rows_of, spectrogram_axes, spectrogram_of
+
+_DPI = 100
+_WIDTH = 19.2  # inches
+_BRIGHTEST = 99.8  # percentile of a spectrogram's values: standardised ones have rare peaks of 30 and more
+_CORNER: dict[str, Any] = {"loc": "left", "size": 9, "pad": 3, "parse_math": False}
+_TEXT: dict[str, Any] = {"parse_math": False, "fontfamily": ["DejaVu Sans"]}  # ids and labels hold any characters
+
+
+def write_sheet(specimens: Iterable[Specimen], out: Path) -> int:
+    """Draw samples one below the other.
+
+    Args:
+        specimens: Samples.
+        out: PNG file, replaced if it is there.
+
+    Returns:
+        How many there were; none: nothing is written.
+    """
+    parts = [_drawn(_sample(specimen)) for specimen in specimens]
+    if parts:
+        sheet = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
+        top = 0
+        for part in parts:
+            sheet.paste(part, (0, top))
+            top += part.height
+        sheet.save(out, "PNG")
+    return len(parts)
+
+
+def sound_png(specimen: Specimen) -> bytes | None:
+    """The spectrogram, and the waveform if it is stored, as a PNG; None: there is no sound."""
+    values, wave = spectrogram_of(specimen), envelope_of(specimen)
+    heights = ([0.9] if wave else []) + ([2.6] if values is not None else [])
+    if not heights:
+        return None
+    figure = Figure(figsize=(10, sum(heights) + 0.5), dpi=_DPI, layout="constrained")
+    _sound(specimen, _below(figure, figure.add_gridspec(1, 1)[0], heights))
+    file = io.BytesIO()
+    _drawn(figure).save(file, "PNG")
+    return file.getvalue()
+
+
+def about(meta: Mapping[str, Any]) -> str:
+    """What the source is, in a few words: `h264 480 × 360, 30 fps; aac 44.1 kHz stereo`."""
+    media, parts = meta.get("media") or {}, []
+    if "video_codec" in media:
+        rate = f", {media['fps']:.4g} fps" if media.get("fps") else ""
+        parts.append(f"{media['video_codec']} {media['width']} × {media['height']}{rate}")
+    if "audio_codec" in media:
+        channels = {1: "mono", 2: "stereo"}.get(media["channels"], f"{media['channels']} channels")
+        parts.append(f"{media['audio_codec']} {media['sample_rate'] / 1000:g} kHz {channels}")
+    return "; ".join(parts)
+
+
+def name_of(meta: Mapping[str, Any]) -> str:
+    """Class, split and id of a sample."""
+    return " · ".join(printable(str(meta[part])) for part in ("label", "split", "id") if meta.get(part))
+
+
+def details_of(specimen: Specimen) -> str:
+    """Where a sample comes from, in a line."""
+    meta = specimen.meta
+    parts = (printable(specimen.source), stretch(meta), about(meta), f"key {specimen.key}")
+    return " · ".join(filter(None, parts))
+
+
+def printable(text: str) -> str:
+    """Text that can be drawn and written: names of files may hold bytes that are no characters."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def stretch(meta: Mapping[str, Any]) -> str:
+    """Which part of its source a sample is, in words; empty: all of it."""
+    start, duration = meta.get("start") or 0.0, meta.get("duration")
+    if not start and duration is None:
+        return ""
+    return f"from {start:g} s" + ("" if duration is None else f", {duration:g} s long")
+
+
+def _sample(specimen: Specimen) -> Figure:
+    rows, meta = rows_of(specimen), specimen.meta
+    sounds = [spectrogram_of(specimen) is not None, envelope_of(specimen) is not None]
+    columns = max((len(row.tiles) for row in rows), default=1)
+    if len(rows) == 1:  # there is room for two lines of larger tiles
+        columns = max(5, -(-columns // 2))
+    lines = sum(-(-len(row.tiles) // columns) for row in rows)
+    height = 0.75 + max(1.2 * lines, 2.2 * sounds[0] + 0.8 * sounds[1], 1.0)
+    layout = ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.03, rect=(0, 0, 1, 1 - 0.62 / height))
+    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout=layout)
+    name = textwrap.shorten(name_of(meta), 130, placeholder="…")
+    figure.text(0.006, 1 - 0.22 / height, name, size=14, weight="bold", **_TEXT)
+    details = textwrap.shorten(details_of(specimen), 190, placeholder="…")
+    figure.text(0.006, 1 - 0.45 / height, details, size=10, color="0.3", **_TEXT)
+    if flags := meta.get("flags"):
+        box = {"facecolor": "#fde2e0", "edgecolor": "#b3261e", "boxstyle": "round,pad=0.3"}
+        text = "flags: " + ", ".join(flags)
+        figure.text(0.994, 1 - 0.3 / height, text, size=11, color="#8c1d18", ha="right", bbox=box, **_TEXT)
+    sides = figure.add_gridspec(1, 2, width_ratios=(1.75, 1)) if rows and any(sounds) else figure.add_gridspec(1, 1)
+    if rows:
+        ratios = [float(-(-len(row.tiles) // columns)) for row in rows]
+        for axes, row in zip(_below(figure, sides[0], ratios), rows):
+            _strip(axes, row, columns)
+    if any(sounds):
+        _sound(specimen, _below(figure, sides[-1], [0.8] * sounds[1] + [2.2] * sounds[0]))
+    return figure
+
+
+def _below(figure: Figure, place: SubplotSpec, heights: Sequence[float]) -> list[Axes]:
+    """Axes of these relative heights, one below the other."""
+    grid = place.subgridspec(len(heights), 1, height_ratios=heights)
+    return [figure.add_subplot(grid[number]) for number in range(len(heights))]
+
+
+def _strip(axes: Axes, row: Row, columns: int) -> None:
+    picture, places = mounted(row.tiles, 128, columns)
+    axes.imshow(picture, interpolation="antialiased")
+    axes.set_anchor("W")
+    axes.set_title(row.title, loc="left", size=9, pad=2)
+    axes.set_axis_off()
+    for (across, down), tile in zip(places, row.tiles):
+        axes.text(across, down + 2, tile.caption, size=8, ha="center", va="top")
+
+
+def _sound(specimen: Specimen, places: list[Axes]) -> None:
+    """Draw the waveform into the first and the spectrogram into the last of these, as far as they are stored."""
+    values, wave, span = spectrogram_of(specimen), envelope_of(specimen), None
+    if values is not None:
+        axes, parameters = places[-1], specimen.features.get("spectrogram", {})
+        found = spectrogram_axes(parameters, (values.shape[0], values.shape[1]))
+        image = axes.imshow(
+            values,
+            origin="lower",
+            aspect="auto",
+            extent=found.extent if found else None,
+            cmap="magma",
+            vmax=max(np.percentile(values, _BRIGHTEST), values.min() + 1e-3),
+            interpolation="antialiased",
+        )
+        axes.figure.colorbar(image, ax=places, pad=0.01, aspect=30, label="stored value", extend="max")
+        axes.set_title(f"spectrogram {parameters.get('preset', '')}, {values.shape[0]} × {values.shape[1]}", **_CORNER)
+        if found:
+            span = (0.0, found.extent[1])
+            axes.set_xlim(span)
+            axes.set_facecolor("0.85")
+            axes.set_xlabel("time (s)", size=9)
+            axes.set_ylabel("frequency (kHz)" + (", mel scale" if found.ticks else ""), size=9)
+            if found.ticks:
+                axes.set_yticks(list(found.ticks), list(found.ticks.values()))
+            else:
+                axes.yaxis.set_major_formatter(lambda hertz, _: f"{hertz / 1000:g}")
+        else:
+            axes.set_xlabel("window", size=9)
+            axes.set_ylabel("bin", size=9)
+        axes.tick_params(labelsize=8)
+    if wave is not None:
+        axes = places[0]
+        axes.fill_between(*wave, color="#35618f", linewidth=0.4, edgecolor="#35618f")
+        axes.set(ylim=(-1.05, 1.05), yticks=(-1, 0, 1), xlim=span or (0, wave[0][-1]))
+        axes.set_title("waveform", **_CORNER)
+        axes.tick_params(labelsize=8, labelbottom=values is None)
+
+
+def _drawn(figure: Figure) -> Image.Image:
+    canvas: Any = FigureCanvasAgg(figure)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # drawn as a box
+        canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

@@ -1,0 +1,225 @@
+"""What is stored of a sample, as pictures for people: axes of spectrograms, colours of flow, rows of tiles.
+
+Shapes: H rows and W columns of a picture, F rows of a spectrogram, T its windows.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import Image
+
+from bmlpipe.pipeline.demo.specimens import Specimen
+from bmlpipe.pipeline.front_ends import flow, rgb_diff
+from bmlpipe.shards.kinds import SPECTROGRAM_MEMBER, WAVEFORM_MEMBER, flow_member, frame_member, rgb_diff_member
+
+Picture = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.floating[Any]]
+
+#: How much stronger than stored RGB differences are shown: most of them are a few levels only.
+RGB_DIFF_GAIN = 4
+
+_TILES = 10  # instants shown at most
+_TICKS_HZ = (100, 250, 500, 1000, 2000, 4000, 8000)  # on a mel axis
+_SPREAD = 99.0  # percentile of the flow's length that the wheel's edge stands for
+_WHEEL = 96  # pixels
+
+
+class Tile(NamedTuple):
+    """A picture (H, W, 3), what is written below it, and the JPEG that it was stored as, if it is shown as it is."""
+
+    pixels: Picture
+    caption: str
+    jpeg: bytes | None = None
+
+
+class Row(NamedTuple):
+    """Tiles side by side."""
+
+    title: str
+    tiles: list[Tile]
+
+
+class SpectrogramAxes(NamedTuple):
+    """Where the values of a spectrogram lie.
+
+    Attributes:
+        extent: Left, right (seconds of the clip), bottom and top (units of the frequency axis).
+        ticks: Of the frequency axis: place → label in kHz; empty: linear in Hz.
+    """
+
+    extent: tuple[float, float, float, float]
+    ticks: dict[float, str]
+
+
+def spectrogram_axes(parameters: Mapping[str, Any], shape: tuple[int, int]) -> SpectrogramAxes | None:
+    """The axes of a spectrogram, by the parameters that it was made with.
+
+    A value is drawn around its window's centre and its bin's frequency: bin b of a Fourier transform is at
+    b · rate / window Hz; mel bins are evenly spaced on the scale 1127 · ln(1 + f / 700), where the axis is linear.
+
+    Args:
+        parameters: Of the feature kind, as the index has them.
+        shape: F, T.
+
+    Returns:
+        None where the parameters do not say.
+    """
+    try:
+        rate, window, hop = (int(parameters[name]) for name in ("rate", "window", "hop"))
+    except KeyError:
+        return None
+    bins, windows = shape
+    left = ((0 if parameters.get("centred") else window) - hop) / 2 / rate
+    right = left + windows * hop / rate
+    if "mel_bins" not in parameters:
+        half = rate / window / 2
+        return SpectrogramAxes((left, right, -half, (2 * bins - 1) * half), {})
+    low, high = mel(parameters["low_hz"]), mel(parameters["high_hz"])
+    half = (high - low) / (bins + 1) / 2
+    ticks = {mel(hz): f"{hz / 1000:g}" for hz in _TICKS_HZ if low <= mel(hz) <= high}
+    return SpectrogramAxes((left, right, low + half, high - half), ticks)
+
+
+def mel(hz: float) -> float:
+    """Hz on Kaldi's mel scale."""
+    return float(1127 * np.log1p(hz / 700))
+
+
+def flow_colours(field: Floats, radius: float) -> Picture:
+    """A field of displacements as colours: the hue is the direction, the saturation the length.
+
+    Args:
+        field: (H, W, 2), x to the right and y downwards.
+        radius: Length of full saturation, in the field's unit.
+
+    Returns:
+        (H, W, 3): no motion is white; right is red (0°), down yellow-green (90°), left cyan (180°), up violet (270°).
+    """
+    from matplotlib.colors import hsv_to_rgb
+
+    x, y = field[..., 0], field[..., 1]
+    hue = np.arctan2(y, x) / (2 * np.pi) % 1
+    saturation = np.minimum(np.hypot(x, y) / radius, 1)
+    colours = hsv_to_rgb(np.stack([hue, saturation, np.ones_like(hue)], axis=-1))
+    picture: Picture = np.rint(255 * colours).astype(np.uint8)
+    return picture
+
+
+def flow_wheel(side: int = _WHEEL) -> Picture:
+    """The legend of `flow_colours`: every displacement up to the radius at its place, white around."""
+    place = (np.arange(side) + 0.5) / side * 2 - 1
+    field = np.stack(np.meshgrid(place, place), axis=-1)
+    wheel = flow_colours(field, 1.0)
+    wheel[np.hypot(field[..., 0], field[..., 1]) > 1] = 255
+    return wheel
+
+
+def rows_of(specimen: Specimen, most: int = _TILES) -> list[Row]:
+    """Frames, flow and RGB differences of a sample, at most so many instants of each, evenly spread."""
+    found = [make(specimen, most) for make in (_frames, _flow, _rgb_diff)]
+    return [row for row in found if row is not None]
+
+
+def _instants(specimen: Specimen, kind: str, most: int) -> tuple[list[int], list[str], str] | None:
+    """Instants shown, their times in words, and a remark where there are others; None: the sample has no such kind."""
+    if kind not in specimen.meta:
+        return None
+    times = specimen.meta[kind]["times"]
+    shown = sorted({round(place) for place in np.linspace(0, len(times) - 1, min(most, len(times)))})
+    remark = f", {len(shown)} of {len(times)} instants" if len(shown) < len(times) else ""
+    return shown, [f"{times[at]:.2f} s" for at in shown], remark
+
+
+def _frames(specimen: Specimen, most: int) -> Row | None:
+    if (chosen := _instants(specimen, "frames", most)) is None:
+        return None
+    shown, times, remark = chosen
+    jpegs = [bytes(specimen.members[frame_member(at)]) for at in shown]
+    tiles = [Tile(simplejpeg.decode_jpeg(jpeg, "RGB"), time, jpeg) for jpeg, time in zip(jpegs, times)]
+    return Row(f"frames{remark}", tiles)
+
+
+def _flow(specimen: Specimen, most: int) -> Row | None:
+    if (chosen := _instants(specimen, "flow", most)) is None:
+        return None
+    shown, times, remark = chosen
+    bound = float(specimen.meta["flow"]["bound"])
+    fields = [
+        np.stack([flow.dequantise(_grey(specimen, flow_member(at, 0, axis)), bound) for axis in "xy"], axis=-1)
+        for at in shown
+    ]
+    lengths = np.concatenate([np.hypot(field[..., 0], field[..., 1]).ravel() for field in fields])
+    radius = max(1.0, float(np.percentile(lengths, _SPREAD)))
+    tiles = [Tile(flow_colours(field, radius), time) for field, time in zip(fields, times)]
+    stack = int(specimen.features.get("flow", {}).get("stack", 1))
+    title = f"flow{remark}" + (f", the first of {stack} fields" if stack > 1 else "")
+    return Row(f"{title}, stored up to ±{bound:g} px", [*tiles, Tile(flow_wheel(), f"edge: {radius:.1f} px")])
+
+
+def _rgb_diff(specimen: Specimen, most: int) -> Row | None:
+    if (chosen := _instants(specimen, "rgb_diff", most)) is None:
+        return None
+    shown, times, remark = chosen
+    tiles = []
+    for at, time in zip(shown, times):
+        levels = simplejpeg.decode_jpeg(bytes(specimen.members[rgb_diff_member(at)]), "RGB")
+        shift = rgb_diff.dequantise(levels).astype(np.int32) * RGB_DIFF_GAIN // 2
+        tiles.append(Tile(np.clip(128 + shift, 0, 255).astype(np.uint8), time))
+    stack = int(specimen.features.get("rgb_diff", {}).get("stack", 1))
+    title = f"RGB differences{remark}" + (f", the first of {stack}" if stack > 1 else "")
+    return Row(f"{title}, contrast × {RGB_DIFF_GAIN}", tiles)
+
+
+def _grey(specimen: Specimen, member: str) -> Picture:
+    picture: Picture = simplejpeg.decode_jpeg(bytes(specimen.members[member]), "GRAY")[..., 0]
+    return picture
+
+
+def spectrogram_of(specimen: Specimen) -> Floats | None:
+    """The stored spectrogram (F, T), if there is one."""
+    data = specimen.members.get(SPECTROGRAM_MEMBER)
+    if data is None:
+        return None
+    values: Floats = np.load(io.BytesIO(bytes(data)), allow_pickle=False).astype(np.float32)
+    return values
+
+
+def envelope_of(specimen: Specimen, points: int = 1500) -> tuple[Floats, Floats, Floats] | None:
+    """Times in seconds, and the lowest and highest sample around each, of the stored sound, if there is one."""
+    data = specimen.members.get(WAVEFORM_MEMBER)
+    if data is None:
+        return None
+    import soundfile
+
+    samples, rate = soundfile.read(io.BytesIO(bytes(data)), dtype="float32")
+    starts = np.unique(np.linspace(0, samples.size, points, endpoint=False, dtype=np.int64))
+    return starts / rate, np.minimum.reduceat(samples, starts), np.maximum.reduceat(samples, starts)
+
+
+def mounted(tiles: Sequence[Tile], height: int, columns: int) -> tuple[Picture, list[tuple[float, float]]]:
+    """Tiles as one picture of several lines, each tile scaled to a height; and the place below the middle of each."""
+    gap, below = 6, 22
+    scaled = []
+    for tile in tiles:
+        width = max(1, round(tile.pixels.shape[1] * height / tile.pixels.shape[0]))
+        scaled.append(np.asarray(Image.fromarray(tile.pixels).resize((width, height), Image.Resampling.LANCZOS)))
+    lines = [scaled[start : start + columns] for start in range(0, len(scaled), columns)]
+    width = max(sum(picture.shape[1] + gap for picture in line) for line in lines)
+    whole = np.full((len(lines) * (height + below), width, 3), 255, np.uint8)
+    places = []
+    for number, line in enumerate(lines):
+        top, left = number * (height + below), 0
+        for picture in line:
+            whole[top : top + height, left : left + picture.shape[1]] = (
+                200  # a border: still flow is as white as the sheet
+            )
+            whole[top + 1 : top + height - 1, left + 1 : left + picture.shape[1] - 1] = picture[1:-1, 1:-1]
+            places.append((left + picture.shape[1] / 2, float(top + height)))
+            left += picture.shape[1] + gap
+    return whole, places

@@ -1,0 +1,188 @@
+"""Several sets of shards read as one: one numbering of samples, one list of classes, one set of statistics."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from bmlpipe.shards.errors import ShardError
+from bmlpipe.shards.index import SAMPLE_DTYPE, Index, Shard
+from bmlpipe.shards.mixture_order import Mixture
+from bmlpipe.shards.reader import ShardReader, StoredSample
+from bmlpipe.shards.remote.shard_set import RemoteShards, check_room
+from bmlpipe.shards.sample import differences
+
+_Statistics = Mapping[str, Mapping[str, list[float]]]
+
+
+class MixedReader:
+    """Reads samples of several sets by one number.
+
+    Samples are numbered split by split, within a split set by set. So a split is a range of numbers, of all sets
+    together: evaluation is on the union of the sets' splits.
+
+    Args:
+        readers: The sets. Class ids are the first one's; labels of the others are translated by class name.
+        kinds: Feature kinds that will be used: the sets must have made them in the same way. None: those of the first.
+        weights: How often each set that has training samples is drawn from, in any unit; None: each sample once an
+            epoch.
+
+    Attributes:
+        index: Index of all sets together, with the kinds that they have in common; of one set alone its own. Of several
+            sets it holds no records (`samples` is empty): they stay with their sets.
+        mixture: The training samples, for `bmlpipe.train.data.sampler.TrainBatches`; None where no set has any.
+
+    Raises:
+        ShardError: The sets do not fit together; the message says which and why.
+        ValueError: The weights are not one positive number a set.
+    """
+
+    def __init__(
+        self,
+        readers: Sequence[ShardReader],
+        *,
+        kinds: Collection[str] | None = None,
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        self._readers = list(readers)
+        first = self._readers[0]
+        for other in self._readers[1:]:
+            _check_pair(first, other, first.index.features if kinds is None else kinds)
+        classes = first.index.classes
+        self._labels = [[classes.index(name) for name in reader.index.classes] for reader in self._readers]
+
+        splits = dict.fromkeys(shard.split for reader in self._readers for shard in reader.index.shards)
+        shards: list[Shard] = []
+        sizes, firsts = list[list[int]](), list[int]()
+        self._starts, self._blocks, self._length = list[int](), list[tuple[int, int]](), 0
+        for split, (number, reader) in itertools.product(splits, enumerate(self._readers)):
+            mine = [shard for shard in reader.index.shards if shard.split == split]
+            if not mine:
+                continue
+            if split == "train":
+                sizes.append([shard.samples for shard in mine])
+                firsts.append(self._length)
+            self._starts.append(self._length)
+            self._blocks.append((number, reader.index.split_range(split).start))
+            self._length += sum(shard.samples for shard in mine)
+            shards += mine
+        self.mixture = Mixture.of(sizes, firsts=firsts, weights=weights) if sizes else None
+        self.index = first.index if len(self._readers) == 1 else self._merged(shards)
+
+    def _merged(self, shards: Sequence[Shard]) -> Index:
+        indices = [reader.index for reader in self._readers]
+        features = {
+            kind: made
+            for kind, made in indices[0].features.items()
+            if all(index.features.get(kind) == made for index in indices)
+        }
+        trained = [index for index in indices if any(shard.split == "train" for shard in index.shards)]
+        return Index(
+            "+".join(dict.fromkeys(index.dataset for index in indices)),
+            indices[0].classes,
+            features,
+            tuple(shards),
+            np.empty(0, SAMPLE_DTYPE),
+            indices[0].seed,
+            merged_statistics([index.statistics for index in trained], self.mixture.shares if self.mixture else ()),
+            _joined(index.samples_sha256 for index in indices),
+            _joined(index.sha256 for index in indices),
+        )
+
+    def __len__(self) -> int:
+        return self._length
+
+    def locate(self, number: int) -> tuple[int, int]:
+        """The set that a sample is of, and its number there."""
+        if not 0 <= number < self._length:
+            raise IndexError(f"sample {number} of {self._length}")
+        block = bisect_right(self._starts, number) - 1
+        part, first = self._blocks[block]
+        return part, first + number - self._starts[block]
+
+    def __getitem__(self, number: int) -> StoredSample:
+        part, local = self.locate(number)
+        sample = self._readers[part][local]
+        return dataclasses.replace(sample, label=self._labels[part][sample.label]) if part else sample
+
+    @property
+    def folder(self) -> str:
+        """Where the sets are, to be shown."""
+        return ", ".join(str(reader.folder) for reader in self._readers)
+
+    @property
+    def remote(self) -> bool:
+        """Whether any set is at an address and not in a folder."""
+        return any(reader.remote is not None for reader in self._readers)
+
+    def check_room(self, shards: int) -> None:
+        """Check that so many shards of each remote set fit into the cache together: all sets are read at once.
+
+        Raises:
+            ShardError: They do not.
+        """
+        check_room([reader.remote for reader in self._readers if reader.remote is not None], shards)
+
+    def needs(self, numbers: Sequence[int]) -> list[tuple[RemoteShards, int]]:
+        """The remote shards that samples are in, for `FetchAhead`."""
+        mine: dict[int, list[int]] = {}
+        for part, local in map(self.locate, numbers):
+            mine.setdefault(part, []).append(local)
+        return [need for part, locals_ in mine.items() for need in self._readers[part].needs(locals_)]
+
+    def close(self) -> None:
+        """Close all files."""
+        for reader in self._readers:
+            reader.close()
+
+
+def _check_pair(first: ShardReader, other: ShardReader, kinds: Collection[str]) -> None:
+    one, two = set(first.index.classes), set(other.index.classes)
+    if one != two:
+        only = [
+            f"only {reader.folder} has {', '.join(sorted(names)[:5])}{' …' if len(names) > 5 else ''}"
+            for reader, names in ((first, one - two), (other, two - one))
+            if names
+        ]
+        raise ShardError(f"{first.folder} and {other.folder} have other classes and cannot be mixed: {'; '.join(only)}")
+    for kind in kinds:
+        for reader in (first, other):
+            if kind not in reader.index.features:
+                there = ", ".join(reader.index.features)
+                raise ShardError(f"{reader.folder} has no {kind}, only {there}: mix sets that have what is used")
+    wanted, found = ({kind: reader.index.features[kind] for kind in kinds} for reader in (first, other))
+    if changed := differences(wanted, found):
+        raise ShardError(
+            f"{first.folder} and {other.folder} were made with other front-end parameters and cannot be mixed "
+            f"({'; '.join(changed)}): extract and shard one of them again"
+        )
+
+
+def merged_statistics(parts: Sequence[_Statistics], shares: Sequence[int]) -> dict[str, dict[str, list[float]]]:
+    """Means and deviations of several sets together, each counted by its share.
+
+    Args:
+        parts: Feature kind → `mean` and `std` of each channel, a set.
+        shares: Share of each set, in any unit.
+
+    Returns:
+        The same of the mixture, of the kinds that all have: its mean is the mean of the means, its mean square that
+        of the mean squares.
+    """
+    merged = {}
+    for kind in [kind for kind in (parts[0] if parts else ()) if all(kind in part for part in parts)]:
+        means = np.array([part[kind]["mean"] for part in parts])
+        squares = np.array([part[kind]["std"] for part in parts]) ** 2 + means**2
+        mean = np.average(means, axis=0, weights=shares)
+        std = np.sqrt(np.maximum(np.average(squares, axis=0, weights=shares) - mean**2, 0))
+        merged[kind] = {"mean": mean.tolist(), "std": std.tolist()}
+    return merged
+
+
+def _joined(hashes: Iterable[str]) -> str:
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()

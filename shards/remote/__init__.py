@@ -1,0 +1,1 @@
+"""Shards at an address (HTTP, S3, GCS): download, cache, prefetch."""

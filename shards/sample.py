@@ -1,0 +1,105 @@
+"""What a sample is: the fields, the names of their tar members, keys, and the version of the format.
+
+The written specification is docs/format.md; this module is its only implementation of names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from isal.isal_zlib import crc32
+
+FORMAT = "bmlpipe-shards"
+VERSION = 1
+
+
+_MAX_KEY = 64  # leaves room for ".flow_000_09_x.jpg" in USTAR's 100 characters
+_SAFE = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def key_of(clip_id: str) -> str:
+    """The sample key of a clip: its id where that is a safe file name, else a readable, collision-free stand-in.
+
+    Keys hold letters, digits, `_` and `-` only (WebDataset splits names at the first dot and drops folders), at
+    most 64 of them.
+
+    >>> key_of("-Qowmc0P9ic_000034")
+    '-Qowmc0P9ic_000034'
+    >>> key_of("v_Archery.g01/c 01")
+    'v_Archery_g01_c_01-b7958a182a'
+    """
+    if _SAFE.fullmatch(clip_id) and len(clip_id) <= _MAX_KEY:
+        return clip_id
+    digest = hashlib.sha256(clip_id.encode("utf-8", "surrogatepass")).hexdigest()[:10]
+    readable = re.sub(r"[^A-Za-z0-9_-]", "_", clip_id)[: _MAX_KEY - 11]
+    return f"{readable}-{digest}"
+
+
+def digest(parameters: Mapping[str, Any]) -> str:
+    """SHA-256 of parameters as canonical JSON: equal hashes mean features made in the same way."""
+    canonical = json.dumps(parameters, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def differences(one: Any, other: Any, name: str = "") -> list[str]:
+    """What differs between two sets of parameters, in words.
+
+    >>> differences({"frames": {"short_side": 256, "fps": 1}}, {"frames": {"short_side": 224, "fps": 1}})
+    ['frames.short_side: 256 and 224']
+    >>> differences({"a": 1}, {"b": None})
+    ['a: 1 and not there', 'b: not there and None']
+    """
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        absent = object()
+        pairs = [(key, one.get(key, absent), other.get(key, absent)) for key in sorted({*one, *other})]
+        prefix = f"{name}." if name else ""
+        return [
+            line
+            for key, a, b in pairs
+            for line in (
+                [f"{prefix}{key}: {_shown(a, absent)} and {_shown(b, absent)}"]
+                if a is absent or b is absent
+                else differences(a, b, f"{prefix}{key}")
+            )
+        ]
+    return [] if one == other else [f"{name}: {one!r} and {other!r}"]
+
+
+def _shown(value: Any, absent: object) -> str:
+    return "not there" if value is absent else repr(value)
+
+
+CLASS_MEMBER = "cls"
+JSON_MEMBER = "json"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample as bytes, ready to be written.
+
+    Attributes:
+        key: See `key_of`.
+        label: Class id.
+        members: Member suffix → bytes, without `cls` and `json`.
+        meta: What the JSON member holds (id, label name, flags, times…); values must be JSON.
+    """
+
+    key: str
+    label: int
+    members: Mapping[str, bytes]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def files(self) -> list[tuple[str, bytes]]:
+        """All members of the sample, full names, sorted: the order in which they stand in the tar.
+
+        The JSON member also lists the size and CRC-32 of each of `members`, so that damage can be named.
+        """
+        listed = {suffix: [len(data), crc32(data)] for suffix, data in self.members.items()}
+        text = json.dumps({**self.meta, "members": listed}, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        whole = {**self.members, CLASS_MEMBER: str(self.label).encode(), JSON_MEMBER: text.encode()}
+        return [(f"{self.key}.{suffix}", whole[suffix]) for suffix in sorted(whole)]

@@ -1,0 +1,222 @@
+"""What exactly is wrong with a sample or a shard, by name: the part of verification that only damaged shards need."""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from isal.isal_zlib import crc32
+
+from bmlpipe.shards.index import Shard
+from bmlpipe.shards.kinds import kind_of
+from bmlpipe.shards.sample import CLASS_MEMBER, JSON_MEMBER
+
+_INSTANT = re.compile(r"_\d{3}")  # in a member's name
+_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One difference between shards and index.
+
+    Attributes:
+        shard: File of the set.
+        key: Sample; empty where it concerns a whole file.
+        member: Member of the sample; empty where it concerns all of it.
+        message: What is wrong, in words.
+    """
+
+    shard: str
+    key: str
+    member: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What the index says of every sample.
+
+    Attributes:
+        kinds: Feature kinds that each sample has.
+        classes: Number of classes.
+    """
+
+    kinds: Collection[str]
+    classes: int
+
+
+def sample_faults(shard: str, record: np.void, members: Mapping[str, memoryview], promise: Promise) -> Iterator[Fault]:
+    """Compare a sample's members with its own list and with the index.
+
+    Args:
+        shard: File that it stands in.
+        record: Its record in the index.
+        members: Member suffix → contents.
+        promise: What each sample has.
+    """
+    key = record["key"].decode()
+    label = bytes(members.get(CLASS_MEMBER, b"")).decode(errors="replace")
+    if label != str(int(record["label"])) or not 0 <= int(record["label"]) < promise.classes:
+        about = f"is {label!r}, the index says {int(record['label'])} of {promise.classes} classes"
+        yield Fault(shard, key, CLASS_MEMBER, about if CLASS_MEMBER in members else _GONE)
+    if JSON_MEMBER not in members:
+        yield Fault(shard, key, JSON_MEMBER, _GONE)
+        return
+    try:
+        meta = json.loads(bytes(members[JSON_MEMBER]))
+        expected = {str(name): (int(size), int(crc)) for name, (size, crc) in meta["members"].items()}
+        instants = {kind: len(meta[kind]["times"]) for kind in promise.kinds if kind in meta}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        yield Fault(shard, key, JSON_MEMBER, f"cannot be read ({type(error).__name__}: {error}): it is damaged")
+        return
+    for name in sorted(expected.keys() | (members.keys() - {CLASS_MEMBER, JSON_MEMBER})):
+        if name not in members:
+            yield Fault(shard, key, name, _GONE)
+        elif name not in expected:
+            yield Fault(shard, key, name, "is not in the sample's own list")
+        elif (len(members[name]), crc32(members[name])) != expected[name]:
+            yield Fault(shard, key, name, "its contents are not those that were written")
+    for kind in promise.kinds:
+        have = sorted(name for name in expected if kind_of(name) == kind)
+        if not have:
+            yield Fault(shard, key, "", f"has no {kind}, which the index promises")
+            continue
+        for instant in range(instants.get(kind, 0)):
+            name = _INSTANT.sub(f"_{instant:03d}", have[0], 1)
+            if name not in have:
+                yield Fault(shard, key, name, f"is missing: the sample says that it has {instants[kind]} {kind}")
+
+
+_GONE = "is missing, or its tar header is damaged"
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A member found in a tar: where its header and its contents start, and where they end."""
+
+    key: str
+    suffix: str
+    header: int
+    start: int
+    end: int
+    as_written: bool
+
+    @property
+    def next(self) -> int:
+        return -(-self.end // _BLOCK) * _BLOCK
+
+
+def diagnose(path: Path, shard: Shard, records: npt.NDArray[np.void], promise: Promise) -> list[Fault]:
+    """Name what is wrong with a shard whose bytes are not those that were written; at least one fault.
+
+    Members are looked for in the whole file, wherever a sound tar header stands, so that one that is lost, moved or
+    foreign is told from one whose contents are damaged.
+
+    Args:
+        path: The file.
+        shard: What the index says of it.
+        records: Records of its samples.
+        promise: What each sample has.
+    """
+    size = path.stat().st_size
+    data = np.asarray(np.memmap(path, np.uint8, "r")) if size else np.empty(0, np.uint8)
+    found = list(_members(data))
+    runs: dict[str, list[list[_Member]]] = {}
+    for key, run in groupby(found, lambda member: member.key):
+        runs.setdefault(key, []).append(list(run))
+    faults: list[Fault] = []
+    moved: list[Fault] = []
+    cut: list[str] = []
+    for record in records:
+        key = record["key"].decode()
+        mine = runs.pop(key, [])
+        if not mine and int(record["offset"]) + _BLOCK > size:
+            cut.append(key)
+        elif not mine:
+            faults.append(Fault(shard.file, key, "", "is missing"))
+        else:
+            own = list(_key_faults(data, shard.file, record, mine, promise))
+            faults += own
+            if not own and mine[0][0].header != record["offset"]:
+                about = f"stands at byte {mine[0][0].header}, the index says {int(record['offset'])}"
+                moved.append(Fault(shard.file, key, "", about))
+    faults += [Fault(shard.file, key, "", "is not among the index's samples of this shard") for key in runs]
+    if cut:
+        others = f", and so are the {len(cut) - 1} samples after it" if len(cut) > 1 else ""
+        about = f"is cut off{others}: the shard ends at byte {size} of {shard.bytes}"
+        faults.append(Fault(shard.file, cut[0], "", about))
+    faults = faults or moved
+    if size != shard.bytes and not cut:
+        faults.append(Fault(shard.file, "", "", f"has {size} bytes, the index says {shard.bytes}"))
+    ends = [member.next for member in found[-1:]] + [int(r["offset"]) + int(r["length"]) for r in records[-1:]]
+    if data[max(ends) :].any():
+        faults.append(Fault(shard.file, "", "", "something else than zeros stands after its last member"))
+    return faults or [Fault(shard.file, "", "", "its SHA-256 is not the one in the index, which does not belong to it")]
+
+
+def _members(data: npt.NDArray[np.uint8]) -> Iterator[_Member]:
+    """Members of a tar, found by their headers: what stands between them may be damaged."""
+    blocks = data[: len(data) // _BLOCK * _BLOCK].reshape(-1, _BLOCK)
+    behind = 0
+    for block in np.flatnonzero((blocks[:, 257:262] == np.frombuffer(b"ustar", np.uint8)).all(axis=1)):
+        header = int(block) * _BLOCK
+        if header < behind:
+            continue  # inside the contents of a sound member
+        raw = blocks[block].tobytes()
+        try:
+            info = tarfile.TarInfo.frombuf(raw, "utf-8", "replace")
+        except tarfile.HeaderError:
+            continue
+        written = tarfile.TarInfo(info.name)
+        written.size = info.size
+        key, _, suffix = info.name.partition(".")
+        as_written = written.tobuf(tarfile.USTAR_FORMAT, "utf-8", "replace") == raw
+        member = _Member(key, suffix, header, header + _BLOCK, header + _BLOCK + info.size, as_written)
+        behind = member.end
+        yield member
+
+
+def _key_faults(
+    data: npt.NDArray[np.uint8], shard: str, record: np.void, runs: list[list[_Member]], promise: Promise
+) -> Iterator[Fault]:
+    """What is wrong with the members of one key, found in these runs of neighbours."""
+    key, found = record["key"].decode(), 0
+    contents: dict[str, memoryview] = {}
+    if len(runs) > 1 and {m.suffix for m in runs[0]} == {m.suffix for m in runs[1]}:
+        found += 1
+        yield Fault(shard, key, "", f"occurs {len(runs)} times in this shard")
+    elif len(runs) > 1:
+        found += 1
+        yield Fault(shard, key, runs[1][0].suffix, "does not stand with the other members of its sample")
+    before = ""
+    for member in (member for run in runs for member in run):
+        about = ""
+        if member.end > len(data):
+            about = f"is cut off at byte {len(data) - member.start} of {member.end - member.start}"
+        elif not member.as_written:
+            about = "its tar header is damaged"
+        elif data[member.end : member.next].any():
+            about = "the padding behind it is damaged"
+        elif member.suffix in contents and len(runs) == 1:
+            about = "occurs twice"
+        elif member.suffix < before and len(runs) == 1:
+            about = "stands out of order"
+        before = member.suffix
+        if about:
+            found += 1
+            yield Fault(shard, key, member.suffix, about)
+        if member.end <= len(data):
+            contents.setdefault(member.suffix, data[member.start : member.end].data)
+    for fault in sample_faults(shard, record, contents, promise):
+        found += 1
+        yield fault
+    whole = data[runs[0][0].header : runs[0][-1].next]
+    if not found and crc32(whole.data) != int(record["crc32"]):  # and everything else was found sound
+        yield Fault(shard, key, JSON_MEMBER, "its contents are not those that were written")

@@ -1,0 +1,53 @@
+"""The table of clips reads back exactly, whatever ids and names hold."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bmlpipe.manifests.common.tables import write_rows
+from bmlpipe.manifests.schema import Clip, Manifest, ManifestError, read_clips, write_clips
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+
+
+@given(st.lists(st.lists(TEXT, min_size=2, max_size=2)))
+def test_any_text_reads_back(rows: list[list[str]]) -> None:
+    file = io.StringIO(newline="")
+    write_rows(file, rows)
+    file.seek(0)
+    assert list(csv.reader(file)) == rows
+
+
+def test_clips_read_back(tmp_path: Path) -> None:
+    clips = [
+        Clip("-a_b", "train", "x, y", "d/-a_b.mp4", 0.1, None, "g"),
+        Clip('q"uote\rd\n', "val", "ö", "caf\udce9.mp4", 1 / 3, 2.5),
+    ]
+    write_clips(clips, tmp_path / "manifest.csv")
+    assert read_clips(tmp_path / "manifest.csv") == clips
+
+
+@pytest.mark.parametrize("text", ["", "id,split\n", "id,split,label,path,start,duration,group\na,train,x,p,zero,,\n"])
+def test_another_table_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(ManifestError, match=r"manifest\.csv"):
+        read_clips(tmp_path / "manifest.csv")
+
+
+@pytest.mark.parametrize(
+    ("clips", "message"),
+    [
+        ([Clip("a", "train", "x"), Clip("a", "test", "x")], "'a' occurs twice"),
+        ([Clip("a", "train", "y")], "label 'y'"),
+        ([Clip("a", "dev", "x")], "split 'dev'"),
+    ],
+)
+def test_an_inconsistent_manifest_is_refused(clips: list[Clip], message: str) -> None:
+    with pytest.raises(ManifestError, match=message):
+        Manifest("folder", ("x",), clips)

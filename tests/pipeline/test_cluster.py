@@ -1,0 +1,328 @@
+"""Dask: bounded, and a worker that dies costs one clip. Functions defined inside tests travel by value."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from bmlpipe.manifests.locate import Source
+from bmlpipe.manifests.schema import Clip, Manifest
+from bmlpipe.pipeline.cluster import batches as cluster_module
+from bmlpipe.pipeline.cluster import worker_checks as hosts
+from bmlpipe.pipeline.cluster.batches import ClusterError, map_batches
+from bmlpipe.pipeline.cluster.worker_checks import UnfitWorkerError
+from bmlpipe.pipeline.extraction import run as extract
+from bmlpipe.pipeline.extraction.clip_timeout import TimeLimit
+from bmlpipe.pipeline.extraction.shared_folders import OnSharedFolders, Seen, marked
+from bmlpipe.pipeline.extraction.worker import Recipe, Task
+from bmlpipe.pipeline.front_ends.frames import FrameOptions
+from bmlpipe.pipeline.store.feature_file import StoreWriteError
+from bmlpipe.pipeline.store.ledger import Row, read_ledger
+from bmlpipe.pipeline.store.versions import software
+
+pytestmark = pytest.mark.slow
+
+
+def batches_of(count: int, size: int, pulled: list[int]) -> Iterator[Sequence[int]]:
+    for first in range(0, count, size):
+        pulled.append(first)
+        yield range(first, min(first + size, count))
+
+
+def died(item: int) -> list[tuple[int, str]]:
+    return [(item, "died")]
+
+
+def worker(killers: set[int], delay: float = 0.0) -> Callable[[Sequence[int]], list[tuple[int, str]]]:
+    """A batch function whose process dies on some items."""
+
+    def work(batch: Sequence[int]) -> list[tuple[int, str]]:
+        time.sleep(delay)
+        for item in batch:
+            if item in killers:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return [(item, "ok") for item in batch]
+
+    return work
+
+
+@pytest.fixture
+def scheduler() -> Iterator[str]:
+    """Address of a running cluster with one worker of two threads."""
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, threads_per_worker=2, processes=True, dashboard_address=None) as cluster:
+        yield cluster.scheduler_address
+
+
+def test_a_worker_that_dies_costs_one_item_and_no_more_is_in_flight_than_two_batches_a_worker() -> None:
+    killers, pulled, results = {5, 6, 31}, list[int](), list[tuple[int, str]]()
+    for rows in map_batches(worker(killers), batches_of(60, 4, pulled), died, workers=2):
+        results += rows
+        assert len(pulled) <= 2 * 2 + -(-len(results) // 4) + 2 * len(killers) + 1
+    assert dict(results) == {item: "died" if item in killers else "ok" for item in range(60)}
+    assert len(results) == 60  # nothing twice
+
+
+def test_batches_are_taken_only_when_there_is_room() -> None:
+    pulled: list[int] = []
+    results = map_batches(worker(set(), 0.01), batches_of(10**9, 1, pulled), died, workers=2)
+    for number in range(1, 21):
+        next(results)
+        assert len(pulled) <= 4 + number
+    results.close()  # and stopping in the middle closes the cluster
+
+
+def test_an_existing_scheduler_is_used_and_left_running(scheduler: str) -> None:
+    from distributed import Client
+
+    pulled: list[int] = []
+    for _ in range(2):
+        results = [
+            r
+            for rows in map_batches(worker(set()), batches_of(9, 2, pulled), died, workers=0, scheduler=scheduler)
+            for r in rows
+        ]
+        assert sorted(results) == [(item, "ok") for item in range(9)]
+    with Client(scheduler) as client:
+        assert sum(client.nthreads().values()) == 2
+
+
+def test_an_error_of_the_function_arrives_here(scheduler: str) -> None:
+    def fail(batch: Sequence[int]) -> list[tuple[int, str]]:
+        raise LookupError("what the worker raised")
+
+    with pytest.raises(LookupError, match="what the worker raised"):
+        list(map_batches(fail, [[1]], died, workers=0, scheduler=scheduler))
+
+
+def test_a_scheduler_file_names_the_scheduler(scheduler: str, tmp_path: Path) -> None:
+    path = tmp_path / "a scheduler.json"
+    path.write_text(json.dumps({"address": scheduler}))
+    results = map_batches(worker(set()), [[1], [2]], died, workers=0, scheduler=f"file://{path}")
+    assert sorted(results) == [[(1, "ok")], [(2, "ok")]]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_dashboards_address_is_told_where_it_works(
+    there: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if there:
+        pytest.importorskip("bokeh", reason="Dask's dashboard needs the package bokeh")
+    else:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(cluster_module, "_versions", lambda client: {"scheduler": {"packages": {"bokeh": None}}})
+    with caplog.at_level(logging.INFO, "bmlpipe"):
+        results = map_batches(worker(set()), [[1], [2]], died, workers=1)
+        next(results)
+        said = [message for message in caplog.messages if "dashboard" in message]
+        if there:
+            address = said[0].removeprefix("Dask's dashboard: ")
+            assert address.startswith("http://127.0.0.1:")
+            with urllib.request.urlopen(address, timeout=20) as page:
+                assert b"install" not in page.read()  # which is what the page without bokeh asks for
+        assert len(said) == there
+        results.close()
+
+
+def test_another_version_of_this_package_is_refused_and_others_are_told(
+    scheduler: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_module, "_PATIENCE", 1)
+    monkeypatch.setattr(hosts, "software", lambda: {**software(), "numpy": "1.2.3"})
+    numpy = software()["numpy"]
+    assert len(list(map_batches(worker(set()), [[1], [2]], died, workers=0, scheduler=scheduler))) == 2
+    (told,) = [message for message in caplog.messages if "numpy" in message]
+    assert f"has numpy {numpy} (1.2.3 here)" in told
+    monkeypatch.setattr(hosts, "software", lambda: {**software(), "bmlpipe": "0.0.0"})
+    reason = r"can do this \(worker tcp://.*it has bmlpipe .* \(0.0.0 here\): install the same version on all hosts"
+    with pytest.raises(ClusterError, match=reason):
+        list(map_batches(worker(set()), [[1]], died, workers=0, scheduler=scheduler))
+
+
+def test_a_worker_that_is_unfit_is_let_go_and_its_batches_are_done_by_another(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from distributed import LocalCluster
+
+    claim = tmp_path / "unfit"
+
+    def work(batch: Sequence[int]) -> list[int]:
+        """The first process that comes here is unfit from then on; a batch of −1 is nobody's fault."""
+        if not claim.exists():
+            claim.write_text(str(os.getpid()))
+        if claim.read_text() == str(os.getpid()) or -1 in batch:
+            raise UnfitWorkerError("it lacks something")
+        return list(batch)
+
+    def look_again(batch: Sequence[int]) -> Sequence[int]:
+        return [abs(item) for item in batch]
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        address = cluster.scheduler_address
+        batches = [[item] for item in (*range(2, 30), -1)]
+        done = map_batches(work, batches, died, workers=0, scheduler=address, look_again=look_again)  # type: ignore[arg-type]
+        assert sorted(item for batch in done for item in batch) == list(range(1, 30))
+    (told,) = [message for message in caplog.messages if "retired" in message]
+    assert told.endswith("it lacks something")
+
+
+def test_a_scheduler_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    import dask
+
+    with pytest.raises(ClusterError, match=r"there is no scheduler file .*none\.json: start"):
+        list(map_batches(worker(set()), [[1]], died, workers=1, scheduler=f"file://{tmp_path}/none.json"))
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+        for address in ("tcp://127.0.0.1:1", "carrier-pigeon://coop"):
+            with pytest.raises(ClusterError, match=f"no Dask scheduler answers at {address}"):
+                list(map_batches(worker(set()), [[1]], died, workers=1, scheduler=address))
+
+
+def test_a_lost_scheduler_is_an_error_that_says_what_to_do() -> None:
+    import dask
+    from distributed import LocalCluster
+
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+        LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+    ):
+        address = cluster.scheduler_address
+        results = map_batches(worker(set(), 0.2), batches_of(99, 1, []), died, workers=0, scheduler=address)
+        next(results)
+        cluster.close()
+        with pytest.raises(ClusterError, match="run the same command again"):
+            list(results)
+
+
+def test_relative_folders_work_on_workers_that_stand_elsewhere(
+    scheduler: str, tmp_path: Path, make_clip: Callable[..., Path]
+) -> None:
+    (tmp_path / "videos" / "x").mkdir(parents=True)
+    make_clip(tmp_path / "videos" / "x" / "1.mp4", seconds=1.0, size=(48, 32))
+    words = ["--dataset", "folder", "--videos", "videos", "--out", "out", "--seconds", "1", "--scheduler", scheduler]
+    command = [sys.executable, "-m", "bmlpipe.pipeline.cli", "extract", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("ok 1, failed 0, absent 0"), done.stderr
+    assert [row.source for row in read_ledger(tmp_path / "out")] == ["x/1.mp4"]
+    assert len(list((tmp_path / "out").glob("clips/*/*.h5"))) == 1
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for number in range(12):
+        (folder / f"{number}.mp4").write_bytes(b"x")
+    return folder
+
+
+def test_a_clip_that_kills_its_worker_becomes_a_row(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the place of `extract_batch`, a function whose process dies on one clip."""
+
+    def batch_function(
+        tasks: Sequence[Task], recipe: Recipe, out: Path, videos: Path, limit: TimeLimit | None
+    ) -> list[Row]:
+        if any(task.clip.id == "7" for task in tasks):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [task.row(recipe, videos, stamp=task.stamp()) for task in tasks]
+
+    monkeypatch.setattr(extract, "extract_batch", batch_function)
+    clips = [Clip(str(number), "train", "x", f"{number}.mp4") for number in range(12)]
+    manifest, recipe = Manifest("folder", ("x",), clips), Recipe(3, FrameOptions())
+    out, batches = tmp_path / "out", list[int]()
+    with extract.claimed(out):
+        plan = extract.make_plan(manifest, videos, out, recipe)
+        counts = extract.run(plan, workers=2, batch=4, progress=lambda rows: batches.append(len(rows)))
+    assert counts == {"ok": 11, "failed": 1}
+    rows = read_ledger(out)
+    assert [row.id for row in rows] == [str(number) for number in range(12)]
+    assert [(row.id, row.reason, row.source) for row in rows if row.status == "failed"] == [
+        ("7", "worker_died", "7.mp4")
+    ]
+    assert sum(batches) == 12
+    # It is not tried again by itself.
+    kept = extract.make_plan(manifest, videos, out, recipe).rows
+    assert [row.reason for row in kept if row.id == "7"] == ["worker_died"]
+
+
+def test_a_clip_that_hangs_becomes_a_row_and_the_others_are_not_lost(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clip 3 hangs inside a C call, as a decoder would; clip 5 only on the first try."""
+
+    def batch_function(tasks: Sequence[Task], recipe: Recipe, out: Path, videos: Path, limit: TimeLimit) -> list[Row]:
+        for task in tasks:
+            with limit.watch(task.clip.id):
+                tried = videos / f"{task.clip.id}.tried"
+                if task.clip.id == "3" or (task.clip.id == "5" and not tried.exists()):
+                    tried.touch()
+                    time.sleep(60)
+        return [task.row(recipe, videos, stamp=task.stamp()) for task in tasks]
+
+    monkeypatch.setattr(extract, "extract_batch", batch_function)
+    clips = [Clip(str(number), "train", "x", f"{number}.mp4") for number in range(8)]
+    manifest, recipe = Manifest("folder", ("x",), clips), Recipe(3, FrameOptions())
+    out = tmp_path / "out"
+    with extract.claimed(out):
+        plan = extract.make_plan(manifest, videos, out, recipe)
+        counts = extract.run(plan, workers=2, batch=4, time_limit=0.5)
+    assert counts == {"ok": 7, "failed": 1}
+    (row,) = [row for row in read_ledger(out) if row.status == "failed"]
+    assert (row.id, row.reason) == ("3", "timeout")
+    assert "longer than 0.5 s" in row.message
+    assert "batch_function" in row.message
+    assert not (out / ".hung").exists()
+
+
+def test_a_batch_is_given_back_where_the_folders_are_not_the_same(videos: Path, tmp_path: Path) -> None:
+    """What a host sees is changed between the claim, which is made here, and the work, which is done there."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".run-left").touch()
+    tasks = [Task(Clip(str(number), "train", "x", ""), Source(videos / f"{number}.mp4")) for number in range(2)]
+    recipe, ends = Recipe(3, FrameOptions()), list[Exception]()
+
+    def work(batch: Sequence[Task]) -> list[Row]:
+        if ends:
+            (videos / "1.mp4").unlink()
+            raise ends[0]
+        readable = [task.source.video.exists() for task in batch]
+        return [
+            Row(task.clip.id, "train", "ok" if ok else "failed", "" if ok else "unreadable_file")
+            for task, ok in zip(batch, readable)
+        ]
+
+    with marked(out) as marker:
+        assert [path.name for path in out.iterdir()] == [marker.name]
+        there = OnSharedFolders(work, recipe, marker)
+        batch = [Seen.now(task) for task in tasks]
+        assert [row.status for row in there(batch)] == ["ok", "ok"]
+        (videos / "0.mp4").write_bytes(b"longer")
+        with pytest.raises(UnfitWorkerError, match=r"0\.mp4 has 1 bytes here, it sees 6: mount"):
+            there(batch)
+        assert [seen.again().sizes for seen in batch] == [(None,), (1,)]  # it is not the worker's fault
+        assert [row.status for row in there([seen.again() for seen in batch])] == ["ok", "ok"]
+        batch = [Seen.now(task) for task in tasks]
+        ends.append(StoreWriteError("a mount was lost"))
+        with pytest.raises(UnfitWorkerError, match=r"1\.mp4 has 1 bytes here, it does not see it"):
+            there(batch)
+        gone = [Seen.now(task) for task in tasks]  # gone for all: that clip fails, and no worker
+        ends.clear()
+        assert [row.reason for row in there(gone)] == ["", "unreadable_file"]
+        elsewhere = OnSharedFolders(work, recipe, tmp_path / "unmounted" / marker.name)
+        with pytest.raises(UnfitWorkerError, match=r"does not see the feature folder .*unmounted"):
+            elsewhere(gone)
+    assert list(out.iterdir()) == []

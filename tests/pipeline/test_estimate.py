@@ -1,0 +1,54 @@
+"""What a run will need is what it then needs, and a disk without the room is refused before the start."""
+
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bmlpipe.manifests.schema import Clip, Manifest
+from bmlpipe.pipeline.extraction import estimate as module
+from bmlpipe.pipeline.extraction.estimate import estimate
+from bmlpipe.pipeline.extraction.run import ExtractionError, Plan, claimed, make_plan, run
+from bmlpipe.pipeline.extraction.worker import Recipe
+from bmlpipe.pipeline.front_ends.frames import FrameOptions
+
+
+@pytest.fixture
+def plan(tmp_path: Path, make_clip: Callable[..., Path]) -> Plan:
+    """Twelve clips of one file, and one that is no media."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    clip_file = make_clip(tmp_path / "clip.mp4")
+    for number in range(12):
+        shutil.copy(clip_file, videos / f"{number}.mp4")
+    (videos / "12.mp4").write_text("no media")
+    clips = [Clip(str(number), "train", "x", f"{number}.mp4") for number in range(13)]
+    return make_plan(Manifest("folder", ("x",), clips), videos, tmp_path / "out", Recipe(2, FrameOptions()))
+
+
+def test_the_estimate_is_near_what_the_run_writes_and_writes_nothing_itself(plan: Plan) -> None:
+    judged = estimate(plan, sample=13)
+    assert not plan.out.exists()
+    assert (judged.clips, judged.sampled, judged.failures) == (13, 13, {"not_media": 1})
+    with claimed(plan.out):
+        run(plan, workers=0)
+    written = sum(path.stat().st_size for path in plan.out.rglob("*.h5"))
+    assert judged.bytes == pytest.approx(written, rel=0.01)
+    assert 0 < estimate(plan, sample=4).bytes < 1.5 * written
+    assert judged.seconds_a_clip > 0
+    assert "judged by 13 clips, not_media 1" in judged.text(2)
+
+
+def test_a_disk_without_the_room_is_refused_with_both_numbers(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(0, 0, 10_000))
+    with pytest.raises(
+        ExtractionError, match=r"need about 0\.00 GB \(13 clips of .* MB\), and .*out has 0\.00 GB free"
+    ):
+        estimate(plan).check(plan.out)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(0, 0, 10**12))
+    estimate(plan).check(plan.out)

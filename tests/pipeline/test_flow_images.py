@@ -1,0 +1,175 @@
+"""Ready-made flow images: both layouts, the right images at each instant, and what does not fit refused."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+from click.testing import CliRunner
+
+from bmlpipe.pipeline.cli import main
+from bmlpipe.pipeline.front_ends.clip import extract_clip
+from bmlpipe.pipeline.front_ends.features import Flow
+from bmlpipe.pipeline.front_ends.flow import FlowOptions, dequantise
+from bmlpipe.pipeline.front_ends.frames import FrameOptions
+from bmlpipe.pipeline.media.errors import ClipError
+from bmlpipe.pipeline.store.ledger import read_ledger
+
+PICTURES = 52  # of 2.08 s
+
+
+@pytest.fixture
+def clip(make_clip: Callable[..., Path], tmp_path: Path) -> Path:
+    (tmp_path / "videos" / "Archery").mkdir(parents=True)
+    return make_clip(tmp_path / "videos" / "Archery" / "v_Archery_g01_c01.mp4", seconds=2.08, audio_codec=None)
+
+
+def image(level: int, size: tuple[int, int] = (24, 32)) -> bytes:
+    """A grey JPEG of one level, which says the picture's number (x) or 255 less it (y)."""
+    grey = np.full((*size, 1), level, np.uint8)
+    return bytes(simplejpeg.encode_jpeg(grey, quality=95, colorspace="GRAY"))
+
+
+def write(folder: Path, layout: str, name: str, *, count: int = PICTURES - 1, first: int = 1) -> Path:
+    """Images of a video, numbered from `first`."""
+    for number in range(count):
+        for axis, letter, level in (("x", "u", number), ("y", "v", 255 - number)):
+            if layout == "xy":
+                path = folder / name / f"flow_{axis}_{first + number:04d}.jpg"
+            else:
+                path = folder / letter / name / f"frame{first + number:06d}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(image(level))
+    return folder
+
+
+def found(clip: Path, folder: Path, *, stack: int = 1, **arguments: object) -> Flow:
+    flow = extract_clip(clip, flow=FlowOptions(stack=stack, images=folder), **arguments).flow  # type: ignore[arg-type]
+    assert flow is not None
+    return flow
+
+
+def shown(flow: Flow) -> list[list[int]]:
+    """Numbers of the pictures whose fields stand at each instant."""
+    numbers = []
+    for steps in flow.jpegs:
+        x, y = ([int(simplejpeg.decode_jpeg(pair[i], "GRAY").mean().round()) for pair in steps] for i in (0, 1))
+        assert [255 - level for level in y] == x
+        numbers.append(x)
+    return numbers
+
+
+def failure(clip: Path, folder: Path, **arguments: object) -> tuple[str, str]:
+    with pytest.raises(ClipError) as caught:
+        found(clip, folder, **arguments)  # type: ignore[arg-type]
+    return caught.value.reason, caught.value.message
+
+
+@pytest.mark.parametrize("layout", ["xy", "uv"])
+@pytest.mark.parametrize("name", ["v_Archery_g01_c01", "Archery/v_Archery_g01_c01", "archery/V_archery_g01_c01"])
+def test_the_images_of_each_instant_as_they_are(clip: Path, tmp_path: Path, layout: str, name: str) -> None:
+    folder = write(tmp_path / "flow", layout, name)
+    flow = found(clip, folder, seconds=3, stack=2)
+    assert shown(flow) == [[0, 1], [25, 26], [49, 50]]  # 51 images: the last window is moved back
+    assert flow.times == (0.0, 1.0, 49 / 25)
+    assert (flow.height, flow.width, flow.bound) == (24, 32, 20.0)
+    assert flow.jpegs[1][0] == (image(25), image(230))
+
+
+@pytest.mark.parametrize(("first", "count"), [(0, PICTURES - 1), (1, PICTURES), (0, PICTURES)])
+def test_numbers_begin_at_0_or_1_and_the_last_picture_may_have_an_image(
+    clip: Path, tmp_path: Path, first: int, count: int
+) -> None:
+    folder = write(tmp_path / "flow", "xy", clip.stem, first=first, count=count)
+    assert shown(found(clip, folder, seconds=None)) == [[0], [25], [50]]
+
+
+def test_a_stretch_counts_from_the_files_beginning(make_clip: Callable[..., Path], tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", seconds=4, audio_codec=None)
+    folder = write(tmp_path / "flow", "uv", "clip", count=99)
+    flow = found(clip, folder, start=2.2, duration=1.5)
+    assert shown(flow) == [[55], [80]]
+    assert flow.times == pytest.approx((0.0, 1.0))
+
+
+def test_windows_are_those_of_computed_flow(clip: Path, tmp_path: Path) -> None:
+    folder = write(tmp_path / "flow", "xy", clip.stem)
+    options = FlowOptions(stack=10, short_side=80)
+    computed = extract_clip(clip, seconds=3, frames=FrameOptions(short_side=80), flow=options)
+    imported = extract_clip(
+        clip, seconds=3, frames=FrameOptions(short_side=80), flow=FlowOptions(stack=10, images=folder)
+    )
+    assert computed.flow is not None
+    assert imported.flow is not None
+    assert imported.flow.times == computed.flow.times
+    assert imported.flags == computed.flags == ("flow_window_moved",)
+    assert imported.frames == computed.frames
+
+
+def test_images_that_are_missing_or_do_not_fit(clip: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "flow"
+    folder.mkdir()
+    assert failure(clip, folder) == (
+        "missing_flow_images",
+        f"{folder} holds neither v_Archery_g01_c01 nor u/v_Archery_g01_c01 with v/",
+    )
+    cases = {
+        "empty": (0, "there are none"),
+        "short": (40, "picture 51 of the video follows another, but there are 40 images"),
+    }
+    for name, (count, message) in cases.items():
+        (folder / name / clip.stem).mkdir(parents=True)
+        reason, text = failure(clip, write(folder / name, "xy", clip.stem, count=count), seconds=3)
+        assert reason == "missing_flow_images"
+        assert message in text
+    for count in (PICTURES - 2, PICTURES + 1):  # seen where the whole video is read
+        reason, text = failure(clip, write(folder / str(count), "xy", clip.stem, count=count), seconds=None)
+        assert reason == "missing_flow_images"
+    assert "53 images for 52 pictures" in text
+    write(folder / "gap", "xy", clip.stem)
+    (folder / "gap" / clip.stem / "flow_x_0030.jpg").unlink()
+    assert "numbers 1 to 51, 50 in all" in failure(clip, folder / "gap")[1]
+    write(folder / "one", "xy", clip.stem)
+    (folder / "one" / clip.stem / "flow_y_0051.jpg").unlink()
+    assert "51 images of x, 50 of y" in failure(clip, folder / "one")[1]
+    shutil.rmtree(write(folder / "u", "uv", clip.stem) / "v")
+    assert failure(clip, folder / "u")[0] == "missing_flow_images"
+
+
+@pytest.mark.parametrize("content", [b"", b"GIF89a", image(3)[:-40], image(3, (24, 34))])
+def test_bad_images(clip: Path, tmp_path: Path, content: bytes) -> None:
+    folder = write(tmp_path / "flow", "xy", clip.stem)
+    (folder / clip.stem / "flow_y_0026.jpg").write_bytes(content)
+    reason, message = failure(clip, folder, seconds=3)
+    assert reason == "bad_flow_images"
+    assert "flow_y_0026.jpg" in message
+    assert shown(found(clip, folder, seconds=1)) == [[0]]  # images that are not needed are not read
+
+
+def test_reading_the_makers_levels_as_ours_errs_as_stated() -> None:
+    levels = np.arange(256, dtype=np.uint8)
+    theirs = levels * (2 * 20 / 255) - 20
+    assert np.abs(dequantise(levels, 20) - theirs).max() == pytest.approx(20 / 127, rel=1e-5)
+
+
+def test_the_parameters_name_no_folder() -> None:
+    one, other = (FlowOptions(images=Path(name)).parameters() for name in ("/a", "/b"))
+    assert one == other
+    assert one != FlowOptions().parameters()
+    assert one["algorithm"] == "images"
+
+
+def test_the_command_takes_them_and_tells_what_is_missing(clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "videos" / "Bowling").mkdir()
+    shutil.copy(clip, tmp_path / "videos" / "Bowling" / "v_Bowling_g01_c01.mp4")
+    folder = write(tmp_path / "flow", "uv", clip.stem)
+    command = ["extract", "--dataset", "folder", "--videos", str(tmp_path / "videos"), "--out", str(tmp_path / "out")]
+    command += ["--modalities", "flow", "--flow-images", str(folder), "--seconds", "2", "--workers", "0"]
+    said = CliRunner().invoke(main, [*command, "--max-failed", "1"])
+    assert said.exit_code == 0, said.output
+    reasons = {row.id: row.reason for row in read_ledger(tmp_path / "out")}
+    assert reasons == {"Archery/v_Archery_g01_c01": "", "Bowling/v_Bowling_g01_c01": "missing_flow_images"}

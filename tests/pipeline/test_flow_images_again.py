@@ -1,0 +1,145 @@
+"""Ready-made flow images that have changed since the last run are taken again, and only the flow with them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from bmlpipe.manifests.schema import Clip, Manifest
+from bmlpipe.pipeline.extraction.run import claimed, make_plan, run
+from bmlpipe.pipeline.extraction.worker import Recipe
+from bmlpipe.pipeline.front_ends.features import Features
+from bmlpipe.pipeline.front_ends.flow import FlowOptions
+from bmlpipe.pipeline.front_ends.flow_images import identity, quick_check
+from bmlpipe.pipeline.front_ends.frames import FrameOptions
+from bmlpipe.pipeline.store.feature_file import FeatureStore
+from bmlpipe.pipeline.store.ledger import read_ledger
+
+IMAGES = 24  # of a video of 25 pictures
+
+
+def jpeg(level: int) -> bytes:
+    grey = np.full((24, 32, 1), level, np.uint8)
+    return bytes(simplejpeg.encode_jpeg(grey, quality=95, colorspace="GRAY"))
+
+
+def write(folder: Path, level: int, layout: str) -> None:
+    for number in range(1, IMAGES + 1):
+        for axis, letter in zip("xy", "uv"):
+            name = f"one/flow_{axis}_{number:04d}.jpg" if layout == "xy" else f"{letter}/one/frame{number:06d}.jpg"
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(jpeg(level))
+
+
+class Runs:
+    """Extractions of one clip."""
+
+    def __init__(self, folder: Path) -> None:
+        self.videos, self.images, self.out = folder / "videos", folder / "flow", folder / "out"
+        self.manifest = Manifest("folder", ("x",), [Clip("one", "train", "x", "one.mp4")])
+
+    def planned(self, images: Path | None = None) -> int:
+        return len(make_plan(self.manifest, self.videos, self.out, self.recipe(images)).tasks)
+
+    def recipe(self, images: Path | None = None) -> Recipe:
+        return Recipe(1, FrameOptions(short_side=80), flow=FlowOptions(images=images or self.images))
+
+    def again(self, images: Path | None = None) -> str:
+        """Run; the clip's reason."""
+        with claimed(self.out):
+            run(make_plan(self.manifest, self.videos, self.out, self.recipe(images)), workers=0)
+        return read_ledger(self.out)[0].reason
+
+    def features(self) -> Features:
+        return FeatureStore(self.out).read("one").features
+
+    def level(self) -> int:
+        flow = self.features().flow
+        assert flow is not None
+        return int(simplejpeg.decode_jpeg(flow.jpegs[0][0][0], "GRAY").mean().round())
+
+    def written(self) -> int:
+        return FeatureStore(self.out).path("one").stat().st_mtime_ns
+
+
+@pytest.fixture(params=["xy", "uv"])
+def layout(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def runs(tmp_path: Path, make_clip: Callable[..., Path], layout: str) -> Runs:
+    found = Runs(tmp_path)
+    found.videos.mkdir()
+    make_clip(found.videos / "one.mp4", seconds=1, audio_codec=None)
+    write(found.images, 60, layout)
+    assert found.again() == ""
+    assert (found.planned(), found.level()) == (0, 60)
+    return found
+
+
+def test_other_images_are_taken_and_the_frames_are_kept(runs: Runs, layout: str) -> None:
+    before = runs.features()
+    write(runs.images, 180, layout)
+    assert runs.planned() == 1
+    assert runs.again() == ""
+    assert (runs.planned(), runs.level()) == (0, 180)
+    assert runs.features().frames == before.frames
+
+
+def test_one_image_of_equal_size_is_seen_by_its_time(runs: Runs) -> None:
+    path = sorted(runs.images.rglob("*.jpg"))[0]
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1  # of the picture's data: another picture, of the same size
+    path.write_bytes(data)
+    before = runs.written()
+    assert runs.planned() == 1
+    runs.again()
+    assert runs.written() > before
+    assert FeatureStore(runs.out).read("one").flow_images == identity(runs.images, runs.videos / "one.mp4")
+
+
+def test_copies_of_the_images_are_known_by_their_content(runs: Runs, tmp_path: Path) -> None:
+    """Without their times and in another folder: looked at once, and nothing is extracted."""
+    moved = tmp_path / "moved"
+    shutil.copytree(runs.images, moved, copy_function=shutil.copyfile)
+    for path in moved.rglob("*.jpg"):
+        os.utime(path, (10**9, 10**9))
+    before = runs.written()
+    assert runs.planned(moved) == 1
+    assert runs.again(moved) == ""
+    assert runs.written() == before
+    assert runs.planned(moved) == 0
+
+
+def test_images_that_come_or_go_later_are_seen(runs: Runs, tmp_path: Path, layout: str) -> None:
+    gone = tmp_path / "gone"
+    runs.images.rename(gone)
+    runs.images.mkdir()
+    assert runs.again() == "missing_flow_images"
+    assert runs.planned() == 0
+    shutil.copytree(gone, runs.images, dirs_exist_ok=True)
+    assert runs.planned() == 1  # without --retry-failed: it is not as it was
+    assert runs.again() == ""
+
+
+def test_features_without_the_images_identity_are_made_again(runs: Runs) -> None:
+    """As computed flow has none, and files of another version."""
+    store = FeatureStore(runs.out)
+    stored = store.read("one")
+    assert stored.flow_images is not None
+    assert stored.flow_images.name == f"{2 * IMAGES} images"
+    assert quick_check(runs.images, runs.videos / "one.mp4")[0] == 2 * IMAGES
+    store.write(type(stored)(**{**vars(stored), "flow_images": None}))
+    (runs.out / "ledger.csv").unlink()
+    before = runs.written()
+    assert runs.again() == ""
+    assert runs.written() > before
+    assert store.read("one").flow_images == stored.flow_images

@@ -1,0 +1,48 @@
+"""Memory that a worker keeps from clip to clip."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from bmlpipe.pipeline.front_ends.frames import FrameOptions
+from bmlpipe.pipeline.extraction.worker import Recipe, extract_batch
+
+if sys.argv[2] == "worker":
+    extract_batch([], Recipe(10, frames=FrameOptions()), Path(sys.argv[1]), Path(sys.argv[1]))
+
+def clip():
+    parts = [np.zeros(1 << 20, np.uint8) for _ in range(32)]
+    for part in parts:
+        part[::4096] = 1
+
+clip()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):
+    clip()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def new_pages(folder: Path, who: str) -> int:
+    """Pages that the system handed out for eight times 32 MiB, after the first time."""
+    environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "65536"}  # as Dask starts its workers
+    command = [sys.executable, "-c", PROGRAM, str(folder), who]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep freed memory")
+def test_a_worker_takes_the_memory_of_one_clip_for_the_next(tmp_path: Path) -> None:
+    pages = 8 * (32 << 20) // 4096
+    assert new_pages(tmp_path, "worker") < pages / 100
+    assert new_pages(tmp_path, "other") > pages / 2  # so the figure above says something

@@ -1,0 +1,161 @@
+"""RGB differences: against their definition in RGB, against an independent decode, and through the whole chain."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+from click.testing import CliRunner
+
+from bmlpipe.pipeline.cli import main
+from bmlpipe.pipeline.front_ends.clip import extract_clip
+from bmlpipe.pipeline.front_ends.flow import FlowOptions
+from bmlpipe.pipeline.front_ends.frames import FrameOptions, Planes
+from bmlpipe.pipeline.front_ends.rgb_diff import RgbDiffOptions, dequantise, difference
+from bmlpipe.pipeline.media.errors import ClipError
+from bmlpipe.pipeline.media.video import Pick, Shot
+from bmlpipe.shards.reader import ShardReader
+
+SMALL = RgbDiffOptions(short_side=80)
+
+
+def rgb(planes: Planes) -> np.ndarray:
+    """(R, G, B) by ITU-T T.871, section 7, neither rounded nor cut; planes of equal size."""
+    y, cb, cr = (plane.astype(np.float64) for plane in planes)
+    cb, cr = cb - 128, cr - 128
+    return np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb])
+
+
+def random_picture(seed: int) -> Planes:
+    return Planes(*np.random.default_rng(seed).integers(0, 256, (3, 64, 64)).astype(np.uint8))
+
+
+def test_it_is_the_difference_of_rgb_within_the_stated_rounding() -> None:
+    first, second = random_picture(0), random_picture(1)
+    error = 2 * (rgb(difference(first, second)) - 128) - (rgb(second) - rgb(first))
+    bounds = error.reshape(3, -1)
+    assert (np.abs(bounds).max(axis=1) <= (2.41, 2.06, 2.78)).all()
+    assert (np.abs(bounds).max(axis=1) >= (2.0, 1.7, 2.3)).all()  # the bounds are not idle
+    assert (np.abs(bounds.mean(axis=1)) < 0.1).all()  # rounding is unbiased
+
+
+def test_levels_reach_from_end_to_end() -> None:
+    black, white = (Planes(*np.full((3, 2, 2), value, np.uint8)) for value in (0, 255))
+    assert (difference(black, white).luma == 255).all()
+    assert (difference(white, black).luma == 0).all()
+    assert all((plane == 128).all() for plane in difference(white, white))
+    assert dequantise(np.array([0, 127, 128, 255], np.uint8)).tolist() == [-256, -2, 0, 254]
+
+
+def test_stored_differences_are_those_of_the_decoded_pictures(make_clip: Callable[..., Path], tmp_path: Path) -> None:
+    """Next minus this, of a coloured clip, against ffmpeg's own decode to RGB."""
+    import av
+    import ffmpeg
+    import imageio_ffmpeg
+
+    path = tmp_path / "clip.mp4"
+    rows, columns = np.mgrid[0:80, 0:112]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "10"})
+        stream.width, stream.height, stream.pix_fmt = 112, 80, "yuv420p"
+        for number in range(30):
+            phases = ((columns + 3 * number) / 15, (rows - 2 * number) / 11, (rows + columns + 4 * number) / 21)
+            picture = np.stack([128 + 90 * np.sin(phase) for phase in phases], axis=-1).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    out, _ = (
+        ffmpeg.input(str(path))
+        .output("pipe:", format="rawvideo", pix_fmt="rgb24", sws_flags="accurate_rnd+full_chroma_int")
+        .run(cmd=imageio_ffmpeg.get_ffmpeg_exe(), capture_stdout=True, capture_stderr=True)
+    )
+    shown = np.frombuffer(out, np.uint8).reshape(30, 80, 112, 3).astype(int)
+    found = extract_clip(path, seconds=2, rgb_diff=RgbDiffOptions(stack=3, short_side=80)).rgb_diff
+    assert found is not None
+    assert (found.height, found.width, found.times) == (80, 112, (0.0, 1.0))
+    for instant, steps in enumerate(found.jpegs):
+        for step, jpeg in enumerate(steps):
+            assert simplejpeg.decode_jpeg_header(jpeg)[:3] == (80, 112, "YCbCr")
+            number = 25 * instant + step
+            expected = shown[number + 1] - shown[number]
+            error = dequantise(simplejpeg.decode_jpeg(jpeg, "RGB")) - expected
+            assert np.sqrt((expected**2).mean(axis=(0, 1))).min() > 8
+            assert np.sqrt((error**2).mean(axis=(0, 1))).max() < 2.6
+            assert np.abs(error.mean(axis=(0, 1))).max() < 0.5
+
+
+def test_a_still_clip_gives_128(make_clip: Callable[..., Path], tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "clip.mp4", seconds=1, fps=1, audio_codec=None)
+    with pytest.raises(ClipError) as caught:
+        extract_clip(path, seconds=1, rgb_diff=SMALL)
+    assert caught.value.reason == "too_few_frames"
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 112, 80, "yuv420p"
+        for _ in range(3):
+            frame = av.VideoFrame.from_ndarray(np.full((80, 112, 3), (200, 60, 90), np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    found = extract_clip(path, seconds=1, rgb_diff=SMALL).rgb_diff
+    assert found is not None
+    assert np.abs(simplejpeg.decode_jpeg(found.jpegs[0][0], "RGB").astype(int) - 128).max() <= 1
+
+
+def test_each_kind_has_its_own_window(make_clip: Callable[..., Path], tmp_path: Path) -> None:
+    """Together with another stack of flow, the same bytes, times and flags as alone, also at the clip's end."""
+    path = make_clip(tmp_path / "clip.mp4", seconds=2.08, audio_codec=None)  # 52 pictures
+    frames, flow, change = FrameOptions(short_side=80), FlowOptions(short_side=80), RgbDiffOptions(5, short_side=80)
+    together = extract_clip(path, seconds=3, frames=frames, flow=flow, rgb_diff=change)
+    assert together.flow is not None
+    assert together.rgb_diff is not None
+    assert together.frames == extract_clip(path, seconds=3, frames=frames).frames
+    assert together.flow == extract_clip(path, seconds=3, flow=flow).flow
+    alone = extract_clip(path, seconds=3, rgb_diff=change)
+    assert together.rgb_diff == alone.rgb_diff
+    assert together.flow.times == (0.0, 1.0, 2.0)
+    assert together.rgb_diff.times == (0.0, 1.0, 46 / 25)
+    assert together.flags == alone.flags == ("rgb_diff_window_moved",)
+    assert [len(steps) for steps in together.rgb_diff.jpegs] == [5, 5, 5]
+
+
+def test_a_smaller_window_within_a_pick() -> None:
+    shots = tuple(Shot(tick, None) for tick in range(10, 16))
+    for at, after, expected, moved in ((0, 2, [10, 11, 12], False), (4, 1, [14, 15], False), (4, 3, [12, 15], True)):
+        found, was_moved = Pick(0, shots[at], shots, number=99, late=False, moved=at > 0).window(after)
+        ticks = [shot.tick for shot in found]
+        assert (ticks[0], ticks[-1], len(ticks)) == (expected[0], expected[-1], after + 1)
+        assert was_moved == moved
+
+
+def test_options_are_checked() -> None:
+    for wrong in ({"stack": 0}, {"stack": 11}, {"quality": 0}, {"short_side": 1}):
+        with pytest.raises(ValueError, match="must be"):
+            RgbDiffOptions(**wrong)
+    assert RgbDiffOptions().parameters() != RgbDiffOptions(stack=2).parameters()
+
+
+@pytest.mark.real
+def test_ucf101_three_adds_differences_to_ucf101s_features(real_data: Path, tmp_path: Path) -> None:
+    features, shards = tmp_path / "features", tmp_path / "shards"
+
+    def bmlpipe(*words: object) -> None:
+        done = CliRunner().invoke(main, [str(word) for word in words])
+        assert done.exit_code == 0, done.output
+
+    videos = ("--videos", real_data / "clips", "--annotations", real_data / "annotations" / "ucf101")
+    bmlpipe("extract", "--dataset", "ucf101", *videos, "--out", features, "--workers", 0)
+    bmlpipe("shard", "--dataset", "ucf101", "--features", features, "--out", tmp_path / "two")
+    bmlpipe("extract", "--dataset", "ucf101-three", *videos, "--out", features, "--workers", 0)
+    bmlpipe("shard", "--dataset", "ucf101-three", "--features", features, "--out", shards)
+    bmlpipe("verify", shards)
+    two, three = (ShardReader(folder)[0].members for folder in (tmp_path / "two", shards))
+    added = {f"rgb_diff_{i:03d}.jpg" for i in range(7)}
+    assert set(three) == set(two) | added
+    assert all(bytes(two[name]) == bytes(three[name]) for name in two if name != "json")
+    index = json.loads((shards / "index.json").read_text())
+    assert (index["dataset"], list(index["features"])) == ("ucf101", ["frames", "flow", "rgb_diff"])

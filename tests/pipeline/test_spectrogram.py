@@ -1,0 +1,223 @@
+"""Spectrograms against the libraries that define them."""
+
+import numpy as np
+import pytest
+
+from bmlpipe.pipeline.front_ends.spectrogram import PRESETS, SpectrogramOptions, fit, log_spectrogram, windows
+
+
+def natural(seconds, seed=0):
+    """Sound with a falling spectrum, loud and quiet parts, and a tone."""
+    random = np.random.default_rng(seed)
+    time = np.arange(16000 * seconds) / 16000
+    noise = np.cumsum(random.normal(size=time.size)) * 0.002
+    noise -= noise.mean()
+    sound = noise * (0.2 + np.sin(time) ** 2) + 0.2 * np.sin(2 * np.pi * 440 * time) * (time % 2 < 1)
+    return np.clip(sound, -1, 1).astype(np.float32)
+
+
+def natural_at(preset, seconds=10):
+    rate = PRESETS[preset].rate
+    return np.resize(natural(seconds * 2), rate * seconds)
+
+
+def tone(frequency, rate=16000, seconds=10):
+    return (0.5 * np.sin(2 * np.pi * frequency * np.arange(rate * seconds) / rate)).astype(np.float32)
+
+
+def scipys(samples):
+    """VGGSound's front end as METHOD states it, by scipy in float64."""
+    from scipy.signal import spectrogram
+
+    _, _, power = spectrogram(samples.astype(np.float64), 16000, nperseg=512, noverlap=353)
+    logs = np.log(power + 1e-7)
+    return (logs - logs.mean()) / (logs.std() + 1e-9)
+
+
+@pytest.mark.parametrize(
+    "samples", [natural(10), natural(3, 1), tone(1000), 1e-4 * natural(10), np.clip(natural(10) * 20, -1, 1)]
+)
+def test_vggsound_is_scipys_spectrogram(samples):
+    ours = log_spectrogram(samples)
+    assert ours.dtype == np.float32
+    assert np.abs(ours - scipys(samples)).max() < 1e-4
+
+
+def test_rounding_to_float16_is_as_stated():
+    exact = log_spectrogram(natural(10))
+    error = np.abs(exact - exact.astype(np.float16))
+    assert error.mean() < 2e-4
+    assert (error <= np.maximum(np.abs(exact), 2**-10) * 2**-11).all()
+    for preset in PRESETS.keys() - {"vggsound"}:
+        values = log_spectrogram(natural_at(preset), preset)
+        assert values.min() >= -16.2
+        assert values.max() <= 8
+        assert np.abs(values - values.astype(np.float16)).mean() < 1.5e-3
+        assert np.abs(values - values.astype(np.float16)).max() <= 2**-7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "arguments"),
+    [
+        ("magnitude", {"n_fft": 512, "hop_length": 159, "center": False}),
+        ("cvpr-cremad", {"n_fft": 512, "hop_length": 353, "pad_mode": "constant"}),
+        ("cvpr-vggsound", {"n_fft": 256, "hop_length": 128, "pad_mode": "constant"}),
+    ],
+)
+def test_magnitudes_are_librosas(preset, arguments):
+    from librosa import stft
+
+    samples = natural_at(preset)
+    ours = log_spectrogram(samples, preset)
+    theirs = np.abs(stft(samples.astype(np.float64), **arguments))
+    assert ours.shape == theirs.shape
+    assert np.abs(np.exp(ours) - theirs).max() < 1e-5 * theirs.max()
+    loud = theirs > 1e-2  # below, the rounding of float32 shows in the logarithm
+    assert np.abs(ours - np.log(theirs + 1e-7))[loud].max() < 1e-3
+
+
+@pytest.mark.slow
+def test_librosas_reflection_differs_at_the_ends_alone():
+    """What versions of librosa before 0.9 do: the docstring says how far the presets are from it."""
+    from librosa import stft
+
+    for preset, hop in (("cvpr-cremad", 353), ("cvpr-vggsound", 128)):
+        samples = natural_at(preset, 3)
+        window = PRESETS[preset].window
+        old = np.log(np.abs(stft(samples.astype(np.float64), n_fft=window, hop_length=hop, pad_mode="reflect")) + 1e-7)
+        loud = old > np.log(1e-2)
+        apart = ((np.abs(log_spectrogram(samples, preset) - old) > 1e-2) & loud).any(axis=0)
+        assert set(np.flatnonzero(apart)) <= {0, old.shape[1] - 1}
+        assert apart.any()
+
+
+def mel_bank(samples):
+    """Kaldi's log mel filter bank straight from its definition, window by window and bin by bin, in float64."""
+    count = (samples.size - 400) // 160 + 1
+    taper = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 399)
+    step = (mel_scale(8000) - mel_scale(20)) / 129
+    values = np.empty((128, count))
+    for column in range(count):
+        window = samples[160 * column : 160 * column + 400].astype(np.float64)
+        window = window - window.mean()
+        window = np.array([window[i] - 0.97 * window[max(i - 1, 0)] for i in range(400)]) * taper
+        power = np.abs(np.fft.fft(np.pad(window, (0, 112)))) ** 2
+        for row in range(128):
+            left = mel_scale(20) + row * step
+            energy = 0.0
+            for number in range(256):
+                mel = mel_scale(31.25 * number)
+                if left < mel < left + 2 * step:
+                    energy += (1 - abs(mel - left - step) / step) * power[number]
+            values[row, column] = np.log(max(energy, np.finfo(np.float32).eps))
+    return values
+
+
+def mel_scale(hertz):
+    return 1127 * np.log(1 + hertz / 700)
+
+
+def test_kaldi_fbank_is_its_definition():
+    samples = natural(1)[:2000]
+    ours = log_spectrogram(samples, "kaldi-fbank")
+    assert ours.shape == (128, 11)
+    assert np.abs(ours - mel_bank(samples)).max() < 2e-3
+    assert (ours[3] == np.float32(np.log(2.0**-23))).all()  # between two FFT bins
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-2])
+def test_kaldi_fbank_is_that_of_kaldi_native_fbank(scale):
+    """An independent port of Kaldi's C++ code, which torchaudio's function is tested against too."""
+    knf = pytest.importorskip("kaldi_native_fbank")
+    options = knf.FbankOptions()
+    options.frame_opts.dither = 0
+    options.frame_opts.window_type = "hanning"
+    options.mel_opts.num_bins = 128
+    options.energy_floor = 0
+    samples = scale * natural(3)
+    bank = knf.OnlineFbank(options)
+    bank.accept_waveform(16000, samples.tolist())
+    bank.input_finished()
+    theirs = np.stack([bank.get_frame(column) for column in range(bank.num_frames_ready)], axis=1)
+    ours = log_spectrogram(samples, "kaldi-fbank")
+    assert ours.shape == theirs.shape == (128, 298)
+    assert np.abs(ours - theirs).max() < 1e-2
+    assert np.sqrt(((ours - theirs) ** 2).mean()) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("preset", "bins", "columns"),
+    [
+        ("vggsound", 257, {10: 1004, 3: 299}),
+        ("magnitude", 257, {10: 1004, 3: 299}),
+        ("cvpr-cremad", 257, {10: 625, 3: 188}),
+        ("cvpr-vggsound", 129, {10: 1251, 5: 626, 3: 376}),
+        ("kaldi-fbank", 128, {10: 998, 3: 298}),
+    ],
+)
+def test_shapes(preset, bins, columns):
+    for seconds, count in columns.items():
+        values = log_spectrogram(natural_at(preset, seconds), preset)
+        assert values.shape == (bins, count) == (bins, windows(PRESETS[preset].rate * seconds, preset))
+        assert values.flags.c_contiguous
+        assert values.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("preset", "bins"),
+    [
+        ("vggsound", (32, 128, 23)),
+        ("magnitude", (32, 128, 23)),
+        ("cvpr-cremad", (23, 93, 23)),
+        ("cvpr-vggsound", (16, 64, 12)),
+        ("kaldi-fbank", (43, 96, 34)),
+    ],
+)
+def test_a_tone_falls_into_its_bin_and_only_at_the_right_rate(preset, bins):
+    def peak(samples):
+        return int(log_spectrogram(samples, preset).mean(axis=1).argmax())
+
+    rate = PRESETS[preset].rate
+    assert peak(tone(1000, rate)) == bins[0]
+    assert peak(tone(4000, rate)) == bins[1]
+    assert peak(tone(1000, rate=22050)) == bins[2]  # sound at 22,050 Hz taken for 16,000 Hz would show
+
+
+def test_silence_is_finite():
+    assert np.array_equal(log_spectrogram(np.zeros(48000, np.float32)), np.zeros((257, 299)))
+    for preset in PRESETS.keys() - {"vggsound"}:
+        floor = np.log(np.float32(2.0**-23 if preset == "kaldi-fbank" else 1e-7))
+        assert (log_spectrogram(np.zeros(48000, np.float32), preset) == floor).all()
+
+
+def test_fit_tiles_cuts_and_clips():
+    ramp = np.linspace(-2, 2, 20_000, dtype=np.float32)
+    tiled = fit(ramp, 48_000)
+    assert tiled.size == 48_000
+    assert tiled.dtype == np.float32
+    assert np.array_equal(tiled[20_000:40_000], np.clip(ramp, -1, 1))
+    assert np.array_equal(tiled[40_000:], np.clip(ramp, -1, 1)[:8000])
+    assert np.array_equal(fit(ramp, 16_000), np.clip(ramp, -1, 1)[:16_000])
+
+
+def test_wrong_values_are_refused():
+    with pytest.raises(ValueError, match="preset"):
+        SpectrogramOptions("mel")
+    with pytest.raises(ValueError, match="window"):
+        log_spectrogram(np.zeros(511, np.float32))
+
+
+def test_parameters_name_what_changes_the_values():
+    assert SpectrogramOptions().parameters(10) != SpectrogramOptions().parameters(3)
+    assert len({str(SpectrogramOptions(preset).parameters(10)) for preset in PRESETS}) == 5
+    assert SpectrogramOptions().parameters(10) == {
+        "version": 1,
+        "preset": "vggsound",
+        "rate": 16000,
+        "window": 512,
+        "hop": 159,
+        "seconds": 10,
+        "floor": 1e-7,
+        "dtype": "float16",
+    }  # as in version 0.1.0: features made then stay valid

@@ -1,0 +1,435 @@
+"""The command line: quick help, options checked, errors told without a traceback, exit statuses."""
+
+from __future__ import annotations
+
+import csv
+import os
+import pty
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+from click.testing import CliRunner, Result
+
+from bmlpipe.manifests.datasets import DATASETS
+from bmlpipe.pipeline.cli import main
+from bmlpipe.pipeline.extraction import worker as work
+from bmlpipe.pipeline.extraction.run import claimed
+from bmlpipe.pipeline.front_ends.features import Features, Frames
+from bmlpipe.pipeline.media.errors import ClipError
+
+PROGRAM = Path(sys.executable).with_name("bmlpipe")
+
+
+def bmlpipe(*words: object) -> Result:
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    """Ten files, two of them bad, in the layout of `folder`."""
+    for split, label, number in [(s, c, n) for s in ("train", "val") for c in "xy" for n in range(3)][:10]:
+        path = tmp_path / "videos" / split / label / f"{number}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"bad" if number == 2 and label == "x" else f"{split}{label}{number}".encode())
+    return tmp_path / "videos"
+
+
+@pytest.fixture(autouse=True)
+def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """In the place of `extract_clip`: features without decoding; the list of files it saw."""
+    seen: list[str] = []
+
+    def extract_clip(video: Path, **wanted: object) -> Features:
+        seen.append(video.name)
+        if video.read_bytes() == b"bad":
+            raise ClipError("not_media", f"{video} is not a video")
+        if video.read_bytes() == b"stop":
+            raise KeyboardInterrupt
+        picture = np.full((16, 16, 3), len(seen), np.uint8)
+        jpeg = simplejpeg.encode_jpeg(picture, colorspace="RGB") + video.read_bytes()  # after its end: told apart
+        return Features(frames=Frames((jpeg,), (0.0,), 16, 16))
+
+    if request.node.get_closest_marker("slow") is None:
+        monkeypatch.setattr(work, "extract_clip", extract_clip)
+    return seen
+
+
+def extract(videos: Path, *more: object) -> Result:
+    where = ("--videos", videos, "--out", videos.parent / "out", "--modalities", "frames", "--workers", 0)
+    return bmlpipe("extract", "--dataset", "folder", *where, *more)
+
+
+def tree(folder: Path) -> dict[str, tuple[int, int]]:
+    return {str(p): (p.stat().st_mtime_ns, p.stat().st_size) for p in [folder, *folder.rglob("*")]}
+
+
+# ----- help -----
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    program = """
+import sys
+from bmlpipe.pipeline.cli import main
+try:
+    main(["--help"])
+finally:
+    heavy = {"numpy", "scipy", "torch", "dask", "distributed", "cv2", "av", "h5py", "rich", "librosa"}
+    print("imported:", sorted(heavy & sys.modules.keys()))
+"""
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert "imported: []" in out
+    spent = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([PROGRAM, "--help"], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(spent) < 0.5, f"{spent} s of CPU"
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_each_command_has_help(name: str) -> None:
+    result = bmlpipe(name, "--help")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("Usage:")
+    assert main.commands[name].help
+
+
+def test_it_starts_as_a_module_and_knows_its_version() -> None:
+    out = subprocess.run(
+        [sys.executable, "-m", "bmlpipe.pipeline.cli", "--version"], capture_output=True, text=True, check=True
+    ).stdout
+    assert re.search(r"\d+\.\d+\.\d+", out)
+
+
+def test_the_data_sets_are_listed_with_what_to_supply() -> None:
+    out = bmlpipe("datasets").stdout
+    for name, dataset in DATASETS.items():
+        assert f"{name}: {dataset.title}" in out
+        assert dataset.annotations in out
+        assert dataset.videos in out
+
+
+# ----- extract -----
+
+
+def test_a_run_ends_with_a_summary_and_its_status_follows_the_share_of_failures(videos: Path) -> None:
+    result = extract(videos)
+    assert result.exit_code == 1
+    assert result.stdout == f"ok 8, failed 2, absent 0: see {videos.parent}/out/ledger.csv\n"
+    assert "folder: 10 clips (train 6, val 4, test 0); 10 to do, 0 done before" in result.stderr
+    assert "10 of 10 clips" in result.stderr
+    assert "not_media 2" in result.stderr
+    assert "Error: 2 of 10 clips failed, more than --max-failed 0.05: see the reasons in" in result.stderr
+    assert extract(videos, "--max-failed", 0.2).exit_code == 0
+    assert extract(videos, "--max-failed", 0.19).exit_code == 1
+
+
+def test_absent_clips_do_not_count_among_the_failures(videos: Path, tmp_path: Path) -> None:
+    table = tmp_path / "clips.csv"
+    rows = [f"train/x/{number}.mp4,x,train" for number in range(100)]
+    table.write_text("\n".join(["path,label,split", *rows]))
+    result = extract(videos, "--annotations", table, "--max-failed", 0.3)
+    assert result.stdout.startswith("ok 2, failed 1, absent 97")
+    assert result.exit_code == 1  # 1 of 3
+    assert extract(videos, "--annotations", table, "--max-failed", 0.34).exit_code == 0
+
+
+def test_no_file_at_all_is_an_error_that_says_where_it_looked(videos: Path, tmp_path: Path) -> None:
+    table = tmp_path / "clips.csv"
+    table.write_text("path,label,split\nelsewhere/1.mp4,x,train\n")
+    result = extract(videos, "--annotations", table)
+    assert result.exit_code == 1
+    assert f"no clip has a file below {videos}: see `bmlpipe datasets`" in result.stderr
+    assert "ok 0, failed 0, absent 1" in result.stdout
+
+
+def test_retrying_failed_clips(videos: Path, decoder: list[str]) -> None:
+    extract(videos)
+    for option, tried in (
+        ([], 0),
+        (["--retry-failed"], 2),
+        (["--retry-failed=x"], 0),
+        (["--retry-failed=not_media"], 2),
+    ):
+        decoder.clear()
+        extract(videos, *option)
+        assert len(decoder) == tried
+
+
+def test_a_dry_run_writes_nothing(videos: Path, decoder: list[str]) -> None:
+    result = extract(videos, "--dry-run")
+    assert result.exit_code == 0
+    assert "10 to do, 0 done before, 0 failed before, 0 without a file" in result.stderr
+    assert not (videos.parent / "out").exists()
+    extract(videos)
+    (videos / "train/y/1.mp4").write_bytes(b"changed")
+    before = tree(videos.parent / "out")
+    decoder.clear()
+    assert "1 to do, 7 done before, 2 failed before" in extract(videos, "--dry-run").stderr
+    assert tree(videos.parent / "out") == before
+    assert decoder == ["1.mp4"]  # tried, for the estimate, and thrown away
+    with claimed(videos.parent / "out"):  # also while another run goes on
+        assert extract(videos, "--dry-run").exit_code == 0
+
+
+def test_two_runs_into_one_folder_are_refused(videos: Path, tmp_path: Path) -> None:
+    with claimed(tmp_path / "out"):
+        result = extract(videos)
+    assert result.exit_code == 1
+    assert f"Error: another extraction is writing into {tmp_path}/out: wait for it" in result.stderr
+
+
+def test_another_data_set_in_the_folder_is_refused(videos: Path, tmp_path: Path) -> None:
+    extract(videos)
+    (tmp_path / "other" / "z").mkdir(parents=True)
+    (tmp_path / "other" / "z" / "1.mp4").write_bytes(b"1")
+    for more in ([], ["--dry-run"]):
+        result = bmlpipe(
+            *("extract", "--dataset", "folder", "--videos", tmp_path / "other", "--out", tmp_path / "out"),
+            *("--workers", 0, *more),
+        )
+        assert result.exit_code == 1
+        assert "holds features of folder with 2 classes" in result.stderr
+
+
+def test_an_interruption_says_how_to_go_on(videos: Path) -> None:
+    (videos / "train/y/0.mp4").write_bytes(b"stop")
+    result = extract(videos, "--batch", 1)
+    assert result.exit_code == 130
+    assert "interrupted: what is done stays done; the same command goes on where it stopped" in result.stderr
+    (videos / "train/y/0.mp4").write_bytes(b"go")
+    assert "7 to do, 2 done before, 1 failed before" in extract(videos).stderr
+
+
+@pytest.mark.slow
+def test_a_full_disk_stops_the_run_with_an_error_and_nothing_is_lost(
+    tmp_path: Path, make_clip: Callable[..., Path]
+) -> None:
+    """A limit on the size of files stands in for it: spectrograms do not fit, tables do."""
+    for number in range(3):
+        (tmp_path / "videos" / "x").mkdir(parents=True, exist_ok=True)
+        make_clip(tmp_path / "videos" / "x" / f"{number}.mp4", seconds=1.0, size=(48, 32))
+    command = [PROGRAM, "extract", "--dataset", "folder", "--videos", tmp_path / "videos", "--out", tmp_path / "out"]
+    for workers in ("0", "1"):
+        limited = [sys.executable, "-c", LIMITED, *command, "--workers", workers, "--batch", "1"]
+        done = subprocess.run(limited, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert "Error: " in done.stderr
+        assert "cannot be written" in done.stderr
+        assert "run the same command again; what is done stays done" in done.stderr
+        assert "Traceback" not in done.stderr
+        with (tmp_path / "out" / "ledger.csv").open(newline="") as file:
+            assert [row["reason"] for row in csv.DictReader(file)] == ["not_tried"] * 3
+    subprocess.run([*command, "--workers", "0"], check=True, capture_output=True)
+    assert not list((tmp_path / "out").rglob("*.writing"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_ctrl_c_on_a_terminal_ends_quietly_with_a_full_ledger(
+    tmp_path: Path, make_clip: Callable[..., Path], workers: str
+) -> None:
+    """As a terminal does it: SIGINT to all processes of the group."""
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    (videos / "x").mkdir(parents=True)
+    first = make_clip(videos / "x" / "0.mp4", seconds=1.0, size=(48, 32))
+    for number in range(1, 400):
+        shutil.copy(first, videos / "x" / f"{number}.mp4")
+    command = [PROGRAM, "extract", "--dataset", "folder", "--videos", videos, "--out", out, "--batch", "1"]
+    process = subprocess.Popen(
+        [*command, "--workers", workers],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
+    )
+    while len(list(out.glob("clips/*/*.h5"))) < 5:
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"interrupted: what is done stays done" in stderr
+    assert b"Traceback" not in stderr
+    with (out / "ledger.csv").open(newline="") as file:
+        reasons = Counter(row["reason"] for row in csv.DictReader(file))
+    assert reasons.total() == 400
+    assert reasons[""] >= 1
+    assert reasons["not_tried"] == 400 - reasons[""]
+
+
+LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--modalities", "frames,smell"], "choose among frames, spectrogram, flow, rgb_diff"),
+        (["--modalities", ","], "choose among frames, spectrogram, flow"),
+        (["--seconds", "0"], "0 is not in the range x>=1"),
+        (["--short-side", "1"], "short_side is 1: must be from 16 to 4096 pixels"),
+        (["--flow-stack", "11"], "11 is not in the range"),
+        (["--workers", "-1"], "-1 is not in the range"),
+        (["--max-failed", "5"], "5.0 is not in the range 0<=x<=1"),
+        (["--scheduler", "tcp://127.0.0.1:1"], "--workers is for a cluster on this machine"),
+        (["--annotations", "nowhere.csv"], "does not exist"),
+        (["--dataset", "imagenet"], "'imagenet' is not one of 'vggsound'"),
+        (["--preset", "mel"], "'mel' is not one of"),
+        (["--no-such-option"], "No such option"),
+    ],
+)
+def test_options_are_checked_before_anything_is_done(videos: Path, words: list[str], message: str) -> None:
+    result = extract(videos, *words)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (videos.parent / "out").exists()
+
+
+def test_a_spectrogram_of_whole_clips_is_refused_with_the_remedy(videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "lists").mkdir()
+    common = ("extract", "--dataset", "ucf101", "--videos", videos, "--annotations", tmp_path / "lists")
+    result = bmlpipe(*common, "--out", tmp_path / "out", "--modalities", "spectrogram")
+    assert result.exit_code == 2
+    assert "give it with --seconds" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--dataset", "vggsound"], "vggsound needs annotations: vggsound.csv"),
+        (["--val-fraction", "1.5"], "must lie between 0 and 1"),
+        (["--val-by-group"], "validation by group: the clips of folder have no groups"),
+    ],
+)
+def test_what_the_manifest_refuses_is_told_without_a_traceback(videos: Path, words: list[str], message: str) -> None:
+    result = extract(videos, *words)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ")
+    assert message in result.stderr
+
+
+def test_an_output_that_cannot_be_written_is_told_without_a_traceback(videos: Path) -> None:
+    (videos.parent / "out").write_text("a file")
+    assert "is a file" in extract(videos).stderr
+    (videos.parent / "out").unlink()
+    (videos.parent / "file").write_text("a file")
+    result = extract(videos, "--out", videos.parent / "file" / "out")
+    assert result.exit_code == 1
+    assert "cannot be written (Not a directory): choose another --out" in result.stderr
+
+
+# ----- shard and verify -----
+
+
+@pytest.fixture
+def shards(videos: Path) -> Path:
+    extract(videos)
+    features, out = videos.parent / "out", videos.parent / "shards"
+    result = bmlpipe("shard", "--dataset", "folder", "--features", features, "--out", out, "--samples-per-shard", 3)
+    assert result.exit_code == 0
+    assert result.stdout == f"8 samples (train 5, val 3, test 0) in {out}\n"
+    assert "8 of 8 samples" in result.stderr
+    return out
+
+
+def test_sound_shards_verify(shards: Path) -> None:
+    result = bmlpipe("verify", shards)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "3 shards, 8 samples, 0 faults" in result.stderr
+
+
+def test_each_fault_is_a_row_and_the_status_1(shards: Path) -> None:
+    path = shards / "train-000001.tar"
+    whole = bytearray(path.read_bytes())
+    at = whole.index(b"\xff\xd9train")  # the end of a frame
+    whole[at] ^= 1
+    path.write_bytes(whole)
+    (shards / "val-000000.tar").unlink()
+    (shards / "stray.tar").write_bytes(b"")
+    result = bmlpipe("verify", shards)
+    assert result.exit_code == 1
+    rows = [line.split("\t") for line in result.stdout.splitlines()]
+    assert all(len(row) == 4 for row in rows)
+    assert [row[0] for row in rows] == ["stray.tar", "train-000001.tar", "val-000000.tar"]
+    assert "3 faults" in result.stderr
+
+
+def test_shards_that_cannot_be_made_or_read_are_told_without_a_traceback(videos: Path, shards: Path) -> None:
+    features, out = videos.parent / "out", videos.parent / "more"
+
+    def shard(*more: object) -> Result:
+        return bmlpipe("shard", "--dataset", "folder", "--features", features, "--out", out, *more)
+
+    for words, message in (
+        (["--modalities", "flow"], "has no flow, only frames"),
+        (["--dataset", "cremad"], "holds features of folder, not of cremad: correct --dataset"),
+        (["--features", videos], "holds no ledger.csv, so no extraction"),
+        (["--out", videos], "not a set of shards"),
+        (["--out", videos / "train" / "x" / "0.mp4" / "shards"], "File exists"),
+    ):
+        result = shard(*words)
+        assert (result.exit_code, result.stderr[:7]) == (1, "Error: "), words
+        assert message in result.stderr
+    result = bmlpipe("verify", videos)
+    assert result.exit_code == 1
+    assert "not a set of shards" in result.stderr
+    assert bmlpipe("verify", videos / "nothing").exit_code == 2
+
+
+def test_progress_lines_are_not_wrapped(videos: Path) -> None:
+    """Where there is no terminal, a line of the log is a line."""
+    environment = {**os.environ, "COLUMNS": "30"}
+    command = [
+        PROGRAM,
+        "extract",
+        "--dataset",
+        "folder",
+        "--videos",
+        videos,
+        "--out",
+        videos.parent / "o",
+        "--workers",
+        "0",
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert re.search(r"^\S+ \S+ INFO    10 of 10 clips  \S+/s  not_media 10$", done.stderr, re.MULTILINE)
+
+
+def test_on_a_terminal_there_is_a_bar_with_rate_and_failures(videos: Path) -> None:
+    outer, inner = pty.openpty()
+    command = [PROGRAM, "extract", "--dataset", "folder", "--videos", videos, "--out", videos.parent / "o"]
+    environment = {**os.environ, "COLUMNS": "160", "TERM": "xterm"}
+    with subprocess.Popen(
+        [*command, "--workers", "0"], env=environment, stdout=subprocess.PIPE, stderr=inner
+    ) as process:
+        os.close(inner)
+        shown = b""
+        try:
+            while part := os.read(outer, 4096):
+                shown += part
+        except OSError:  # the terminal was closed
+            pass
+    os.close(outer)
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    assert re.search(r"10/10 \S+ clips/s  not_media 10", plain)
+    assert process.returncode == 1

@@ -1,0 +1,146 @@
+"""The job scripts of docs/examples/slurm, run for real; SLURM's own commands are stand-ins that start processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from bmlpipe.pipeline.store.ledger import read_ledger
+
+pytestmark = pytest.mark.slow
+
+SLURM = Path(__file__).parents[2] / "docs" / "examples" / "slurm"
+LIMIT = 240  # seconds after which what hangs is ended
+CLIPS = 60
+
+#: As SLURM's: srun runs a command in a container of its own, which scancel signals as a whole.
+STAND_INS = {
+    "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; echo $$ > "$FAKE/step"; exec setsid "$@"',
+    "scancel": 'case $1 in --signal=TERM) kill -TERM -- "-$(cat "$FAKE/step")";; *) kill -TERM -- "-$1";; esac',
+    "scontrol": 'case $1 in show) echo localhost;; requeue) echo "$2" >> "$FAKE/requeued";; esac',
+    "sbatch": 'shift $(($# - 1)); setsid bash "$1" > "$FAKE/job.log" 2>&1 & echo "$!" >> "$FAKE/jobs"; '
+    'echo "Submitted batch job $!"',
+    # Of torchrun only that it passes its script on: how it starts ranks is test_nodes' matter.
+    "torchrun": 'while [ "${1%.py}" = "$1" ]; do shift; done; exec python "$@"',
+}
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> Path:
+    """A folder of programs with SLURM's names; what they note lies there too."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, body in STAND_INS.items():
+        path = folder / name
+        path.write_text(f"#!/bin/bash\n{body}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return folder
+
+
+@contextmanager
+def started(slurm: Path, *command: str, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A command where these are SLURM's programs; all that it started is ended with the block."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "FAKE": str(slurm), **variables}
+    environment["PATH"] = f"{slurm}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment |= {"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "node", "SLURM_NNODES": "1"}
+    with (slurm / "log").open("ab") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=slurm,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        noted = [
+            word for name in ("step", "jobs") if (path := slurm / name).is_file() for word in path.read_text().split()
+        ]
+        for group in (process.pid, *map(int, noted)):
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+        process.wait()
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], slurm: Path) -> None:
+    end = time.monotonic() + LIMIT
+    while not condition():
+        assert process.poll() is None, (slurm / "log").read_text()
+        assert time.monotonic() < end, (slurm / "log").read_text()
+        time.sleep(0.05)
+
+
+def test_a_preempted_training_job_saves_is_queued_again_and_goes_on(
+    slurm: Path, toy_shards: Path, tmp_path: Path
+) -> None:
+    """SIGTERM to the script alone; it reaches every process of the step, loader processes too, as scancel's does."""
+    out = tmp_path / "run"
+    journal, script = out / "steps.jsonl", str(SLURM / "train.sbatch")
+    words = ["--dataset", "folder", "--shards", str(toy_shards), "--out", str(out), "--encoder", "cnn4"]
+    words += ["--image-size", "32", "--batch-size", "24", "--workers", "2", "--device", "cpu", "--no-tensorboard"]
+    place = {"BMLPIPE": str(Path(__file__).parents[2]), "RANKS": "1"}
+    with started(slurm, "bash", script, *words, "--epochs", "500", **place) as job:
+        wait_for(lambda: lines(journal) > 5, job, slurm)
+        job.terminate()
+        assert job.wait(LIMIT) == 143, (slurm / "log").read_text()
+    assert (slurm / "requeued").read_text() == "4711\n"
+    done = lines(journal)
+    epochs = done // 4 + 2
+    with started(slurm, "bash", script, *words, "--epochs", str(epochs), **place) as job:
+        assert job.wait(LIMIT) == 0, (slurm / "log").read_text()
+    steps = [json.loads(line)["step"] for line in journal.read_text().splitlines()]
+    assert steps == list(range(4 * epochs))  # the stopped run's are kept, none is taken twice
+    assert (slurm / "requeued").read_text() == "4711\n"
+
+
+@pytest.fixture
+def videos(tmp_path: Path, make_clip: Callable[..., Path]) -> Path:
+    folder = tmp_path / "videos" / "x"
+    folder.mkdir(parents=True)
+    first = make_clip(folder / "0.mp4", seconds=1.0, size=(64, 48))
+    for number in range(1, CLIPS):
+        os.link(first, folder / f"{number}.mp4")
+    return folder.parent
+
+
+def test_a_preempted_extraction_job_is_queued_again_and_goes_on(slurm: Path, videos: Path, tmp_path: Path) -> None:
+    out, script = tmp_path / "features", str(SLURM / "extract.sbatch")
+    words = ["--dataset", "folder", "--videos", str(videos), "--seconds", "1", "--batch", "1", "--out", str(out)]
+    with started(slurm, "bash", script, *words) as job:
+        wait_for(lambda: lines(out / "ledger.log.jsonl") > 5, job, slurm)
+        job.terminate()
+        assert job.wait(LIMIT) == 143, (slurm / "log").read_text()
+    assert (slurm / "requeued").read_text() == "4711\n"
+    assert 0 < len(list(out.glob("clips/*/*.h5"))) < CLIPS
+    with started(slurm, "bash", script, *words) as job:
+        assert job.wait(LIMIT) == 0, (slurm / "log").read_text()
+    assert [row.status for row in read_ledger(out)] == ["ok"] * CLIPS
+    assert not list(slurm.glob("scheduler-*.json"))
+
+
+def test_workers_by_dask_jobqueue(slurm: Path, videos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("dask_jobqueue", reason="docs/examples/slurm/jobqueue.py needs the package dask-jobqueue")
+    out, settings = tmp_path / "features", tmp_path / "jobqueue.yaml"
+    settings.write_text("jobqueue: {slurm: {cores: 1, processes: 1, memory: 1GB, interface: lo}}\n")
+    words = ["--dataset", "folder", "--videos", str(videos), "--seconds", "1", "--out", str(out)]
+    with started(slurm, sys.executable, str(SLURM / "jobqueue.py"), "2", *words, DASK_CONFIG=str(settings)) as program:
+        assert program.wait(LIMIT) == 0, (slurm / "log").read_text()
+    assert [row.status for row in read_ledger(out)] == ["ok"] * CLIPS
+    assert lines(slurm / "jobs") == 2

@@ -1,0 +1,146 @@
+"""Options: one dataclass, a file, flags; unknown ones are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from bmlpipe.train.config.options import ConfigError, TrainConfig
+from bmlpipe.train.config.parsing import parse, read_file
+from bmlpipe.train.modulation import PRESETS
+from bmlpipe.train.run import main
+
+BASE = {"shards": "s", "out": "o"}
+
+
+def test_the_defaults_are_the_papers() -> None:
+    config = parse(BASE, "test").resolved()
+    assert (config.lr, config.momentum, config.batch_size) == (1e-3, 0.9, 32)
+    assert (config.modulation, config.q_base, config.lam, config.noise) == ("none", 0.5, 0.5, "all")
+    assert config.chosen == ("audio", "visual")
+    assert (config.frames, config.weights, config.image_size) == (3, "none", 224)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "modalities", "frames", "weights"),
+    [("cremad", ("audio", "visual"), 1, "none"), ("ucf101", ("visual", "flow"), 3, "imagenet")],
+)
+def test_the_data_set_fills_in_its_setting(
+    dataset: str, modalities: tuple[str, ...], frames: int, weights: str
+) -> None:
+    config = parse({**BASE, "dataset": dataset}, "test").resolved()
+    assert (config.chosen, config.frames, config.weights) == (modalities, frames, weights)
+
+
+def test_the_paper_preset_is_the_defaults() -> None:
+    options = PRESETS["paper"].options
+    assert {name: getattr(TrainConfig(), name) for name in options} == options
+
+
+def test_a_preset_fills_in_what_is_not_given() -> None:
+    config = parse({**BASE, "preset": "tpami-release", "lr": 0.1, "modulation": "opm(p_exe=1)+ogm"}, "test").resolved()
+    assert (config.optimizer, config.lr, config.weight_decay, config.lr_step, config.gamma) == (
+        "adamw",
+        0.1,
+        0.01,
+        40,
+        None,
+    )
+    opm, ogm = config.balance().rules
+    assert (opm.p_exe, opm.unit, opm.rescale, opm.epochs) == (1, "batch", True, (6, None))
+    assert (ogm.form, ogm.parameters, ogm.noise) == ("cvpr", "convolutions", "off")
+    summed = parse({**BASE, "preset": "cvpr2022-release", "fusion": "sum"}, "test").resolved()
+    assert summed.gamma == (0.5, 0.5)
+    assert parse(summed.as_dict(), "again").resolved() == summed
+
+
+def test_behind_an_exchange_scores_take_the_whole_bias() -> None:
+    """Zero-out of one linear layer is its split with γ = 1."""
+    assert parse({**BASE, "intermediate": "mmtm"}, "test").resolved().gamma == (1, 1)
+    assert parse({**BASE, "intermediate": "mmtm", "fusion": "film"}, "test").resolved().gamma is None
+    assert parse({**BASE, "intermediate": "mmtm", "gamma": "0.5,0.5"}, "test").resolved().gamma == (0.5, 0.5)
+
+
+def test_given_values_win_over_the_setting() -> None:
+    config = parse({**BASE, "dataset": "ucf101", "frames": 5, "modalities": "visual"}, "test").resolved()
+    assert (config.frames, config.chosen) == (5, ("visual",))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epocs": 3}, "unknown option 'epocs'; did you mean 'epochs'"),
+        ({"lr": "fast"}, "lr is 'fast': expected float"),
+        ({"epochs": 2.5}, "epochs is 2.5: expected int"),
+        ({"epochs": True}, "epochs is True"),
+        ({"resume": "yes"}, "resume is 'yes': expected bool"),
+        ({"modalities": 3}, "expected names"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse({**BASE, **values}, "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"shards": []}, "--shards is missing"),
+        ({"mix": "1,2"}, "one number above 0 for each of s"),
+        ({"mix": "0"}, "one number above 0"),
+        ({"modulation": "opmm"}, "unknown modulation 'opmm'"),
+        ({"modulation": "opm(q=1)"}, "opm has no option 'q'"),
+        ({"noise": "loud"}, "must be one of all, damped, off"),
+        ({"fusion": "mix"}, "must be one of concat, sum"),
+        ({"gamma": "1,0,0"}, "one number for each of audio, visual"),
+        ({"gamma": "1,0", "fusion": "film"}, "the bias of concat"),
+        ({"gamma": "1,0", "classifier_layers": 2}, "the bias of concat with one classifier layer"),
+        ({"preset": "mine"}, "must be one of paper, tpami-release"),
+        ({"preset": "tpami-release", "dataset": "nowhere"}, "must be one of vggsound"),
+        ({"accumulate": 0}, "at least 1"),
+        ({"modalities": "audio,smell"}, "smell is not known"),
+        ({"modalities": "audio,audio"}, "name each once"),
+        ({"modalities": "audio", "modulation": "opm"}, "nothing to balance"),
+        ({"encoder": "cnn4", "weights": "imagenet"}, "only resnet18"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"lr": 0}, "above 0"),
+    ],
+)
+def test_impossible_values_are_refused_with_their_remedy(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse({**BASE, **values}, "test").resolved()
+
+
+def test_a_file_holds_options_and_flags_win(tmp_path: Path) -> None:
+    file = tmp_path / "base.yaml"
+    file.write_text("shards: here\nout: there\nlr: 1e-2\nmodalities: [audio, visual]\n", encoding="utf-8")
+    config = parse({**read_file(file), "lr": 0.5}, str(file)).resolved()
+    assert (config.lr, config.shards, config.chosen) == (0.5, ("here",), ("audio", "visual"))
+    assert parse(config.as_dict(), "again").resolved() == config
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1\n", ""])
+def test_a_file_of_another_form_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"bad\.yaml"):
+        read_file(file)
+
+
+def test_every_option_is_a_flag_with_a_help_text() -> None:
+    result = CliRunner().invoke(main, ["--help"])
+    assert result.exit_code == 0
+    for name in TrainConfig.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in result.output
+    assert all(
+        field.metadata["help"].endswith((".", "imagenet (downloaded once) or a file of torchvision's."))
+        for field in TrainConfig.__dataclass_fields__.values()
+    )
+
+
+def test_a_wrong_flag_ends_with_usage_and_status_2() -> None:
+    result = CliRunner().invoke(main, ["--shards", "s", "--out", "o", "--batch-size", "0"])
+    assert result.exit_code == 2
+    assert "batch_size is 0" in result.output

@@ -1,0 +1,399 @@
+"""What OPM does to features and inputs, OGM and OGM* to gradients.
+
+Each statistical test rejects a right implementation with probability ERROR (exact binomial, χ², normal,
+Kolmogorov–Smirnov and Fisher-z tests, two-sided). The numbers are keyed, so that a test that passes once passes always.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from bmlpipe.train.modulation import OGM, OPM, OGMStar, Rule, Step, keyed
+from bmlpipe.train.modulation.discrepancy import NEUTRAL, discrepancy
+
+NAMES = ("audio", "visual")
+ERROR = 1e-6
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def assert_share(count: float, of: int, share: float) -> None:
+    """An exact binomial test."""
+    assert stats.binomtest(int(count), of, share).pvalue > ERROR, (count, of, share)
+
+
+def assert_uncorrelated(a: np.ndarray, b: np.ndarray) -> None:
+    """Fisher's z of the correlation, normal with deviation 1/√(n − 3) where there is none."""
+    z = math.atanh(np.corrcoef(a, b)[0, 1]) * math.sqrt(len(a) - 3)
+    assert 2 * stats.norm.sf(abs(z)) > ERROR
+
+
+def assert_normal(numbers: np.ndarray, deviation: float) -> None:
+    """Mean 0, this deviation and the normal shape: a z test, a χ² test and Kolmogorov–Smirnov's."""
+    n, scaled = len(numbers), numbers / deviation
+    assert 2 * stats.norm.sf(abs(scaled.mean()) * math.sqrt(n)) > ERROR
+    below = stats.chi2.cdf((scaled**2).sum(), n)
+    assert 2 * min(below, 1 - below) > ERROR
+    assert stats.kstest(scaled, "norm").pvalue > ERROR
+
+
+def step(ratio: list[float], *, ids: Tensor | None = None, seed: int = 0, epoch: int = 0, index: int = 0) -> Step:
+    names = ("audio", "visual", "flow", "rgb_diff")[: len(ratio)]
+    return Step(names, seed, epoch, index, torch.tensor(ratio, dtype=torch.float64), 1.0, ids)
+
+
+def ones(samples: int, dims: tuple[int, ...] = (2, 3)) -> dict[str, Tensor]:
+    names = ("audio", "visual", "flow", "rgb_diff")
+    return {names[i]: torch.ones(samples, dim) for i, dim in enumerate(dims)}
+
+
+def dropped(features: Tensor) -> np.ndarray:
+    """Which samples lost the feature; a feature is lost whole or not at all."""
+    zero = (features == 0).numpy()
+    assert (zero.all(axis=1) == zero.any(axis=1)).all()
+    return zero[:, 0]
+
+
+# Keyed numbers
+
+
+def test_uniform_is_splitmix64() -> None:
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]  # seed 1234567
+    got = keyed.uniform(torch.arange(4), 1234567)
+    assert got.tolist() == [(value >> 11) / 2**53 for value in published]
+    with np.errstate(over="ignore"):
+        ids = np.array([-(2**63), -1, 0, 7, 2**40, 2**63 - 1])
+        stream = 2**63 - 25
+        z = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(stream)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    expected = (z >> np.uint64(11)).astype(np.float64) / 2**53
+    assert keyed.uniform(torch.from_numpy(ids), stream).tolist() == expected.tolist()
+
+
+def test_uniform_numbers_are_uniform_and_streams_independent() -> None:
+    ids = torch.arange(100_000)
+    streams = [keyed.uniform(ids, keyed.key(0, "drop", epoch, m)).numpy() for epoch in (0, 1) for m in NAMES]
+    for numbers in streams:
+        assert stats.kstest(numbers, "uniform").pvalue > ERROR
+        assert_uncorrelated(numbers[1:], numbers[:-1])
+    for i in range(4):
+        for j in range(i):
+            assert_uncorrelated(streams[i], streams[j])
+
+
+def test_keys_do_not_run_together() -> None:
+    keys = [(0, "1"), (0, 1), ("0", 1), (0, "1", ""), (1, 0), (10,), (1, "0")]
+    assert len({keyed.key(*parts) for parts in keys}) == len(keys)
+    assert all(0 <= keyed.key(*parts) < 2**63 for parts in keys)
+    chances = [keyed.chance(0, "p_exe", i) for i in range(20_000)]
+    assert stats.kstest(chances, "uniform").pvalue > ERROR
+
+
+# OPM
+
+
+@pytest.mark.parametrize("target", ["feature", "input"])
+@pytest.mark.parametrize("ratio", [[1.2, 0.9], [3.0, 0.4], [2.0, 1.5, 0.3], [0.9, 1.4, 1.1, 0.7]])
+def test_the_share_of_dropped_samples_is_q(ratio: list[float], target: str) -> None:
+    samples = 50_000
+    rule = OPM(q_base=0.4, lam=0.5, target=target)
+    now = step(ratio, ids=torch.arange(samples))
+    given = ones(samples, (2, 3, 1, 2)[: len(ratio)])
+    out = rule.forward(given, now) if target == "feature" else rule.inputs(given, now)
+    q = rule.probability(now.ratio)
+    assert torch.equal(now.q, q)
+    for i, m in enumerate(now.modalities):
+        lost = dropped(out[m])
+        assert now.dropped[i].tolist() == lost.tolist()
+        assert (float(q[i]) > 0) == (ratio[i] > 1)
+        assert_share(lost.sum(), samples, float(q[i]))
+        assert set(out[m].unique().tolist()) <= {0.0, 1.0}  # the others are as they were
+
+
+def test_drops_of_two_modalities_are_independent() -> None:
+    now = step([2.0, 2.0, 0.1], ids=torch.arange(100_000))
+    out = OPM().forward(ones(100_000, (1, 1, 1)), now)
+    assert_uncorrelated(dropped(out["audio"]), dropped(out["visual"]))
+
+
+@pytest.mark.parametrize("modalities", [2, 3, 4])
+@pytest.mark.parametrize("unit", ["sample", "batch"])
+@pytest.mark.parametrize("target", ["feature", "input"])
+def test_no_sample_ever_loses_every_modality(modalities: int, unit: str, target: str) -> None:
+    """Not under the ratios of any scores, in both forms, nor if a rule of one's own made every ratio high."""
+    rng = np.random.default_rng(modalities)
+    extreme = OPM(q_base=0.5, lam=1.0, unit=unit) if target == "feature" else OPM(q_base=0.99, lam=0, target=target)
+    ratios = [torch.full((modalities,), 9.0, dtype=torch.float64)] * 20
+    neutrals = [1.0] * 20
+    for form in ("ratio", "difference"):
+        ratios += [discrepancy(torch.from_numpy(rng.uniform(size=modalities)), form) for _ in range(20)]
+        neutrals += [NEUTRAL[form]] * 20
+    some = False
+    for index, (ratio, neutral) in enumerate(zip(ratios, neutrals, strict=True)):
+        now = step(ratio.tolist(), ids=torch.arange(200), index=index)
+        now.neutral = neutral
+        given = ones(200, (1, 2, 1, 1)[:modalities])
+        out = extreme.forward(given, now) if target == "feature" else extreme.inputs(given, now)
+        lost = np.stack([dropped(out[m]) for m in now.modalities])
+        assert not lost.all(axis=0).any()
+        some |= bool(lost.any())
+    assert some
+
+
+def test_inputs_of_any_shape_are_dropped_whole() -> None:
+    inputs = {"audio": torch.ones(60, 1, 1, 5, 4), "visual": torch.ones(60, 2, 3, 4, 4)}
+    now = step([2.0, 0.5], ids=torch.arange(60))
+    rule = OPM(target="input", rescale=True)
+    out = rule.inputs(inputs, now)
+    assert 0 < now.dropped[0].sum() < 60
+    assert dropped(out["audio"].flatten(1)).tolist() == now.dropped[0].tolist()
+    assert torch.equal(out["visual"], inputs["visual"])
+    features = rule.forward(ones(60), now)  # nothing more is dropped, but everything rescaled
+    theta = 2 * float(now.q[0]) / 5
+    assert features["audio"].unique().tolist() == pytest.approx([1 / (1 - theta)])
+    assert OPM().inputs(inputs, now) is inputs
+
+
+def test_masks_depend_on_seed_epoch_and_sample_only() -> None:
+    ids = torch.arange(64)
+
+    def lost(order: Tensor, **key: int) -> set[int]:
+        out = OPM().forward(ones(len(order)), step([2.0, 0.5], ids=order, **key))
+        return set(order[torch.from_numpy(dropped(out["audio"]))].tolist())
+
+    whole = lost(ids)
+    assert whole == lost(ids.flip(0), index=7)
+    assert whole == lost(ids[:20]) | lost(ids[20:])  # however it is split into ranks and micro-batches
+    assert len({frozenset(s) for s in (whole, lost(ids, epoch=1), lost(ids, seed=1))}) == 3
+
+
+def test_the_batch_unit_drops_all_or_none() -> None:
+    steps = 2000
+    lost = []
+    for index in range(steps):
+        now = step([1.7, 0.5], ids=torch.arange(4), index=index)
+        lost.append(dropped(OPM(q_base=0.3, unit="batch").forward(ones(4), now)["audio"]).mean())
+    q = float(OPM(q_base=0.3).probability(now.ratio)[0])
+    assert set(lost) == {0.0, 1.0}
+    assert_share(sum(lost), steps, q)
+
+
+def test_p_exe_is_one_draw_a_batch() -> None:
+    acted = []
+    for index in range(2000):
+        now = step([2.0, 0.5], ids=torch.arange(32), index=index)
+        OPM(p_exe=0.7).forward(ones(32), now)
+        acted.append(float(now.q[0]) > 0)
+        assert (now.dropped is not None) == acted[-1]
+    assert_share(sum(acted), 2000, 0.7)
+
+
+def test_rescaling_multiplies_by_the_share_that_is_expected_to_stay() -> None:
+    now = step([2.0, 0.5], ids=torch.arange(50))
+    rule = OPM(q_base=0.4, lam=0.5, rescale=True)
+    out = rule.forward(ones(50, (2, 6)), now)
+    theta = (2 * float(now.q[0]) + 6 * 0) / 8
+    kept = out["audio"][~torch.from_numpy(dropped(out["audio"]))]
+    torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - theta)))
+    torch.testing.assert_close(out["visual"], torch.full((50, 6), 1 / (1 - theta)))
+
+
+@pytest.mark.parametrize(("epoch", "acts"), [(0, False), (5, False), (6, True), (9, True), (10, False)])
+def test_the_window_of_epochs(epoch: int, acts: bool) -> None:
+    now = step([2.0, 0.5], ids=torch.arange(32), epoch=epoch)
+    out = OPM(epochs=(6, 10)).forward(ones(32), now)
+    assert (float(now.q[0]) > 0) == acts == dropped(out["audio"]).any()
+    encoders = encoders_with_gradients()
+    before = gradients(encoders)
+    OGM(epochs=(6, 10)).backward(encoders, now)
+    assert (now.k is not None and float(now.k[0]) < 1) == acts
+    assert all(torch.equal(a, b) for a, b in zip(before, gradients(encoders), strict=True)) == (not acts)
+
+
+def test_a_dropped_sample_gives_its_encoder_no_gradient() -> None:
+    features = {m: value.requires_grad_() for m, value in ones(40).items()}
+    out = OPM().forward(features, step([2.0, 0.5], ids=torch.arange(40)))
+    sum(value.sum() for value in out.values()).backward()
+    lost = torch.from_numpy(dropped(out["audio"].detach()))
+    assert 0 < lost.sum() < 40
+    torch.testing.assert_close(features["audio"].grad, (~lost).float()[:, None].expand(-1, 2))
+    torch.testing.assert_close(features["visual"].grad, torch.ones(40, 3))
+
+
+def test_a_feature_that_is_not_finite_is_dropped_to_zero() -> None:
+    features = ones(40)
+    features["audio"][:] = math.nan
+    out = OPM(q_base=1.0).forward(features, step([2.0, 0.5], ids=torch.arange(40)))
+    assert (out["audio"] == 0).all()
+
+
+# OGM
+
+
+def encoders_with_gradients(size: int = 30) -> dict[str, nn.Module]:
+    """Encoders with a convolution, a batch norm and a linear layer, and a gradient in each parameter."""
+    generator = torch.Generator().manual_seed(1)
+    encoders = {m: nn.Sequential(nn.Conv2d(size, size, 3), nn.BatchNorm2d(size), nn.Linear(size, 40)) for m in NAMES}
+    for i, encoder in enumerate(encoders.values()):
+        for parameter in encoder.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator) * (i + 1) * 1e-3 + 2e-4
+    return encoders
+
+
+def gradients(encoders: dict[str, nn.Module]) -> list[Tensor]:
+    return [p.grad.clone() for encoder in encoders.values() for p in encoder.parameters()]
+
+
+def assert_times(encoders: dict[str, nn.Module], before: dict[str, list[Tensor]], factors: dict[str, float]) -> None:
+    for m, factor in factors.items():
+        for parameter, raw in zip(encoders[m].parameters(), before[m], strict=True):
+            torch.testing.assert_close(parameter.grad, raw * factor)
+
+
+@pytest.mark.parametrize("form", ["adaptive", "constant"])
+def test_ogm_star_enlarges_the_weaker_gradient(form: str) -> None:
+    encoders = encoders_with_gradients()
+    before = {m: [p.grad.clone() for p in encoder.parameters()] for m, encoder in encoders.items()}
+    now = step([1.8, 0.6])
+    OGMStar(alpha=0.5, form=form, noise="off").backward(encoders, now)
+    k = 1.5 if form == "constant" else 1 + 0.5 * math.tanh(1 / 0.6 - 1)
+    assert now.k.tolist() == pytest.approx([1, k])
+    assert_times(encoders, before, {"audio": 1.0, "visual": k})
+
+
+def test_without_noise_the_gradient_is_multiplied_by_k() -> None:
+    encoders = encoders_with_gradients()
+    before = {m: [p.grad.clone() for p in encoder.parameters()] for m, encoder in encoders.items()}
+    storages = [p.grad.data_ptr() for encoder in encoders.values() for p in encoder.parameters()]
+    now = step([1.8, 0.6])
+    OGM(alpha=0.8, noise="off").backward(encoders, now)
+    k = 1 - 0.8 * math.tanh(0.8)
+    assert now.k.tolist() == pytest.approx([k, 1])
+    assert_times(encoders, before, {"audio": k, "visual": 1.0})
+    assert storages == [p.grad.data_ptr() for encoder in encoders.values() for p in encoder.parameters()]
+
+
+@pytest.mark.parametrize("rule", [OGM, OGMStar])
+@pytest.mark.parametrize("noise", ["all", "damped"])
+@pytest.mark.parametrize("apply", ["gradient", "lr"])
+def test_noise_is_normal_with_the_raw_gradients_deviation(rule: type[OGM | OGMStar], noise: str, apply: str) -> None:
+    encoders = encoders_with_gradients()
+    before = {m: dict(encoder.named_parameters()) for m, encoder in encoders.items()}
+    raw = {m: {name: p.grad.double() for name, p in named.items()} for m, named in before.items()}
+    now = step([1.8, 0.6])
+    rule(alpha=0.8, noise=noise, apply=apply).backward(encoders, now)
+    assert (now.k != 1).tolist() == [rule is OGM, rule is OGMStar]
+    for i, m in enumerate(NAMES):
+        factor = now.k[i] if apply == "gradient" else 1.0
+        for name, parameter in encoders[m].named_parameters():
+            added = (parameter.grad.double() - raw[m][name] * factor).numpy().ravel()
+            expected = np.std(raw[m][name].numpy(), ddof=1)  # of the gradient before it was changed
+            if parameter.ndim < 2 or (noise == "damped" and now.k[i] == 1):
+                np.testing.assert_allclose(added, 0, atol=1e-9)
+                continue
+            assert_normal(added, expected)
+            assert_uncorrelated(added, raw[m][name].numpy().ravel())
+
+
+def test_noise_is_a_function_of_seed_step_modality_and_parameter() -> None:
+    def drawn(**key: int) -> list[Tensor]:
+        encoders = encoders_with_gradients()
+        for encoder in encoders.values():
+            for parameter in encoder.parameters():
+                parameter.grad = torch.ones_like(parameter)
+                parameter.grad.view(-1)[0] = 2.0  # a deviation of its own, the same in both encoders
+        torch.manual_seed(torch.seed())  # the global generator has no part in it
+        OGM(noise="all").backward(encoders, step([0.5, 0.5], **key))
+        return [g for g in gradients(encoders) if g.ndim >= 2]
+
+    first = drawn()
+    assert all(torch.equal(a, b) for a, b in zip(first, drawn(), strict=True))
+    for other in (drawn(seed=1), drawn(index=1)):
+        assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    audio, visual = first[: len(first) // 2], first[len(first) // 2 :]
+    assert not any(torch.equal(a, b) for a, b in zip(audio, visual, strict=True))
+
+
+def test_convolutions_only() -> None:
+    encoders = encoders_with_gradients()
+    before = gradients(encoders)
+    OGM(parameters="convolutions").backward(encoders, step([1.8, 0.6]))
+    changed = [not torch.equal(a, b) for a, b in zip(before, gradients(encoders), strict=True)]
+    assert changed == [True, False, False, False, False, False] * 2  # only the convolutions' weights
+
+
+def test_parameters_without_gradient_are_left_alone() -> None:
+    encoders = encoders_with_gradients()
+    encoders["audio"][0].weight.grad = None
+    for parameter in encoders["visual"].parameters():
+        parameter.grad = None
+    OGM().backward(encoders, step([1.8, 0.6]))
+    assert encoders["audio"][0].weight.grad is None
+    assert all(p.grad is None for p in encoders["visual"].parameters())
+
+
+def test_a_weight_of_one_number_gets_no_noise() -> None:
+    encoders = {m: nn.Linear(1, 1) for m in NAMES}
+    for encoder in encoders.values():
+        for parameter in encoder.parameters():
+            parameter.grad = torch.ones_like(parameter)
+    OGM().backward(encoders, step([0.5, 0.5]))
+    assert encoders["audio"].weight.grad.item() == 1
+
+
+def test_channels_last_gradients_keep_their_layout() -> None:
+    encoders = encoders_with_gradients()
+    reference = encoders_with_gradients()
+    for encoder in encoders.values():
+        encoder[0].weight.grad = encoder[0].weight.grad.contiguous(memory_format=torch.channels_last)
+    for given in (encoders, reference):
+        OGM().backward(given, step([1.8, 0.6]))
+    for a, b in zip(gradients(encoders), gradients(reference), strict=True):
+        torch.testing.assert_close(a, b)
+    assert encoders["audio"][0].weight.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "message"),
+    [
+        (OPM, {"q_base": 1.2}, r"q_base must be in \[0, 1\], not 1.2"),
+        (OPM, {"lam": -0.1}, "lam must be finite and at least 0, not -0.1"),
+        (OPM, {"p_exe": math.nan}, r"p_exe must be in \[0, 1\], not nan"),
+        (OPM, {"z": "relu"}, "z must be one of tanh, sigmoid, not 'relu'"),
+        (OPM, {"unit": "clip"}, "unit must be one of sample, batch, not 'clip'"),
+        (OPM, {"target": "image"}, "target must be one of feature, input, not 'image'"),
+        (OPM, {"target": "input", "same_step": True}, "this step's ratio is not known before the encoders"),
+        (OPM, {"target": "input", "q_base": 0.5, "lam": 1}, r"q_base · \(1 \+ lam\) is 1 .* is not measured any more"),
+        (OPM, {"same_step": "off"}, "same_step must be true or false, not 'off'"),
+        (OPM, {"rescale": 1}, "rescale must be true or false, not 1"),
+        (OPM, {"q_base": True}, "q_base must be .* not True"),
+        (OPM, {"lam": "high"}, "lam must be .* not 'high'"),
+        (OPM, {"epochs": 5}, r"epochs must be a pair \(first, end\), not 5"),
+        (OPM, {"epochs": (5, 5)}, r"epochs must be .* not \(5, 5\)"),
+        (OGM, {"alpha": math.inf}, "alpha must be finite and at least 0, not inf"),
+        (OGM, {"form": "tpami"}, "form must be one of paper, cvpr, not 'tpami'"),
+        (OGM, {"noise": "on"}, "noise must be one of all, damped, off, not 'on'"),
+        (OGM, {"parameters": "bias"}, "parameters must be one of all, convolutions, not 'bias'"),
+        (OGM, {"epochs": (-1, None)}, "epochs must be"),
+        (OGM, {"apply": "adam"}, "apply must be one of gradient, lr, not 'adam'"),
+        (OGMStar, {"form": "paper"}, "form must be one of adaptive, constant, not 'paper'"),
+        (OGMStar, {"alpha": -1}, "alpha must be finite and at least 0, not -1"),
+    ],
+)
+def test_options_out_of_range_are_refused(rule: type[Rule], options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rule(**options)

@@ -1,0 +1,290 @@
+"""Memory of batches is used again, and never while anybody holds a part of it, in one process and between several."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from bmlpipe.train.data import shared_memory as buffers
+from bmlpipe.train.data.shared_memory import Allocate, Blocks, InWorkers
+
+SHM = Path("/dev/shm")
+SHAPE = (64, 250)  # of 4-byte numbers: more than a page
+Arrays = dict[str, np.ndarray]
+
+
+def load(items: Sequence[int], allocate: Allocate) -> Arrays:
+    """A batch whose every number says which it is."""
+    if items[0] < 0:
+        raise ValueError("a damaged sample")
+    large = allocate("large", (len(items), *SHAPE), np.int32)
+    large[:] = np.array(items).reshape(-1, 1, 1)
+    return {"number": np.array(items), "large": large}
+
+
+def finish(arrays: Arrays) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def whole(batch: dict[str, torch.Tensor]) -> bool:
+    """Whether a batch still says what was loaded."""
+    return bool((batch["large"] == batch["number"][:, None, None]).all())
+
+
+def arrived(workers: InWorkers, items: Sequence[int]) -> dict[str, torch.Tensor]:
+    """A batch as the training process gets it, without a worker between."""
+    make, parts = workers.__getitems__(items).__reduce__()
+    return make(*parts)  # type: ignore[no-any-return]
+
+
+def private() -> Callable[[list[int]], dict[str, torch.Tensor]]:
+    blocks = Blocks(3)
+    return lambda items: finish(load(items, blocks.array))
+
+
+def shared() -> Callable[[list[int]], dict[str, torch.Tensor]]:
+    workers = InWorkers(load, finish, keep=3)
+    return lambda items: arrived(workers, items)
+
+
+@pytest.fixture(params=[private, shared], ids=["private", "shared"])
+def loaded(request: pytest.FixtureRequest) -> Callable[[list[int]], dict[str, torch.Tensor]]:
+    made: Callable[[list[int]], dict[str, torch.Tensor]] = request.param()
+    return made
+
+
+Loaded = Callable[[list[int]], dict[str, torch.Tensor]]
+
+
+def test_memory_is_used_again_as_soon_as_nobody_holds_it(loaded: Loaded) -> None:
+    places = set()
+    for number in range(20):
+        batch = loaded([number, number])
+        assert whole(batch)
+        places.add(batch["large"].data_ptr())
+    assert len(places) == 2  # one is held while the next is made
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda batch: batch["large"][1:2, 3],
+        lambda batch: batch["large"].permute(2, 1, 0).numpy()[5:],
+        lambda batch: batch["large"].view(torch.uint8).flatten()[7:],
+        lambda batch: memoryview(batch["large"].numpy()),
+        lambda batch: batch["large"].detach(),
+    ],
+    ids=["slice", "array", "view", "buffer", "detached"],
+)
+def test_any_part_that_is_held_keeps_the_memory(loaded: Loaded, part: Callable[[Any], Any]) -> None:
+    held = part(loaded([7, 7]))
+    gc.collect()
+    before = np.asarray(held).copy()
+    others = [loaded([100 + n, 100 + n]) for n in range(10)]
+    assert np.array_equal(np.asarray(held), before)
+    assert all(map(whole, others))
+
+
+def test_what_autograd_holds_is_not_overwritten(loaded: Loaded) -> None:
+    factor = torch.ones(1, requires_grad=True)
+    product = (factor * loaded([3, 3])["large"]).sum()
+    for number in range(5):
+        loaded([number, number])
+    product.backward()
+    assert factor.grad is not None
+    assert factor.grad.item() == 3 * 2 * np.prod(SHAPE)
+
+
+def test_all_batches_may_be_kept_and_only_so_many_blocks_are(loaded: Loaded) -> None:
+    batches = [loaded([number, -number + 50]) for number in range(12)]
+    assert all(map(whole, batches))
+    assert len({batch["large"].data_ptr() for batch in batches}) == 12
+    kept = {batch["large"].data_ptr() for batch in batches[:3]}
+    del batches
+    again = [loaded([number, number]) for number in range(3)]
+    assert {batch["large"].data_ptr() for batch in again} == kept
+
+
+def test_sizes_may_change_from_batch_to_batch() -> None:
+    blocks = Blocks(2)
+    for count in (4, 3, 4, 1, 9, 4, 9, 1):
+        batches = [finish(load([number] * count, blocks.array)) for number in range(3)]
+        assert all(map(whole, batches))
+        assert len(blocks._blocks) <= 2
+    few = finish(load([1], blocks.array))
+    assert all(len(block) < 4 * few["large"].nbytes for block in blocks._blocks if block[0])  # no large one for a small
+
+
+def test_a_batch_that_fails_gives_its_memory_back() -> None:
+    def failing(items: Sequence[int], allocate: Allocate) -> Arrays:
+        load([items[0]], allocate)
+        raise ValueError("a damaged sample")
+
+    workers = InWorkers(failing, finish, keep=3)
+    for _ in range(3):
+        with pytest.raises(ValueError, match="damaged"):
+            workers.__getitems__([1])
+    assert [int(block[0]) for block in workers._blocks._blocks] == [0]
+
+
+def test_copies_begin_empty() -> None:
+    blocks = Blocks(3)
+    held = blocks.array("large", (3,), np.uint8)
+    copy = pickle.loads(pickle.dumps(blocks))
+    assert not np.shares_memory(copy.array("large", (3,), np.uint8), held)
+
+
+def test_a_forked_process_gives_nothing_back_that_its_parent_holds() -> None:
+    blocks = Blocks(3, shared=True)
+    batch = finish(load([5], blocks.array))
+    place = batch["large"].data_ptr()
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)  # as in a worker: the threads of the parent are not here
+        del batch
+        gc.collect()
+        blocks.take((1, *SHAPE), np.int32).fill_(9)  # and it takes none of its parent's
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert blocks._blocks[0][0] == 1
+    assert finish(load([6], blocks.array))["large"].data_ptr() != place
+    assert whole(batch)
+
+
+def test_too_little_shared_memory_is_an_error_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(buffers.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 4, 5))
+    workers = InWorkers(load, finish, keep=3)
+    with pytest.raises(
+        RuntimeError, match=r"/dev/shm has 5 bytes left, .* takes 128064: .*--shm-size.* fewer --workers"
+    ):
+        workers.__getitems__([1, 2])
+
+
+# ----- with worker processes -----
+
+
+def loader(count: int, **options: Any) -> DataLoader[dict[str, torch.Tensor]]:
+    batches = [[number, number + 1] for number in range(count)] + [[count]]  # the last one is smaller
+    workers = InWorkers(load, finish, keep=4)
+    return DataLoader(
+        workers, batch_sampler=batches, collate_fn=_as_it_is, **({"num_workers": 2, "timeout": 60} | options)
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    """Neither shared memory nor descriptors are left behind."""
+
+    def used() -> tuple[set[Path], int]:
+        gc.collect()
+        return set(SHM.glob("torch_*")), len(list(Path("/proc/self/fd").iterdir()))
+
+    next(iter(loader(3)))  # what multiprocessing keeps for good
+    files, descriptors = used()
+    yield
+    assert used()[0] <= files
+    assert used()[1] <= descriptors
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_held_or_not_batches_from_workers_are_what_was_loaded() -> None:
+    count = 60
+    held, numbers = [], []
+    for number, batch in enumerate(loader(count)):
+        assert whole(batch)
+        numbers.append(batch["number"].tolist())
+        if number % 7 == 0:
+            held.append(batch)
+    assert numbers == [[number, number + 1] for number in range(count)] + [[count]]
+    assert all(map(whole, held))
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_stopping_early_and_beginning_again_with_the_same_workers() -> None:
+    again, held = loader(30, persistent_workers=True), []
+    for _ in range(4):
+        for number, batch in enumerate(again):
+            assert batch["number"].tolist() == [number, number + 1]
+            assert whole(batch)
+            held = [*held[-3:], batch]
+            if number == 9:
+                break
+    assert all(map(whole, held))
+    del again, held, batch
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_killed_worker_ends_the_loop_and_harms_nothing() -> None:
+    others = set(multiprocessing.active_children())
+    coming = iter(loader(500))
+    held = [next(coming) for _ in range(3)]
+    worker = (set(multiprocessing.active_children()) - others).pop()
+    # torch says so as soon as the signal comes, or it is that the worker cannot be asked for a batch
+    with pytest.raises((RuntimeError, OSError, EOFError)):
+        os.kill(worker.pid or 0, signal.SIGKILL)
+        held += list(coming)
+    assert all(map(whole, held))
+    del coming, held
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_an_error_in_a_worker_is_raised_here() -> None:
+    options = {"batch_sampler": None, "num_workers": 1, "timeout": 60}
+    damaged = DataLoader(InWorkers(load, finish, keep=4), collate_fn=_as_it_is, **(options | {"batch_sampler": [[-1]]}))
+    with pytest.raises(ValueError, match="a damaged sample"):
+        list(damaged)
+    del damaged
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("context", ["spawn", "forkserver"])
+def test_workers_that_are_not_forked(context: str) -> None:
+    assert all(map(whole, list(loader(12, multiprocessing_context=context))))
+
+
+@pytest.mark.slow
+def test_torchs_other_way_of_sharing(tmp_path: Path) -> None:
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import torch
+torch.multiprocessing.set_sharing_strategy("file_system")
+from test_buffers import loader, whole
+places = set()
+for batch in loader(40):
+    assert whole(batch)
+held = list(loader(20))
+assert all(map(whole, held))
+"""
+    before = set(SHM.glob("torch_*"))
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    end = time.monotonic() + 20
+    while not set(SHM.glob("torch_*")) <= before:  # torch's own process removes them soon after
+        assert time.monotonic() < end, "shared memory was left behind"
+        time.sleep(0.05)
+
+
+def test_what_is_sent_holds_no_array_of_the_batch() -> None:
+    sent = InWorkers(load, finish, keep=2).__getitems__(list(range(100)))
+    assert len(ForkingPickler.dumps(sent)) < 3000 < 100 * 4 * np.prod(SHAPE)

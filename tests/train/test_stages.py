@@ -1,0 +1,166 @@
+"""Encoders stage by stage: pyramids, meeting between stages, one's own encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bmlpipe.train.models.encoders import registry
+from bmlpipe.train.models.encoders.registry import CNN4, ENCODERS, ResNet18, make_encoder
+from bmlpipe.train.models.encoders.stages import Staged, run_together, staged
+from bmlpipe.train.models.fusion import make_fusion
+from bmlpipe.train.models.intermediate import make_exchange
+from bmlpipe.train.models.multimodal import MultimodalModel
+
+
+@pytest.fixture(autouse=True)
+def _seeded_on_one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def pair(**options: bool) -> dict[str, nn.Module]:
+    return {"audio": CNN4(1, width=2, **options), "visual": ResNet18(3, width=3, **options)}
+
+
+INPUTS = {"audio": torch.randn(2, 1, 1, 40, 36), "visual": torch.randn(2, 3, 3, 33, 33)}
+
+
+class Whole(nn.Module):
+    """An encoder of another package: no stages, but its features have a length."""
+
+    features = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LazyLinear(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(1))
+
+
+class Short(nn.Module):
+    """An encoder of another package, of two stages, with a pooling of its own."""
+
+    features = 3
+    widths = (2, 3)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList([nn.Conv3d(1, 2, 3, padding=1), nn.Conv3d(2, 3, 3, padding=1)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stage(1, self.stage(0, x)).amax(dim=(1, 3, 4))
+
+    def stage(self, number: int, maps: Tensor) -> Tensor:
+        return self.convolutions[number](maps.transpose(1, 2)).transpose(1, 2).relu()
+
+    def pool(self, number: int, maps: Tensor) -> Tensor | None:
+        return maps.amax(dim=(1, 3, 4)) if number == 1 else None
+
+
+@pytest.mark.parametrize("kind", [CNN4, ResNet18])
+def test_a_pyramid_is_the_pooled_maps_of_every_stage(kind: type[CNN4] | type[ResNet18]) -> None:
+    plain, pyramid = kind(2, width=3).eval(), kind(2, width=3, pyramid=True).eval()
+    pyramid.load_state_dict(plain.state_dict())  # the same names: a checkpoint goes with both
+    clip = torch.randn(2, 3, 2, 40, 33)
+    maps, pooled = clip, []
+    for number, width in enumerate(plain.widths):
+        maps = plain.stage(number, maps)
+        assert maps.shape[:3] == (2, 3, width)
+        frames = maps.double().flatten(3).mean(dim=3)
+        pooled.append(frames.mean(dim=1).float())
+    assert pyramid.features == sum(plain.widths)
+    torch.testing.assert_close(pyramid(clip), torch.cat(pooled, dim=1))
+    torch.testing.assert_close(plain(clip), pooled[-1])
+
+
+def test_stages_of_a_meeting_are_those_of_each_encoder_alone() -> None:
+    given = {m: encoder.eval() for m, encoder in pair().items()}
+    seen: list[tuple[int, dict[str, tuple[int, ...]]]] = []
+
+    def watch(maps: dict[str, Tensor], stage: int) -> dict[str, Tensor]:
+        seen.append((stage, {m: tuple(value.shape) for m, value in maps.items()}))
+        return maps
+
+    together = run_together(staged(given, "test"), INPUTS, watch)
+    for m, encoder in given.items():
+        torch.testing.assert_close(together[m], encoder(INPUTS[m]), rtol=0, atol=0)
+    assert [stage for stage, _ in seen] == [-4, -3, -2, -1]
+    assert seen[0][1] == {"audio": (2, 1, 2, 10, 9), "visual": (2, 3, 3, 9, 9)}
+    assert seen[-1][1] == {"audio": (2, 1, 8, 2, 2), "visual": (2, 3, 24, 2, 2)}
+
+
+def test_what_an_exchange_changes_reaches_the_next_stage_and_the_pyramid() -> None:
+    given = {m: encoder.eval() for m, encoder in pair(pyramid=True).items()}
+
+    def blind(maps: dict[str, Tensor], stage: int) -> dict[str, Tensor]:
+        return {**maps, "visual": maps["visual"] * 0} if stage == -2 else maps
+
+    got = run_together(staged(given, "test"), INPUTS, blind)
+    torch.testing.assert_close(got["audio"], given["audio"](INPUTS["audio"]))
+    visual = given["visual"]
+    assert isinstance(visual, ResNet18)
+    plain = visual(INPUTS["visual"])
+    torch.testing.assert_close(got["visual"][:, :9], plain[:, :9])
+    assert got["visual"][:, 9:21].count_nonzero() == 0
+    nothing = visual.stage(3, torch.zeros(2, 3, 12, 3, 3)).mean(dim=(1, 3, 4))
+    torch.testing.assert_close(got["visual"][:, 21:], nothing)
+
+
+def test_an_encoder_with_fewer_stages_meets_the_last_ones_of_the_others() -> None:
+    given = {"visual": CNN4(3, width=2).eval(), "text": Short()}
+    assert isinstance(given["text"], Staged)
+    inputs = {"visual": INPUTS["visual"], "text": torch.randn(2, 1, 1, 3, 5)}
+    seen: list[int] = []
+
+    def watch(maps: dict[str, Tensor], stage: int) -> dict[str, Tensor]:
+        seen.append(stage)
+        assert maps["text"].shape == (2, 1, 4 + stage, 3, 5)
+        return maps
+
+    got = run_together(staged(given, "test"), inputs, watch)
+    assert seen == [-2, -1]
+    for m, encoder in given.items():
+        torch.testing.assert_close(got[m], encoder(inputs[m]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["mmtm", "attention"])
+def test_encoders_without_stages_fuse_late_but_are_refused_for_more(name: str) -> None:
+    given = {"audio": Whole(), "visual": CNN4(3, width=1)}
+    head = make_fusion("concat", {"audio": 4, "visual": 4}, 3)
+    assert MultimodalModel(given, head)(INPUTS).shape == (2, 3)
+    with pytest.raises(ValueError, match=rf"'{name}' works between the stages.*Whole of 'audio' is not made of stages"):
+        make_exchange(name, given)
+    with pytest.raises(ValueError, match="Whole of 'audio'"):
+        MultimodalModel(given, head, nn.Identity())
+
+
+def test_an_encoder_of_another_package_is_made_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def known(group: str, own: Mapping[str, object]) -> dict[str, object]:
+        assert group == "bmlpipe.encoders"
+        without: dict[str, object] = {
+            "whole": lambda modality, channels: Whole(),
+            "bare": lambda modality, channels: nn.Flatten(),
+        }
+        return {**own, **without}
+
+    monkeypatch.setattr(registry, "known", known)
+    assert make_encoder("whole", "text", channels=1).features == 4
+    with pytest.raises(ValueError, match=r"'whole' offers no features of its stages.*cnn4, resnet18, tsm18"):
+        make_encoder("whole", "text", channels=1, pyramid=True)
+    with pytest.raises(ValueError, match="'bare' must have the attribute `features`"):
+        make_encoder("bare", "text", channels=1)
+
+
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+def test_centralnet_on_pyramids_in_a_model(name: str) -> None:
+    given = {m: make_encoder(name, m, channels=x.shape[2], pyramid=True) for m, x in INPUTS.items()}
+    dims = {m: int(encoder.features) for m, encoder in given.items()}
+    head = make_fusion("centralnet", dims, 3, widths={m: encoder.widths for m, encoder in given.items()})
+    model = MultimodalModel(given, head)
+    model(INPUTS).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

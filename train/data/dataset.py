@@ -1,0 +1,256 @@
+"""Shards → batches: a map-style data set over the index and torch's own DataLoader (which samples: `batches`).
+
+Shapes: B samples of a rank's batch, T frames, H = W the picture size, F frequency bins, N windows, L the stack: flow
+fields or RGB differences at an instant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from bmlpipe.manifests.common.signals import helpers_started
+from bmlpipe.shards.combined_reader import MixedReader
+from bmlpipe.shards.errors import ShardError
+from bmlpipe.shards.kinds import (
+    MODALITY_KIND,
+    SPECTROGRAM_MEMBER,
+    WAVEFORM_MEMBER,
+    flow_member,
+    frame_member,
+    rgb_diff_member,
+)
+from bmlpipe.shards.reader import ShardReader, StoredSample
+from bmlpipe.shards.remote.prefetch import Batches, FetchAhead
+from bmlpipe.train.data import decode as views
+from bmlpipe.train.data.sampler import Item
+from bmlpipe.train.data.shared_memory import Allocate, Blocks, InWorkers
+
+Array = npt.NDArray[Any]
+
+_PICTURES = ("frames", "flow", "rgb_diff")  # feature kinds that are pictures
+_PREFETCH = 4  # batches a worker loads ahead
+
+#: What the DataLoader hands over; see `ClipDataset.__getitems__`.
+Batch = dict[str, Tensor]
+
+
+class ClipDataset(Dataset[Batch]):
+    """Samples as an encoder's raw input: pictures as uint8, spectrograms as stored (float16).
+
+    Args:
+        shards: A set of shards, or its reader.
+        modalities: What to load.
+        kinds: Modality → feature kind that it is read from; audio from `waveform` comes as sound.
+        frames: T, frames (and flow stacks) of a sample.
+        image_size: H and W.
+        augment: Random views in training.
+        seed: Seed of the run.
+
+    Attributes:
+        reader: Where samples come from.
+
+    Raises:
+        ShardError: The shards lack the feature of a modality.
+    """
+
+    def __init__(
+        self,
+        shards: Path | str | ShardReader | MixedReader,
+        modalities: Sequence[str],
+        *,
+        kinds: Mapping[str, str] = MODALITY_KIND,
+        frames: int,
+        image_size: int,
+        augment: bool,
+        seed: int,
+    ) -> None:
+        self.reader = ShardReader(shards) if isinstance(shards, Path | str) else shards
+        self._kinds = {modality: kinds[modality] for modality in modalities}
+        self._modalities, self._frames, self._size = tuple(modalities), frames, image_size
+        self._augment, self._seed = augment, seed
+        self._blocks = Blocks(self.blocks)
+        there = self.reader.index.features
+        for modality, kind in self._kinds.items():
+            if kind not in there:
+                raise ShardError(
+                    f"modality {modality} needs {kind}, the shards hold only {', '.join(there)}: choose other "
+                    f"--modalities, or extract and shard with --modalities {','.join([*there, kind])}"
+                )
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of memory that a process needs: for batches loaded ahead, those in use, and the next one."""
+        return len(self._modalities) * (_PREFETCH + 3)
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, item: Item) -> Batch:
+        """One sample: a batch of one, without its first axis."""
+        return {name: value[0] for name, value in self.__getitems__([item]).items()}
+
+    def __getitems__(self, items: Sequence[Item]) -> Batch:
+        """A whole batch: what the DataLoader calls. Each sample is decoded into its place and not copied again.
+
+        Args:
+            items: Epoch and sample number of each; epoch −1 is evaluation, without random views. A number below 0 is
+                padding: the sample −1 − number, with weight 0.
+
+        Returns:
+            `label` and `number` (B,), int64; `weight` (B,), float32; and what was asked for of `audio` (B, 1, F, N),
+            float16, or as sound (B, 1, n), int16, `visual` (B, T, 3, H, W), `flow` (B, T, 2L, H, W) and `rgb_diff`
+            (B, T, 3L, H, W), uint8. In memory the channels of `visual` come last, as they are decoded.
+
+        Raises:
+            ShardError: A sample is damaged or incomplete, or its spectrogram is not as long as the others'.
+        """
+        return _as_batch(self.arrays(items, self._blocks.array))
+
+    def arrays(self, items: Sequence[Item], allocate: Allocate) -> dict[str, Array]:
+        """The arrays of a batch, as they are decoded; those of modalities in memory from `allocate`."""
+        epochs, given = np.array(items, dtype=np.int64).T
+        numbers = np.where(given < 0, ~given, given)
+        random = views.uniform_numbers(self._seed, epochs, numbers, 5 + self._frames).tolist()
+        labels = np.empty(len(items), dtype=np.int64)
+        arrays = dict[str, Array]()
+        for row, number in enumerate(numbers.tolist()):
+            sample = self.reader[number]
+            labels[row] = sample.label
+            try:
+                if row == 0:
+                    arrays = {m: allocate(m, *self._layout(m, len(items), sample)) for m in self._modalities}
+                self._load(sample, random[row] if self._augment and epochs[row] >= 0 else None, arrays, row)
+            except KeyError as error:
+                raise ShardError(f"sample {sample.key} has no {error}: run bmlpipe verify") from error
+            except ValueError as error:
+                raise ShardError(f"sample {sample.key}: {error}") from error
+        return {
+            "label": labels,
+            "number": numbers,
+            "weight": (given >= 0).astype(np.float32),
+            **arrays,
+        }
+
+    def _layout(self, modality: str, count: int, first: StoredSample) -> tuple[tuple[int, ...], npt.DTypeLike]:
+        """Shape and type of a batch: audio (B, F, N) or (B, n), pictures (B, T, planes, H, W, C)."""
+        if modality == "audio":
+            sound = self._audio(first)
+            return (count, *sound.shape), sound.dtype
+        planes, channels = len(self._members(modality, 0)), 1 if modality == "flow" else 3
+        return (count, self._frames, planes, self._size, self._size, channels), np.uint8
+
+    def _audio(self, sample: StoredSample) -> Array:
+        if self._kinds["audio"] == "waveform":
+            return views.waveform(sample.members[WAVEFORM_MEMBER])
+        return views.spectrogram(sample.members[SPECTROGRAM_MEMBER])
+
+    def _members(self, modality: str, instant: int) -> list[str]:
+        """The pictures of an instant, plane by plane."""
+        if modality == "visual":
+            return [frame_member(instant)]
+        stack = range(self.reader.index.features[self._kinds[modality]].get("stack", 1))
+        if modality == "flow":
+            return [flow_member(instant, step, axis) for step in stack for axis in "xy"]
+        return [rgb_diff_member(instant, step) for step in stack]
+
+    def _load(
+        self, sample: StoredSample, random: Sequence[float] | None, arrays: Mapping[str, Array], row: int
+    ) -> None:
+        """Write one sample into its row of the batch."""
+        view: views.View | None = None
+        for modality, array in arrays.items():
+            if modality == "audio":
+                sound = self._audio(sample)
+                if sound.shape != array.shape[1:]:
+                    raise ValueError(
+                        f"its {self._kinds[modality]} has the shape {sound.shape}, another one of its batch "
+                        f"{array.shape[1:]}: "
+                        "extract all clips with the same length"
+                    )
+                array[row] = sound
+                continue
+            view = view or _view(sample, random)
+            instants = len(sample.meta[self._kinds[modality]]["times"])
+            chosen = views.choose(instants, self._frames, random and random[5:])
+            for planes, instant in zip(array[row], chosen):
+                for out, member in zip(planes, self._members(modality, instant)):
+                    views.picture(sample.members[member], view, out)
+                    if view.flip and member.endswith("_x.jpg"):
+                        views.mirror_motion(out)
+
+
+def _view(sample: StoredSample, random: Sequence[float] | None) -> views.View:
+    """One view for all pictures of a sample, whatever is loaded of them."""
+    about = sample.meta[next((kind for kind in _PICTURES if kind in sample.meta), "frames")]
+    height, width = about["height"], about["width"]
+    return views.random_view(height, width, random) if random else views.centre_view(height, width)
+
+
+def _as_batch(arrays: Mapping[str, Array]) -> Batch:
+    """Arrays → tensors of the documented shapes, in the same memory."""
+    batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    for name, memory in batch.items():
+        if name == "audio":
+            batch[name] = memory[:, None]
+        elif name in MODALITY_KIND:
+            batch[name] = memory.permute(0, 1, 2, 5, 3, 4).flatten(2, 3)
+    return batch
+
+
+def make_loader(
+    dataset: ClipDataset, batches: Batches[list[Item]], *, workers: int, pin_memory: bool = False
+) -> DataLoader[Batch]:
+    """A DataLoader over batches of items; workers keep nothing between samples but open files.
+
+    Shards at an address are fetched ahead of the batches that need them.
+    """
+    if dataset.reader.remote:
+        in_flight = max(1, _PREFETCH * workers)
+        batches = FetchAhead(batches, lambda batch: dataset.reader.needs(_numbers(batch)), in_flight=in_flight)
+    return DataLoader(
+        InWorkers(dataset.arrays, _as_batch, keep=dataset.blocks) if workers else dataset,
+        batch_sampler=batches,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        prefetch_factor=_PREFETCH if workers else None,
+        worker_init_fn=_one_thread if workers else None,
+    )
+
+
+@contextmanager
+def reading(loader: DataLoader[Batch]) -> Iterator[Iterator[Batch]]:
+    """The batches of a loader whose workers end with the block, and by nothing else.
+
+    An error's traceback would keep the batches, and with them workers that nobody can end, for longer than the program.
+    """
+    with helpers_started():
+        batches = iter(loader)
+    try:
+        yield batches
+    finally:
+        if loader.num_workers:
+            batches._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def _numbers(batch: Sequence[Item]) -> list[int]:
+    return [~number if number < 0 else number for _, number in batch]
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch  # nothing is left to collate
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)

@@ -1,0 +1,73 @@
+"""Raw batches → what encoders take: floating, with mean 0 and deviation 1 over the training samples, on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bmlpipe.shards.kinds import MODALITY_KIND
+from bmlpipe.train.data.spectrogram import LogSpectrogram
+
+# ImageNet's channel means and deviations (RGB, of pixels in 0 … 255), which torchvision's weights were trained with.
+_IMAGENET: Mapping[str, Sequence[float]] = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
+
+# Spectrograms made of sound have these by themselves, each clip for itself.
+_STANDARDISED: Mapping[str, Sequence[float]] = {"mean": [0.0], "std": [1.0]}
+
+
+class Inputs(nn.Module):
+    """Normalises raw batches; the numbers it does that with are buffers, so a checkpoint keeps them.
+
+    Args:
+        modalities: Modalities of the batches.
+        statistics: Feature kind → `mean` and `std` of each channel, as the index of the shards has them.
+        kinds: Modality → feature kind that it is read from; audio from `waveform` arrives as sound.
+        imagenet: Normalise visual with ImageNet's numbers, as its weights expect.
+
+    Raises:
+        ValueError: The statistics of a modality are missing.
+    """
+
+    def __init__(
+        self,
+        modalities: Sequence[str],
+        statistics: Mapping[str, Mapping[str, Sequence[float]]],
+        *,
+        kinds: Mapping[str, str] = MODALITY_KIND,
+        imagenet: bool = False,
+    ) -> None:
+        super().__init__()
+        self.modalities = tuple(modalities)
+        self.of_sound = LogSpectrogram() if "audio" in modalities and kinds["audio"] == "waveform" else None
+        known = {**statistics, "waveform": _STANDARDISED}
+        for m in modalities:
+            numbers = _IMAGENET if imagenet and m == "visual" else known.get(kinds[m])
+            if numbers is None:
+                raise ValueError(f"the shards have no statistics of {kinds[m]}: write them again (bmlpipe shard)")
+            for name in ("mean", "std"):
+                values = torch.tensor(numbers[name], dtype=torch.float32)
+                self.register_buffer(f"{m}_{name}", values.clamp(min=1e-6) if name == "std" else values)
+
+    def forward(self, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Normalise a batch.
+
+        Args:
+            raw: audio (B, 1, F, N) float16, or as sound (B, 1, n) int16; visual (B, T, 3, H, W) uint8; flow
+                (B, T, 2L, H, W) uint8.
+
+        Returns:
+            {m: (B, T, C, height, width)}, float32; audio with T = C = 1. A flow stack repeats the numbers of x and y.
+        """
+        return {m: self._one(m, raw[m]) for m in self.modalities}
+
+    def _one(self, modality: str, value: Tensor) -> Tensor:
+        if modality == "audio":
+            value = (self.of_sound(value[:, 0]) if self.of_sound is not None else value).unsqueeze(1)
+        mean, std = (
+            self.get_buffer(f"{modality}_{name}").repeat(value.shape[2] // len(self.get_buffer(f"{modality}_{name}")))
+            for name in ("mean", "std")
+        )
+        shape = (1, 1, -1, 1, 1)
+        return (value.float() - mean.view(shape)) / std.view(shape)

@@ -1,0 +1,1 @@
+"""Data parallelism: the process group, and replicas that must stay equal."""

@@ -1,0 +1,1 @@
+"""The training loop: steps, optimisers, evaluation after each epoch, checkpoints."""

@@ -1,0 +1,1 @@
+"""Evaluate finished runs: metrics, missing modalities, linear probes, exports."""

@@ -1,0 +1,1 @@
+"""Encoders, fusion, and the multimodal model made of them."""

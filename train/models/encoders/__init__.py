@@ -1,0 +1,1 @@
+"""Encoders: one modality's input to one feature vector per sample."""

@@ -1,0 +1,107 @@
+"""Fusion by linear layers: concatenation and summation, whose logits are a sum of one term a modality.
+
+They have the method `split_logits`, from which the score of a modality is read exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bmlpipe.train.models.fusion.classifier import make_classifier, modalities_of
+
+
+class Concatenation(nn.Module):
+    """One linear layer on the concatenated features: logits = Σ_m W^m φ^m + b.
+
+    Args:
+        dims: Modality → length D_m of its feature; one modality is allowed (uni-modal training).
+        classes: K.
+    """
+
+    def __init__(self, dims: Mapping[str, int], classes: int) -> None:
+        super().__init__()
+        self.modalities = modalities_of(dims, at_least=1)
+        self.dims = tuple(dims.values())
+        self.classifier = nn.Linear(sum(self.dims), classes)
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        """{m: (B, D_m)} → (B, K)."""
+        logits: Tensor = self.classifier(torch.cat([features[m] for m in self.modalities], dim=1))
+        return logits
+
+    def split_logits(self, features: Mapping[str, Tensor], gamma: Sequence[float] | None = None) -> dict[str, Tensor]:
+        """{m: W^m φ^m + γ^m b} (Eq. 6); with Σ γ = 1 they add up to the logits. γ^m = 1/M where None."""
+        return split_linear(self.classifier, {m: features[m] for m in self.modalities}, gamma)
+
+
+class Summation(nn.Module):
+    """A classifier a modality: logits = Σ_m c^m(φ^m), c^m(φ) = W^m φ + b^m, or of several layers.
+
+    Args:
+        dims: Modality → length D_m of its feature.
+        classes: K.
+        classifier_layers: Linear layers of each c^m, with ReLUs between; hidden ones have D_m units.
+    """
+
+    def __init__(self, dims: Mapping[str, int], classes: int, *, classifier_layers: int = 1) -> None:
+        super().__init__()
+        self.modalities = modalities_of(dims, at_least=1)
+        self.classifiers = nn.ModuleDict(
+            {m: make_classifier(dim, classes, layers=classifier_layers, hidden=dim) for m, dim in dims.items()}
+        )
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        """{m: (B, D_m)} → (B, K)."""
+        return torch.stack([self.classifiers[m](features[m]) for m in self.modalities]).sum(dim=0)
+
+    def split_logits(self, features: Mapping[str, Tensor], gamma: Sequence[float] | None = None) -> dict[str, Tensor]:
+        """{m: c^m(φ^m)}, its last bias times γ^m; γ^m = 1 where None, its own bias (the release's form is 0.5)."""
+        share = _shares(gamma, self.modalities, default=1.0)
+        logits = {}
+        for m in self.modalities:
+            *hidden, last = [layer for layer in self.classifiers[m].modules() if not list(layer.children())]
+            assert isinstance(last, nn.Linear)
+            x = features[m]
+            for layer in hidden:
+                x = layer(x)
+            logits[m] = x @ last.weight.T + share[m] * last.bias
+        return logits
+
+
+def split_linear(
+    linear: nn.Linear, features: Mapping[str, Tensor], gamma: Sequence[float] | None = None
+) -> dict[str, Tensor]:
+    """The terms of one linear layer on concatenated features (Eq. 6), exact.
+
+    Args:
+        linear: (K, Σ D_m), applied to the features concatenated in the order of the mapping.
+        features: {m: (B, D_m)}.
+        gamma: Share γ^m of the bias that each term gets, in the order of `features`; 1/M each where None.
+
+    Returns:
+        {m: W^m φ^m + γ^m b}, (B, K) each.
+
+    Raises:
+        ValueError: The features are not as long as the layer is wide, or γ has another length than M.
+    """
+    sizes = [feature.shape[1] for feature in features.values()]
+    if sum(sizes) != linear.in_features:
+        raise ValueError(
+            f"the features have {' + '.join(map(str, sizes))} entries, the layer takes {linear.in_features}"
+        )
+    share = _shares(gamma, tuple(features), default=1 / len(sizes))
+    parts = torch.split(linear.weight, sizes, dim=1)
+    logits = {m: feature @ part.T for (m, feature), part in zip(features.items(), parts, strict=True)}
+    bias: Tensor | None = linear.bias
+    return logits if bias is None else {m: term + share[m] * bias for m, term in logits.items()}
+
+
+def _shares(gamma: Sequence[float] | None, modalities: tuple[str, ...], *, default: float) -> dict[str, float]:
+    if gamma is None:
+        return dict.fromkeys(modalities, default)
+    if len(gamma) != len(modalities):
+        raise ValueError(f"gamma has {len(gamma)} shares for the {len(modalities)} modalities {list(modalities)}")
+    return dict(zip(modalities, gamma, strict=True))

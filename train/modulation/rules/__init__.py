@@ -1,0 +1,1 @@
+"""The rules: OPM, OGM, and the baselines that they are compared with."""

@@ -1,0 +1,143 @@
+"""Gradient-Blending, offline: a classifier a modality besides the joint one, and a weighted sum of their losses.
+
+Wang, Tran, Feiszli, "What makes training multi-modal classification networks hard?", CVPR 2020. The weights come from
+finished trainings of each modality alone and of all together (`bmlpipe.train.engine.objective`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bmlpipe.train.modulation.discrepancy import check_choice
+from bmlpipe.train.modulation.rule import Rule
+
+#: Name of the classifier on all features, among those of the modalities.
+JOINT = "joint"
+
+#: Epoch of the reference runs that is compared with their beginning.
+Until = Literal["last", "lowest"]
+
+# A gap between validation and training loss smaller than this share of the largest one counts as that share.
+_LEAST_GAP = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class GBlending(Rule):
+    """By this name a run takes a `BlendedHead`; no feature and no gradient is modulated.
+
+    Attributes:
+        blend_until: Measure the reference runs to their `last` epoch (paper), or to that of the `lowest` validation
+            loss, where training went on so long that the loss rose above where it began.
+    """
+
+    blend_until: Until = "last"
+
+    def __post_init__(self) -> None:
+        check_choice("blend_until", self.blend_until, Until)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Mean cross-entropies of a reference run.
+
+    Attributes:
+        start: Of the untrained model, on training and validation samples alike.
+        train: On the training samples at the end.
+        val: On the validation samples at the end.
+    """
+
+    start: float
+    train: float
+    val: float
+
+    @property
+    def generalisation(self) -> float:
+        """G: by how much the validation loss fell."""
+        return self.start - self.val
+
+    @property
+    def overfitting(self) -> float:
+        """O: by how much the gap between validation and training loss grew from the 0 that it is at the start."""
+        return self.val - self.train
+
+
+def blend_weights(losses: Mapping[str, Losses]) -> dict[str, float]:
+    """w_k = (1/Z) · G_k / O_k², with Z so that they sum to 1.
+
+    G_k ≤ 0, a run that did not generalise at all, gives weight 0. |O_k| counts as at least a tenth of the largest
+    one: a smaller gap is within the error of the losses, and would take all the weight. Where every O is 0 the weights
+    are as the G.
+
+    Args:
+        losses: `JOINT` and each modality → the losses of its reference run.
+
+    Raises:
+        ValueError: No run generalised, or a loss is not finite.
+    """
+    gains = {name: max(0.0, one.generalisation) for name, one in losses.items()}
+    least = _LEAST_GAP * max(abs(one.overfitting) for one in losses.values())
+    gaps = {name: max(abs(one.overfitting), least) if least else 1.0 for name, one in losses.items()}
+    raw = {name: gains[name] / gaps[name] ** 2 for name in losses}
+    total = sum(raw.values())
+    if not 0 < total < float("inf"):
+        shown = ", ".join(f"{name}: from {one.start:.4g} to {one.val:.4g}" for name, one in losses.items())
+        raise ValueError(
+            f"no reference run lowered its validation loss ({shown}), so there is nothing to weight: "
+            "train them for fewer epochs or at a lower rate, or take blend_until=lowest"
+        )
+    return {name: value / total for name, value in raw.items()}
+
+
+class BlendedHead(nn.Module):
+    """Any fusion head with a linear classifier a modality beside it.
+
+    Scores of the modalities are read from the fusion head, as without blending; evaluation uses it alone.
+
+    Args:
+        head: {m: (B, D_m)} → (B, K).
+        dims: Modality → length D_m of its feature.
+        classes: K.
+        weights: Of the losses, of `JOINT` and each modality; None: they come with a state dict (NaN until then).
+
+    Raises:
+        ValueError: Weights of others than these.
+    """
+
+    weights: Tensor
+
+    def __init__(
+        self, head: nn.Module, dims: Mapping[str, int], classes: int, weights: Mapping[str, float] | None = None
+    ) -> None:
+        super().__init__()
+        names = (JOINT, *dims)
+        if weights is not None and set(weights) != set(names):
+            raise ValueError(f"weights are of {', '.join(weights)}, the losses of {', '.join(names)}")
+        self.modalities = tuple(dims)
+        self.joint = head
+        self.branches = nn.ModuleDict({m: nn.Linear(dim, classes) for m, dim in dims.items()})
+        values = [torch.nan] * len(names) if weights is None else [weights[name] for name in names]
+        self.register_buffer("weights", torch.tensor(values))
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        """{m: (B, D_m)} → (B, 1 + M, K) in training, the joint logits first; (B, K) in evaluation."""
+        joint: Tensor = self.joint(features)
+        if not self.training:
+            return joint
+        return torch.stack([joint, *(self.branches[m](features[m]) for m in self.modalities)], dim=1)
+
+    def objective(self, output: Tensor, labels: Tensor) -> Tensor:
+        """w_joint · L(joint) + Σ_m w_m · L(branch m) of each sample: (B, 1 + M, K) and (B,) → (B,), float32."""
+        each = labels[:, None].expand(-1, output.shape[1])
+        losses = functional.cross_entropy(output.float().transpose(1, 2), each, reduction="none")
+        return losses @ self.weights.to(losses)
+
+    @property
+    def split_logits(self) -> Any:
+        """The fusion head's own method; there is none where that one has none."""
+        return self.joint.split_logits

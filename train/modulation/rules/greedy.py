@@ -1,0 +1,199 @@
+"""Greedy: balanced multi-modal learning by conditional learning speeds, for models with MMTM.
+
+Wu, Jastrzębski, Cho, Geras, "Characterizing and overcoming the greedy nature of learning in multi-modal deep neural
+networks", ICML 2022.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bmlpipe.train.modulation.discrepancy import check_range
+from bmlpipe.train.modulation.rule import Rule, Step
+
+# Steps between a number's making on the device and its reading on the host; by then it has long arrived.
+_LAG = 2
+
+
+@dataclass(kw_only=True, eq=False)
+class Greedy(Rule):
+    """Train the encoder that learns slowest alone for some steps, whenever the learning speeds differ too much.
+
+    The conditional learning speed in the branch of modality m, of what it gets from the other modalities, is
+    s^m = log10( Σ_t |g(θ'^m)|²/|θ'^m|² / Σ_t |g(θ^m)|²/|θ^m|² ), with the encoder's parameters θ^m, those of MMTM that
+    act on it θ'^m (its own and the shared ones) and all regular steps t so far. A high s^m says that the branch lives
+    on the others. When max s − min s exceeds the tolerance (for two modalities |s^1 − s^2|), re-balancing steps
+    follow: MMTM gives the branch m of the highest s the others' running averages only (`solo(m)`), and of the whole
+    model only encoder m is updated. Then comes a regular step, and the next decision.
+
+    A decision is taken on the numbers that have arrived on the host, those of two steps before or the last regular
+    ones before that, so that nothing waits for the device. Gradients and parameters being the same on all ranks, so
+    are the decisions.
+
+    The loop calls `bind` once, before training. A step whose gradients are not finite adds nothing to the sums.
+    Outside of training's forward passes MMTM is as ever, so that evaluation is not touched.
+
+    Attributes:
+        greedy_tolerance: Largest difference of the speeds that is left alone, ≥ 0 (release: 0.01).
+        greedy_window: Re-balancing steps in a row, 1 or more (release: 5).
+        greedy_warmup: Epochs before the first re-balancing step (release: 1).
+    """
+
+    greedy_tolerance: float = 0.01
+    greedy_window: int = 5
+    greedy_warmup: int = 1
+
+    #: MMTM works inside the encoders, so it is set before them.
+    acts_on_inputs = True
+
+    def __post_init__(self) -> None:
+        check_range("greedy_tolerance", self.greedy_tolerance, 0)
+        if self.greedy_window < 1 or self.greedy_warmup < 0:
+            raise ValueError(
+                "greedy_window must be at least 1 and greedy_warmup at least 0, "
+                f"not {self.greedy_window} and {self.greedy_warmup}"
+            )
+        self._model: nn.Module | None = None
+        self._gates: list[Any] = []
+        self._effort: Tensor | None = None  # Σ_t |g|²/|θ|²: of the encoders, then of what MMTM does to them, (2, M)
+        self._arriving: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
+        self._speeds: list[float] | None = None  # the last that have arrived, (M,)
+        self._alone: str | None = None
+        self._left = 0
+
+    def bind(self, model: nn.Module) -> None:
+        """Make the model known, the one that DistributedDataParallel wraps and not the wrapper.
+
+        Raises:
+            ValueError: It has no MMTM.
+        """
+        self._gates = [module for module in model.modules() if callable(getattr(module, "solo", None))]
+        if not self._gates:
+            raise ValueError(
+                f"greedy compares the encoders with MMTM's layers between them, and {type(model).__name__} has none: "
+                "train it with --intermediate mmtm"
+            )
+        self._model = model
+
+    def inputs(self, inputs: dict[str, Tensor], step: Step) -> dict[str, Tensor]:
+        """Set MMTM to what this step is."""
+        if self._model is None:
+            raise RuntimeError("greedy has not been shown the model: call its bind(model) once before training")
+        self._solo(self._alone)
+        return inputs
+
+    def forward(self, features: dict[str, Tensor], step: Step) -> dict[str, Tensor]:
+        """Set MMTM back, the encoders having gone through it."""
+        self._solo(None)
+        return features
+
+    def backward(self, encoders: Mapping[str, nn.Module], step: Step) -> None:
+        """Measure after a regular step, update one encoder only in a re-balancing one, and decide what is next."""
+        alone = self._alone
+        if alone is None:
+            self._measure(encoders, step)
+        else:
+            assert self._model is not None
+            self._left -= 1
+            _keep_gradients(self._model, encoders[alone])
+            step.k = torch.zeros_like(step.ratio)
+            step.k[step.modalities.index(alone)] = 1
+        while self._arriving and self._arriving[0][0] <= step.index - _LAG:
+            self._speeds = _read(self._arriving.popleft())
+        if alone is not None:
+            self._alone = alone if self._left else None
+        elif step.epoch >= self.greedy_warmup and self._speeds is not None:
+            highest = max(self._speeds)
+            if highest - min(self._speeds) > self.greedy_tolerance:
+                self._left = self.greedy_window
+                self._alone = step.modalities[self._speeds.index(highest)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sums, numbers on their way and the window in progress; waits for the device."""
+        return {
+            "effort": None if self._effort is None else self._effort.cpu(),
+            "arriving": [(waiting[0], _read(waiting)) for waiting in self._arriving],
+            "speeds": self._speeds,
+            "alone": self._alone,
+            "left": self._left,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a `state_dict` was taken."""
+        if missing := sorted(self.state_dict().keys() - state.keys()):
+            raise ValueError(f"the state is not of greedy: {', '.join(missing)} missing")
+        self._effort = state["effort"]
+        self._arriving = deque(
+            (index, torch.tensor(speeds, dtype=torch.float64), None) for index, speeds in state["arriving"]
+        )
+        self._speeds, self._alone, self._left = state["speeds"], state["alone"], int(state["left"])
+
+    def _solo(self, alone: str | None) -> None:
+        for gate in self._gates:
+            gate.solo(alone)
+
+    def _measure(self, encoders: Mapping[str, nn.Module], step: Step) -> None:
+        """Add this step's gradients to the sums, and send the speeds to the host."""
+        own = [encoders[m].parameters() for m in step.modalities]
+        crossing = [self._crossing(m, step.modalities) for m in step.modalities]
+        effort = torch.stack([_effort(part, step.ratio.device) for part in [*own, *crossing]]).view(2, -1)
+        effort = torch.where(effort.isfinite().all(), effort, 0.0)
+        self._effort = effort if self._effort is None else self._effort.to(effort.device) + effort
+        self._arriving.append((step.index, *_sent(torch.log10(self._effort[1] / self._effort[0]))))
+
+    def _crossing(self, modality: str, modalities: tuple[str, ...]) -> list[nn.Parameter]:
+        """Parameters of MMTM that act on a modality: those under its name, and those under none's."""
+        others = set(modalities) - {modality}
+        return [
+            parameter
+            for gate in self._gates
+            for name, parameter in gate.named_parameters()
+            if others.isdisjoint(name.split("."))
+        ]
+
+
+def _effort(parameters: Iterable[nn.Parameter], device: torch.device) -> Tensor:
+    """|g|²/|θ|² of the parameters that have a gradient, float64, without dimensions; NaN where there is none."""
+    trained = [parameter for parameter in parameters if parameter.grad is not None]
+    if not trained:
+        return torch.full((), torch.nan, dtype=torch.float64, device=device)
+    gradients = [parameter.grad for parameter in trained]
+    return (_norm(gradients) / _norm(trained)).square().to(device)
+
+
+def _norm(tensors: Any) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)), dtype=torch.float64)
+    return norm
+
+
+def _keep_gradients(model: nn.Module, encoder: nn.Module) -> None:
+    """Take the gradients of all other parameters away, so that no optimiser moves them, not even by momentum."""
+    kept = {id(parameter) for parameter in encoder.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in kept:
+            parameter.grad = None
+
+
+def _sent(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """The values on their way to the host, and the event of their arrival."""
+    if not values.is_cuda:
+        return values, None
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record()
+    return host, arrived
+
+
+def _read(waiting: tuple[int, Tensor, torch.cuda.Event | None]) -> list[float]:
+    _, values, arrived = waiting
+    if arrived is not None:
+        arrived.synchronize()
+    found: list[float] = values.tolist()
+    return found

@@ -1,0 +1,116 @@
+"""The folder of a sweep: who may write into it, what its runs have come to, and whether they are the wanted ones."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from bmlpipe.manifests.common.locks import locked, unlock
+from bmlpipe.manifests.datasets import DATASETS
+from bmlpipe.train.config.options import ConfigError
+from bmlpipe.train.data.dataset import ClipDataset
+from bmlpipe.train.data.open_shards import open_shards
+from bmlpipe.train.runs.checkpoint import FREE, LAST
+from bmlpipe.train.runs.journal import METRICS_FILE, Row, read_rows
+from bmlpipe.train.sweep.recipe import Job
+
+_logger = logging.getLogger(__name__)
+
+_LOCK_FILE = ".lock"
+
+State = Literal["finished", "begun", "missing"]
+
+
+@contextmanager
+def claimed(out: Path) -> Iterator[list[int]]:
+    """Hold the folder of a sweep; gives the descriptors that its runs must inherit.
+
+    The lock is free when the last process that has it ends: a second sweep is refused as long as runs go on that a
+    killed one has left behind.
+
+    Raises:
+        ConfigError: Another sweep holds it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / _LOCK_FILE
+    try:
+        descriptor = locked(path)
+    except OSError as error:
+        if not path.exists():
+            raise
+        # Some network file systems know no locks.
+        _logger.warning("%s cannot be locked (%s): start no second sweep into it", out, error.strerror)
+        yield []
+        return
+    if descriptor is None:
+        raise ConfigError(
+            f"another sweep, or a run that a killed one left behind, is writing into {out}: wait for it, or choose "
+            f"another --out (fuser -v {path} lists the processes)"
+        )
+    try:
+        yield [descriptor]
+    finally:
+        unlock(descriptor)
+
+
+def check_shards(jobs: Sequence[Job]) -> None:
+    """Open the shards that the jobs will train on.
+
+    Raises:
+        ShardError: They cannot be read, or lack the feature of a modality or the validation split.
+    """
+    held: dict[str, str] = {}
+    for job in {(job.config.shards, job.config.mix, *job.config.kinds.items()): job for job in jobs}.values():
+        config = job.config
+        reader, _ = open_shards(config)
+        ClipDataset(
+            reader, config.chosen, kinds=config.kinds, frames=config.frames or 1, image_size=16, augment=False, seed=0
+        )
+        reader.index.split_shards("val")
+        held[str(reader.folder)] = reader.index.dataset
+    setting = DATASETS[jobs[0].config.dataset]
+    for folder, dataset in held.items():
+        if dataset != setting.clips_of:
+            _logger.warning("%s holds shards of %s, the setting is that of %s", folder, dataset, setting.name)
+
+
+def result_of(folder: Path) -> Row | None:
+    """A run's row of the test split; None where it has none (yet)."""
+    path = folder / METRICS_FILE
+    rows = [row for row in read_rows(path) if row["split"] == "test"] if path.is_file() else []
+    return rows[-1] if rows else None
+
+
+def state_of(job: Job) -> State:
+    """`finished` (its test row is written), `begun` (it has a checkpoint) or `missing`.
+
+    A run on shards without a test split stays `begun`; started again, it finds nothing to do.
+
+    Raises:
+        ConfigError: The folder holds a run with other options, or of more epochs.
+    """
+    path, begun = job.folder / "config.yaml", (job.folder / "checkpoints" / LAST).is_file()
+    tested = result_of(job.folder) is not None
+    if not (begun or tested):
+        return "missing"
+    try:
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        epochs = int(before["epochs"])
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{path} is damaged ({error}), so nobody knows what was trained there: delete {job.folder}, or choose "
+            "another --out"
+        ) from error
+    wanted = job.config.as_dict()
+    changed = [name for name in wanted if name not in FREE and name in before and before[name] != wanted[name]]
+    if job.config.epochs < epochs:
+        changed.append("epochs")
+    if changed:
+        listed = "; ".join(f"{name}: {before[name]!r} there, {wanted[name]!r} wanted" for name in changed)
+        raise ConfigError(f"{job.folder} holds a run with other options ({listed}): use those, or another --out")
+    return "finished" if tested and epochs == job.config.epochs else "begun" if begun else "missing"
