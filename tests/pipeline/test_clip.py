@@ -430,7 +430,8 @@ def test_a_worker_imports_only_what_it_needs():
     import subprocess
     import sys
 
-    code = "import sys, bmlpipe.pipeline.front_ends.clip\nprint({'cv2', 'scipy', 'librosa', 'soundfile', 'torch'} & set(sys.modules))"
+    code = "import sys, bmlpipe.pipeline.front_ends.clip\n"
+    code += "print({'cv2', 'scipy', 'librosa', 'soundfile', 'torch'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
 

@@ -397,7 +397,8 @@ def test_in_a_log_the_line_is_a_line_of_it(monkeypatch: pytest.MonkeyPatch, capl
 @pytest.mark.slow
 def test_on_a_terminal_the_line_is_renewed_in_its_place_below_the_log(tmp_path: Path) -> None:
     program = (
-        "import logging\nfrom bmlpipe.manifests.common.logs import configure\nfrom bmlpipe.train.runs import progress_line as progress\n"
+        "import logging\nfrom bmlpipe.manifests.common.logs import configure\n"
+        "from bmlpipe.train.runs import progress_line as progress\n"
         f"rows = {list(rows(3))!r}\nprogress._EVERY_ON_TERMINAL = 0.0\nconfigure()\n"
         "with progress.ProgressLine(10) as line:\n    for row in rows:\n        line.step(row, [])\n"
         "        logging.getLogger('bmlpipe').info('said at %d', row['step'])\n"

@@ -191,7 +191,8 @@ def test_a_run_killed_in_mid_epoch_resumes_from_its_last_checkpoint_bitwise(
     cut.mkdir()
     (cut / "checkpoints").mkdir()
     code = (
-        "import sys; from bmlpipe.train.engine import trainer; from bmlpipe.train.runs import checkpoint; save = checkpoint.save\n"
+        "import sys; from bmlpipe.train.engine import trainer\n"
+        "from bmlpipe.train.runs import checkpoint; save = checkpoint.save\n"
         "def stop(path, content):\n"
         "    save(path, content)\n"
         "    if content['progress']['step'] == 6: sys.exit(9)\n"

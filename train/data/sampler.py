@@ -1,8 +1,8 @@
 """Which samples a rank loads at each step: a batch sampler whose state is one integer, and the evaluation's shares.
 
 A global batch is a slice of the order (`bmlpipe.shards.mixture_order`), a micro-batch a slice of that and a rank's part
-a slice of that: what is trained on does not depend on the number of ranks, micro-batches or workers, and the position in
-a run is its step. Epochs are whole numbers of steps: the last, incomplete batch of an epoch is dropped (the order being
+a slice of that: what is trained on does not depend on the number of ranks, micro-batches or workers, and the position
+in a run is its step. Epochs are whole numbers of steps: the last, incomplete batch of an epoch is dropped (the order being
 another one each epoch, no sample is left out for good) or padded.
 """
 

@@ -1,8 +1,8 @@
 """The spectrogram `vggsound` made in training, on the device, from the waveform that the shards hold.
 
 The numbers are those of extraction (`bmlpipe.pipeline.front_ends.spectrogram`, which this may not import; a test
-compares them): Tukey window with 25 % tapered, 512 samples every 159, constant detrend, one-sided density, log(S + 1e-7), standardised
-over the clip. The other presets are not made here: they need normalising by the data set's own statistics, which
+compares them): Tukey window with 25 % tapered, 512 samples every 159, constant detrend, one-sided density,
+log(S + 1e-7), standardised over the clip. The other presets are not made here: they need normalising by the data set's own statistics, which
 shards without their spectrograms do not have.
 """
 
