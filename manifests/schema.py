@@ -10,12 +10,13 @@ from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
 
+from bmlpipe.manifests.common.errors import BmlpipeError
 from bmlpipe.manifests.common.tables import write_rows
 
 SPLITS = ("train", "val", "test")
 
 
-class ManifestError(ValueError):
+class ManifestError(BmlpipeError):
     """An annotation file or manifest that cannot be read as what it should be.
 
     The message names the file (and line), the value, and what to do about it.

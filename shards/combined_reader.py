@@ -39,7 +39,7 @@ class MixedReader:
 
     Raises:
         ShardError: The sets do not fit together; the message says which and why.
-        ValueError: The weights are not one positive number a set.
+        OptionError: The weights are not one positive number a set.
     """
 
     def __init__(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bmlpipe.manifests.common.errors import BmlpipeError
 
-class ShardError(ValueError):
+
+class ShardError(BmlpipeError):
     """A shard, index or sample that is not what it should be; the message names file, key and member."""

@@ -14,6 +14,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.shards.order import EpochOrder, Integers, keyed_bits
 
 _MOST = 2**31  # sum of shares: products of two numbers below it fit 64 bits
@@ -93,21 +94,21 @@ class Mixture:
                 epoch.
 
         Raises:
-            ValueError: A set is empty, or the weights are not one positive number a set.
+            OptionError: A set is empty, or the weights are not one positive number a set.
         """
         totals = [sum(counts) for counts in sizes]
         if not totals or min(totals) == 0:
-            raise ValueError(f"the sets have {totals} training samples: leave out the empty ones")
+            raise OptionError(f"the sets have {totals} training samples: leave out the empty ones")
         if weights is not None and len(weights) != len(sizes):
-            raise ValueError(f"{len(weights)} weights ({_listed(weights)}) for {len(sizes)} sets: give one a set")
+            raise OptionError(f"{len(weights)} weights ({_listed(weights)}) for {len(sizes)} sets: give one a set")
         if weights is not None and not all(math.isfinite(weight) and weight > 0 for weight in weights):
-            raise ValueError(f"weights are {_listed(weights)}: each must be above 0; leave out what is not wanted")
+            raise OptionError(f"weights are {_listed(weights)}: each must be above 0; leave out what is not wanted")
         exact = [Fraction(str(weight)) for weight in weights or totals]  # 0.1 is a tenth, not its nearest double
         scale = math.lcm(*(weight.denominator for weight in exact))
         shares = [int(weight * scale) for weight in exact]
         shares = [share // math.gcd(*shares) for share in shares]
         if sum(shares) >= _MOST:
-            raise ValueError(
+            raise OptionError(
                 f"weights are {_listed(weights or totals)}, in whole numbers {_listed(shares)}: too fine; "
                 "give fewer digits"
             )

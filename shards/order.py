@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from bmlpipe.manifests.common.errors import OptionError
+
 Integers = npt.NDArray[np.int64]
 
 
@@ -70,7 +72,7 @@ class EpochOrder:
 
     def __init__(self, sizes: Sequence[int], *, seed: int, epoch: int, window: int = 16) -> None:
         if window < 1:
-            raise ValueError(f"window is {window}: at least one shard must be open at a time")
+            raise OptionError(f"window is {window}: at least one shard must be open at a time")
         counts = np.asarray(sizes, dtype=np.int64)
         self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self._shards = np.argsort(keyed_bits(seed, epoch, 0, np.arange(len(counts))), kind="stable")

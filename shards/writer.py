@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from isal.isal_zlib import crc32
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.shards.errors import ShardError
 from bmlpipe.shards.index import INDEX_FILE, SAMPLE_DTYPE, SAMPLES_FILE, Index, Shard, write_index
 from bmlpipe.shards.sample import Sample
@@ -78,7 +79,7 @@ class ShardWriter:
         dropped: Mapping[str, int] | None = None,
     ) -> None:
         if samples_per_shard < 1:
-            raise ValueError(f"samples_per_shard is {samples_per_shard}: must be at least 1")
+            raise OptionError(f"samples_per_shard is {samples_per_shard}: must be at least 1")
         if out.is_dir() and any(out.iterdir()) and not (out / INDEX_FILE).is_file():
             raise ShardError(
                 f"{out} exists and is not a set of shards: choose an empty or new folder, nothing was changed"

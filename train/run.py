@@ -27,7 +27,7 @@ from bmlpipe.train.config.options import ConfigError, TrainConfig
 from bmlpipe.train.config.parsing import flags, parse, read_file
 
 if TYPE_CHECKING:
-    from bmlpipe.train.distributed.process_group import Place
+    from bmlpipe.train.distributed.process_group import ProcessInfo
     from bmlpipe.train.runs.journal import Row
 
 _logger = logging.getLogger("bmlpipe.train")
@@ -75,14 +75,14 @@ def _train(config: TrainConfig) -> int:
 
     torch.backends.cudnn.benchmark = True
     try:
-        with process_group(config.device, timeout=timedelta(seconds=config.group_timeout)) as place:
+        with process_group(config.device, timeout=timedelta(seconds=config.group_timeout)) as process:
             form, level = chosen()
-            configure(form, level if place.first else max(level, logging.WARNING), place.rank)
-            if place.first:
+            configure(form, level if process.is_main else max(level, logging.WARNING), process.rank)
+            if process.is_main:
                 prepare(config)
-            if place.world > 1:
+            if process.world_size > 1:
                 torch.distributed.barrier()
-            metrics = _run(config, place)
+            metrics = _run(config, process)
     except (ConfigError, ShardError, DivergedError, ValueError) as error:
         _logger.error("%s", error)  # noqa: TRY400  (the message says it; a traceback would hide it)
         return 1
@@ -100,13 +100,13 @@ def _train(config: TrainConfig) -> int:
     return 0
 
 
-def _run(config: TrainConfig, place: Place) -> Row | None:
+def _run(config: TrainConfig, process: ProcessInfo) -> Row | None:
     """Train; what holds the process group is gone with this call."""
-    from bmlpipe.train.engine.trainer import Training
+    from bmlpipe.train.engine.trainer import Trainer
     from bmlpipe.train.runs.status import run_status
 
-    training = Training(config, place)
-    with run_status(config, training.batches.steps) if place.first else nullcontext() as status:
+    training = Trainer(config, process)
+    with run_status(config, training.batches.steps) if process.is_main else nullcontext() as status:
         metrics = training.run()
         if status is not None and metrics is None:
             status.state = "stopped"

@@ -11,6 +11,8 @@ import sys
 import time
 from typing import Any
 
+from bmlpipe.manifests.common.errors import OptionError
+
 FORMATS = ("text", "json")
 
 #: Environment variable that chooses the format where no option does.
@@ -84,7 +86,7 @@ def configure(form: str = "text", level: int = logging.INFO, rank: int | None = 
         rank: Number of this process in a training: in every JSON line, and in the text of all but the first.
     """
     if form not in FORMATS:
-        raise ValueError(f"log format is {form!r}: must be one of {', '.join(FORMATS)}")
+        raise OptionError(f"log format is {form!r}: must be one of {', '.join(FORMATS)}")
     handler = _Stderr(form)
     handler.setFormatter(_Json(rank) if form == "json" else _Text(rank))
     root = logging.getLogger()

@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from bmlpipe.manifests.common.errors import BmlpipeError
+
 Factory = Callable[..., Any]
 
 
-class PluginError(ValueError):
+class PluginError(BmlpipeError):
     """Another package's entry point clashes with a name or cannot be used; the message says which and why."""
 
 

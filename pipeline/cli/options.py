@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.manifests.common.signals import exit_status
 from bmlpipe.manifests.datasets import DATASETS
 from bmlpipe.shards.kinds import KINDS
@@ -52,7 +53,7 @@ def _flags(context: click.Context, parameter: click.Parameter, value: tuple[str,
 
     try:
         return named_flags(value)
-    except ValueError as error:
+    except OptionError as error:
         raise click.BadParameter(str(error)) from error
 
 

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bmlpipe.manifests.common.errors import BmlpipeError
 from bmlpipe.manifests.common.logs import chosen
 from bmlpipe.pipeline.cluster.worker_checks import Answer, answering, packed
 
@@ -39,7 +40,7 @@ _FILE = "file://"
 _PATIENCE = 60  # seconds to wait for another worker where all that came were unfit
 
 
-class ClusterError(Exception):
+class ClusterError(BmlpipeError):
     """The Dask scheduler cannot be reached, or was lost, or none of its workers can do the work."""
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from bmlpipe.manifests.common.errors import BmlpipeError
 from bmlpipe.pipeline.store.versions import software
 
 T = TypeVar("T")
@@ -18,7 +19,7 @@ R = TypeVar("R")
 _OWN = "bmlpipe"
 
 
-class UnfitWorkerError(Exception):
+class UnfitWorkerError(BmlpipeError):
     """This worker cannot do the work though another one may: its host lacks something; the message says what."""
 
 

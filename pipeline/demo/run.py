@@ -24,6 +24,8 @@ import imageio_ffmpeg
 import numpy as np
 import numpy.typing as npt
 
+from bmlpipe.manifests.common.errors import BmlpipeError
+
 SECONDS, FPS, SIZE, RATE = 3, 10, 64, 16_000
 
 _MARK = "made-by-bmlpipe-demo.txt"
@@ -33,7 +35,7 @@ _LOW, _HIGH = (697, 770, 852, 941), (1209, 1336, 1477)
 _TONES = {0: (_LOW[3], _HIGH[1]), **{d: (_LOW[(d - 1) // 3], _HIGH[(d - 1) % 3]) for d in range(1, 10)}}
 
 
-class DemoError(Exception):
+class DemoError(BmlpipeError):
     """A step of the demo failed."""
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.shards.sample import key_of
 
 
@@ -30,7 +31,7 @@ class TimeLimit:
 
     def __post_init__(self) -> None:
         if not self.seconds > 0:
-            raise ValueError(f"the time limit is {self.seconds} s: must be above 0")
+            raise OptionError(f"the time limit is {self.seconds} s: must be above 0")
 
     @contextmanager
     def watch(self, clip_id: str) -> Iterator[None]:

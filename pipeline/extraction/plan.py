@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
+from bmlpipe.manifests.common.errors import BmlpipeError
 from bmlpipe.manifests.locate import Locator, Source
 from bmlpipe.manifests.schema import Clip, Manifest
 from bmlpipe.pipeline.extraction.worker import Recipe, Task
@@ -25,7 +26,7 @@ DATASET_FILE = "dataset.json"
 _ABSENT, _TO_DO, _SETTLED = range(3)
 
 
-class ExtractionError(Exception):
+class ExtractionError(BmlpipeError):
     """A run that cannot start or go on; the message says why and what to do."""
 
 

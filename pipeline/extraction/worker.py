@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.manifests.locate import Source
 from bmlpipe.manifests.schema import Clip
 from bmlpipe.pipeline.extraction.clip_timeout import TimeLimit
@@ -59,11 +60,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.seconds is not None and self.seconds < 1:
-            raise ValueError(f"seconds is {self.seconds}: must be at least 1")
+            raise OptionError(f"seconds is {self.seconds}: must be at least 1")
         if (self.spectrogram or self.waveform) and self.seconds is None:
-            raise ValueError("sound has a fixed length: give it with --seconds (10 for 257×1004, 3 for 257×299)")
+            raise OptionError("sound has a fixed length: give it with --seconds (10 for 257×1004, 3 for 257×299)")
         if not self.parameters:
-            raise ValueError(f"no feature is wanted: name at least one of {', '.join(KINDS)}")
+            raise OptionError(f"no feature is wanted: name at least one of {', '.join(KINDS)}")
 
     @cached_property
     def parameters(self) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ import av
 from av.container import InputContainer
 from av.stream import Disposition
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.pipeline.front_ends.features import Features
 from bmlpipe.pipeline.front_ends.flow import FlowOptions
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
@@ -21,13 +22,13 @@ from bmlpipe.pipeline.front_ends.rgb_diff import RgbDiffOptions
 from bmlpipe.pipeline.front_ends.soundtrack import auditory_features
 from bmlpipe.pipeline.front_ends.spectrogram import SpectrogramOptions
 from bmlpipe.pipeline.front_ends.waveform import WaveformOptions
-from bmlpipe.pipeline.media.audio import Sound
-from bmlpipe.pipeline.media.container import Demuxer, open_media, zero
+from bmlpipe.pipeline.media.audio import AudioDecoder
+from bmlpipe.pipeline.media.container import Demuxer, open_media, start_time
 from bmlpipe.pipeline.media.errors import ClipError, DamageError
-from bmlpipe.pipeline.media.ffmpeg_decoder import ffmpeg_shots, read_sound
+from bmlpipe.pipeline.media.ffmpeg_decoder import decode_with_ffmpeg, read_audio_with_ffmpeg
 from bmlpipe.pipeline.media.ffmpeg_program import FFmpeg
-from bmlpipe.pipeline.media.h264_skip import needed_shots
-from bmlpipe.pipeline.media.video import Pictures, Window
+from bmlpipe.pipeline.media.h264_skip import decode_needed_frames
+from bmlpipe.pipeline.media.video import VideoDecoder, Window
 
 #: Sound and picture that start further apart than this, in seconds, are aligned by the file's clock; below it, each
 #: starts with its own first sample or picture (such offsets are encoder delays, not content).
@@ -71,19 +72,19 @@ def extract_clip(
 
     Raises:
         ClipError: The clip cannot be used; docs/reasons.md lists the reasons.
-        ValueError: An argument is out of range.
+        OptionError: An argument is out of range.
     """
     if not (math.isfinite(start) and start >= 0):
-        raise ValueError(f"start is {start}: must be 0 or more seconds")
+        raise OptionError(f"start is {start}: must be 0 or more seconds")
     if duration is not None and not (math.isfinite(duration) and duration > 0):
-        raise ValueError(f"duration is {duration}: must be above 0 seconds")
+        raise OptionError(f"duration is {duration}: must be above 0 seconds")
     if seconds is not None and seconds < 1:
-        raise ValueError(f"seconds is {seconds}: must be 1 or more")
+        raise OptionError(f"seconds is {seconds}: must be 1 or more")
     visual, auditory = (frames, flow, rgb_diff), (spectrogram, waveform)
     if any(auditory) and seconds is None:
-        raise ValueError("sound needs a fixed length: give --seconds, for example 10")
+        raise OptionError("sound needs a fixed length: give --seconds, for example 10")
     if not any(visual + auditory):
-        raise ValueError("nothing is wanted: ask for frames, spectrogram, flow, rgb_diff or waveform")
+        raise OptionError("nothing is wanted: ask for frames, spectrogram, flow, rgb_diff or waveform")
     window = Window(start, duration, seconds)
     for seek, prune in ((True, True), (False, True), (False, False)):
         if seek and (window.start <= PREROLL or (flow and flow.images)):  # images are numbered from the file's start
@@ -130,21 +131,21 @@ def _attempt(
             if seek:
                 since = demuxer.seek(wanted[0], window.start - PREROLL)
             if picture is not None and see:
-                pictures = Pictures(picture, demuxer, strict)
+                pictures = VideoDecoder(picture, demuxer, strict)
                 decode = (
-                    partial(ffmpeg_shots, ffmpeg, video, since=since, select=prune)
+                    partial(decode_with_ffmpeg, ffmpeg, video, since=since, select=prune)
                     if ffmpeg
-                    else (needed_shots if prune else None)
+                    else (decode_needed_frames if prune else None)
                 )
                 frames, flow, rgb_diff = visual_features(
                     pictures, window, *visual, flags, media, video=video, decode=decode
                 )
                 media["rotation"] = pictures.rotation
             if voice is not None and hear:
-                begin = zero(voice)
-                if picture is not None and abs(begin - zero(picture)) > OFFSET:
-                    begin = zero(picture)
-                read = partial(read_sound, ffmpeg, video, since=since) if ffmpeg else Sound.read
+                begin = start_time(voice)
+                if picture is not None and abs(begin - start_time(picture)) > OFFSET:
+                    begin = start_time(picture)
+                read = partial(read_audio_with_ffmpeg, ffmpeg, video, since=since) if ffmpeg else AudioDecoder.read
                 spectrogram, waveform = auditory_features(voice, demuxer, begin, window, *auditory, flags, media, read)
             if demuxer.damaged:
                 flags.add("damaged_container")
@@ -159,9 +160,9 @@ def _attempt(
             demuxer, since = Demuxer(container, [voice]), None
             if seek:
                 since = demuxer.seek(voice, window.start - PREROLL)
-            read = partial(read_sound, ffmpeg, audio, since=since) if ffmpeg else Sound.read
+            read = partial(read_audio_with_ffmpeg, ffmpeg, audio, since=since) if ffmpeg else AudioDecoder.read
             spectrogram, waveform = auditory_features(
-                voice, demuxer, zero(voice), window, *auditory, flags, media, read
+                voice, demuxer, start_time(voice), window, *auditory, flags, media, read
             )
             if demuxer.damaged:
                 flags.add("damaged_container")

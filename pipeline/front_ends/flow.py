@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.pipeline.front_ends.frames import Plane, check_quality, check_short_side
 
 ALGORITHMS = ("dis", "farneback", "tvl1", "tvl1-fast")
@@ -55,11 +56,11 @@ class FlowOptions:
 
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
-            raise ValueError(f"flow algorithm is {self.algorithm!r}: must be one of {', '.join(ALGORITHMS)}")
+            raise OptionError(f"flow algorithm is {self.algorithm!r}: must be one of {', '.join(ALGORITHMS)}")
         if not 1 <= self.stack <= 10:
-            raise ValueError(f"flow stack is {self.stack}: must be from 1 to 10 consecutive fields")
+            raise OptionError(f"flow stack is {self.stack}: must be from 1 to 10 consecutive fields")
         if not 0 < self.bound <= 1000:
-            raise ValueError(f"flow bound is {self.bound}: must be above 0 and at most 1000 pixels")
+            raise OptionError(f"flow bound is {self.bound}: must be above 0 and at most 1000 pixels")
         check_quality(self.quality)
         check_short_side(self.short_side)
 

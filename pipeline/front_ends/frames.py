@@ -13,6 +13,7 @@ import numpy.typing as npt
 import simplejpeg
 from av.video.reformatter import VideoReformatter
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.pipeline.media.errors import ClipError
 
 Plane = npt.NDArray[np.uint8]
@@ -60,13 +61,13 @@ class FrameOptions:
 def check_short_side(value: int) -> None:
     """Raise ValueError unless the value can be a picture's short side."""
     if not 16 <= value <= 4096:
-        raise ValueError(f"short_side is {value}: must be from 16 to 4096 pixels")
+        raise OptionError(f"short_side is {value}: must be from 16 to 4096 pixels")
 
 
 def check_quality(value: int) -> None:
     """Raise ValueError unless the value can be a JPEG quality."""
     if not 1 <= value <= 100:
-        raise ValueError(f"quality is {value}: must be a JPEG quality from 1 to 100")
+        raise OptionError(f"quality is {value}: must be a JPEG quality from 1 to 100")
 
 
 class Planes(NamedTuple):

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.pipeline.front_ends.frames import Plane, Planes, check_quality, check_short_side, encode
 
 VERSION = 1  # of the values: raise it with every change that alters them
@@ -41,7 +42,7 @@ class RgbDiffOptions:
 
     def __post_init__(self) -> None:
         if not 1 <= self.stack <= 10:
-            raise ValueError(f"rgb_diff stack is {self.stack}: must be from 1 to 10 consecutive differences")
+            raise OptionError(f"rgb_diff stack is {self.stack}: must be from 1 to 10 consecutive differences")
         check_quality(self.quality)
         check_short_side(self.short_side)
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.pipeline.front_ends.features import Spectrogram, Waveform
 from bmlpipe.pipeline.front_ends.quality import measure_sound
 from bmlpipe.pipeline.front_ends.spectrogram import RATE, Floats, SpectrogramOptions, fit, log_spectrogram
 from bmlpipe.pipeline.front_ends.waveform import WaveformOptions, encode_waveform
-from bmlpipe.pipeline.media.audio import Sound
+from bmlpipe.pipeline.media.audio import AudioDecoder
 from bmlpipe.pipeline.media.container import Demuxer
 from bmlpipe.pipeline.media.errors import ClipError
 from bmlpipe.pipeline.media.video import Window
@@ -28,7 +29,7 @@ def auditory_features(
     waveform: WaveformOptions | None,
     flags: set[str],
     media: dict[str, Any],
-    read: Callable[[Sound, Sequence[int]], dict[int, Floats]] = Sound.read,
+    read: Callable[[AudioDecoder, Sequence[int]], dict[int, Floats]] = AudioDecoder.read,
 ) -> tuple[Spectrogram | None, Waveform | None]:
     """Decode a clip's sound once and make the features asked for.
 
@@ -48,24 +49,25 @@ def auditory_features(
         DamageError: The sound was sought for and begins after the clip's start.
     """
     if window.seconds is None:
-        raise ValueError("sound needs a fixed length: give --seconds, for example 10")
+        raise OptionError("sound needs a fixed length: give --seconds, for example 10")
     length = window.seconds if window.length is None else min(Fraction(window.seconds), window.length)
     rates = ([spectrogram.rate] if spectrogram else []) + ([RATE] if waveform else [])
-    sound = Sound(stream, demuxer, begin + window.start, Fraction(length))
+    sound = AudioDecoder(stream, demuxer, begin + window.start, Fraction(length))
     found = read(sound, rates)
     samples, rate = found[rates[0]], rates[0]
-    if sound.lost > sound.count:
+    if sound.lost_packets > sound.decoded_count:
         raise ClipError(
-            "damaged_audio", f"{sound.lost} of {sound.lost + sound.count} packets of sound cannot be decoded"
+            "damaged_audio",
+            f"{sound.lost_packets} of {sound.lost_packets + sound.decoded_count} packets of sound cannot be decoded",
         )
     if not samples.size:
         raise ClipError(
             "missing_audio", f"the audio stream holds no sound at {float(window.start):g} s, where the clip begins"
         )
     sound.check_complete(Fraction(samples.size, rate))
-    if sound.lost:
+    if sound.lost_packets:
         flags.add("damaged_audio")
-    if sound.gaps:
+    if sound.has_gaps:
         flags.add("audio_gap")
     if samples.size < rate * (window.seconds - TOLERANCE):
         flags.add("short_audio")

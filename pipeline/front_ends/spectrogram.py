@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.pipeline.front_ends import kaldi_fbank as fbank
 
 RATE = 16_000  # Hz
@@ -72,7 +73,7 @@ class SpectrogramOptions:
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
-            raise ValueError(f"spectrogram preset is {self.preset!r}: must be one of {', '.join(PRESETS)}")
+            raise OptionError(f"spectrogram preset is {self.preset!r}: must be one of {', '.join(PRESETS)}")
 
     @property
     def rate(self) -> int:
@@ -113,11 +114,11 @@ def log_spectrogram(samples: Floats, preset: str = "vggsound") -> Floats:
         gives zeros under `vggsound`, and the logarithm of its floor elsewhere.
 
     Raises:
-        ValueError: Too few samples for one window.
+        OptionError: Too few samples for one window.
     """
     layout = PRESETS[preset]
     if samples.size < layout.window:
-        raise ValueError(
+        raise OptionError(
             f"{samples.size} samples are fewer than one window of {layout.window}: a longer sound is needed"
         )
     if preset == "kaldi-fbank":

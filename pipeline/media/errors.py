@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bmlpipe.manifests.common.errors import BmlpipeError
 
-class ClipError(Exception):
+
+class ClipError(BmlpipeError):
     """A clip that cannot be used. Becomes a row of the ledger, never stops a run.
 
     Attributes:
@@ -20,5 +22,5 @@ class ClipError(Exception):
         return f"{self.reason}: {self.message}"
 
 
-class DamageError(Exception):
+class DamageError(BmlpipeError):
     """The decoder met an error while decoding strictly, or a seek landed too late; decode again in another way."""

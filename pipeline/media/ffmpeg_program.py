@@ -23,6 +23,7 @@ from typing import IO, Any, NamedTuple
 import av
 import av.error
 
+from bmlpipe.manifests.common.errors import BmlpipeError, OptionError
 from bmlpipe.pipeline.media.container import FORMATS
 from bmlpipe.pipeline.media.errors import ClipError, DamageError
 
@@ -30,7 +31,7 @@ _PERIODS = 100_000  # NUT holds no negative times: all are moved up by so many n
 _WORDS = 400  # characters of ffmpeg's own message that are passed on
 
 
-class FFmpegError(Exception):
+class FFmpegError(BmlpipeError):
     """No ffmpeg program can do what is asked for; the message says why and what to do."""
 
 
@@ -57,9 +58,9 @@ class FFmpeg:
 
     def __post_init__(self) -> None:
         if self.hwaccel is not None and not re.fullmatch("[a-z][a-z0-9_]*", self.hwaccel):
-            raise ValueError(f"hwaccel is {self.hwaccel!r}: must be a name that `ffmpeg -hwaccels` lists, as cuda")
+            raise OptionError(f"hwaccel is {self.hwaccel!r}: must be a name that `ffmpeg -hwaccels` lists, as cuda")
         if self.cpu_limit < 0:
-            raise ValueError(f"cpu_limit is {self.cpu_limit}: must be 0 or more seconds")
+            raise OptionError(f"cpu_limit is {self.cpu_limit}: must be 0 or more seconds")
 
     def program(self) -> Program:
         """The program on this machine.

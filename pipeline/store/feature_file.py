@@ -26,6 +26,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from bmlpipe.manifests.common.errors import BmlpipeError
 from bmlpipe.pipeline.front_ends.features import Features, Flow, Frames, RgbDiff, Spectrogram, Waveform
 from bmlpipe.pipeline.media.source_file import SourceFile
 from bmlpipe.shards.sample import digest, key_of
@@ -36,11 +37,11 @@ _TEMPORARY = ".writing"
 _Step = TypeVar("_Step")
 
 
-class StoreError(Exception):
+class StoreError(BmlpipeError):
     """A feature file that is missing, damaged or of another format."""
 
 
-class StoreWriteError(Exception):
+class StoreWriteError(BmlpipeError):
     """The feature folder cannot be written: no clip's fault, so the run must stop."""
 
 

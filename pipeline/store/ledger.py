@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from bmlpipe.manifests.common.errors import BmlpipeError
 from bmlpipe.manifests.common.tables import write_rows
 from bmlpipe.pipeline.store.feature_file import writing
 
@@ -33,7 +34,7 @@ NOT_TRIED = "not_tried"
 _LONGEST = 500  # characters of a message
 
 
-class LedgerError(Exception):
+class LedgerError(BmlpipeError):
     """There is no ledger, or the extraction that it belongs to has not finished."""
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from bmlpipe.manifests.common.errors import OptionError
+
 
 class Reason(NamedTuple):
     """Why a clip is not usable, in Markdown."""
@@ -250,7 +252,7 @@ def named_flags(names: Iterable[str]) -> tuple[str, ...]:
     """Flags by their names, or by what these begin with.
 
     Raises:
-        ValueError: There is no such flag.
+        OptionError: There is no such flag.
 
     >>> named_flags(["silent", "short", "mended_times"])
     ('short_video', 'mended_times', 'short_audio', 'silent_audio')
@@ -259,6 +261,6 @@ def named_flags(names: Iterable[str]) -> tuple[str, ...]:
     for name in names:
         meant = {flag for flag in FLAGS if flag == name or flag.startswith(f"{name}_")}
         if not meant:
-            raise ValueError(f"there is no flag {name!r}: choose among {', '.join(FLAGS)}")
+            raise OptionError(f"there is no flag {name!r}: choose among {', '.join(FLAGS)}")
         found |= meant
     return tuple(flag for flag in FLAGS if flag in found)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from bmlpipe.manifests.common.errors import BmlpipeError
 from bmlpipe.shards.errors import ShardError
 from bmlpipe.shards.remote.cache import Entry, write_all
 
@@ -41,7 +42,7 @@ class Patience:
     pause: float = 0.5
 
 
-class StoppedError(Exception):
+class StoppedError(BmlpipeError):
     """A fetch was asked to stop."""
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.shards.errors import ShardError
 from bmlpipe.shards.index import INDEX_FILE, SAMPLE_DTYPE, SAMPLES_FILE, Index, read_index
 from bmlpipe.shards.remote.cache import Cache, Entry, Fill, write_all
@@ -38,14 +39,14 @@ def parse_bytes(text: str) -> int:
     """Number of bytes as people write it.
 
     Raises:
-        ValueError: It is not one.
+        OptionError: It is not one.
 
     >>> parse_bytes("50GB"), parse_bytes("1.5 GiB"), parse_bytes("2000000")
     (50000000000, 1610612736, 2000000)
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*((?:[KMGT]I?)?)B?", text.strip().upper())
     if not match:
-        raise ValueError(f"{text!r} is not a number of bytes: write it like 50GB, 1.5TB or 20GiB")
+        raise OptionError(f"{text!r} is not a number of bytes: write it like 50GB, 1.5TB or 20GiB")
     return int(float(match[1]) * _UNITS[match[2]])
 
 
@@ -67,7 +68,7 @@ def open_cache(folder: Path | str | None = None, limit: int | str | None = None)
         limit = min(50 * 10**9, (shutil.disk_usage(existing).free + Cache(place, 1).used()) // 2)
     try:
         return Cache(place, parse_bytes(limit) if isinstance(limit, str) else limit)
-    except ValueError as error:
+    except OptionError as error:
         raise ShardError(f"--cache-bytes (BMLPIPE_CACHE_BYTES): {error}") from error
 
 

@@ -8,6 +8,8 @@ import typing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from bmlpipe.manifests.common.errors import BmlpipeError, OptionError
+from bmlpipe.manifests.common.plugins import PluginError
 from bmlpipe.manifests.datasets import DATASETS
 from bmlpipe.shards.kinds import MODALITY_KIND
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from bmlpipe.train.modulation import Modulation
 
 
-class ConfigError(ValueError):
+class ConfigError(BmlpipeError):
     """An option that is unknown, missing or has an impossible value."""
 
 
@@ -213,14 +215,14 @@ class TrainConfig:
             )
         try:
             self.balance()
-        except ValueError as error:
+        except (OptionError, PluginError) as error:
             raise ConfigError(f"modulation is {self.modulation!r}: {error}") from error
 
     def balance(self) -> Modulation:
         """The modulation that the options of a resolved configuration name.
 
         Raises:
-            ValueError: They name none, or give it an impossible option.
+            OptionError: They name none, or give it an impossible option.
         """
         from bmlpipe.train.modulation import make_modulation  # imports torch
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from bmlpipe.shards.errors import ShardError
 from bmlpipe.shards.kinds import MODALITY_KIND
 from bmlpipe.train.data.spectrogram import LogSpectrogram
 
@@ -17,7 +18,7 @@ _IMAGENET: Mapping[str, Sequence[float]] = {"mean": [123.675, 116.28, 103.53], "
 _STANDARDISED: Mapping[str, Sequence[float]] = {"mean": [0.0], "std": [1.0]}
 
 
-class Inputs(nn.Module):
+class Normaliser(nn.Module):
     """Normalises raw batches; the numbers it does that with are buffers, so a checkpoint keeps them.
 
     Args:
@@ -27,7 +28,7 @@ class Inputs(nn.Module):
         imagenet: Normalise visual with ImageNet's numbers, as its weights expect.
 
     Raises:
-        ValueError: The statistics of a modality are missing.
+        ShardError: The statistics of a modality are missing.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Inputs(nn.Module):
         for m in modalities:
             numbers = _IMAGENET if imagenet and m == "visual" else known.get(kinds[m])
             if numbers is None:
-                raise ValueError(f"the shards have no statistics of {kinds[m]}: write them again (bmlpipe shard)")
+                raise ShardError(f"the shards have no statistics of {kinds[m]}: write them again (bmlpipe shard)")
             for name in ("mean", "std"):
                 values = torch.tensor(numbers[name], dtype=torch.float32)
                 self.register_buffer(f"{m}_{name}", values.clamp(min=1e-6) if name == "std" else values)

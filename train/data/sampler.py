@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.shards.mixture_order import Mixture, MixtureOrder
 
 #: (epoch, sample number): all that a worker needs to know. Epoch −1 is evaluation; a sample that only fills up a
@@ -42,7 +43,7 @@ class TrainBatches:
         padded: Samples of weight 0 at the end of each epoch.
 
     Raises:
-        ValueError: The batch cannot be shared out, or there are fewer samples than one batch.
+        OptionError: The batch cannot be shared out, or there are fewer samples than one batch.
     """
 
     def __init__(
@@ -60,21 +61,21 @@ class TrainBatches:
         last_batch: Literal["drop", "pad"] = "drop",
     ) -> None:
         if last_batch not in ("drop", "pad"):
-            raise ValueError(f"last_batch is {last_batch!r}: must be drop or pad")
+            raise OptionError(f"last_batch is {last_batch!r}: must be drop or pad")
         if accumulate < 1:
-            raise ValueError(f"accumulate is {accumulate}: must be at least 1")
+            raise OptionError(f"accumulate is {accumulate}: must be at least 1")
         parts = world * accumulate
         if batch_size < 1 or batch_size % parts:
             above = max(1, math.ceil(batch_size / parts)) * parts
             nearest = f"{above - parts} or {above}" if above > parts else f"{above}"
-            raise ValueError(
+            raise OptionError(
                 f"batch_size is {batch_size}, which {world} ranks with {accumulate} micro-batches each cannot share "
                 f"evenly: choose a multiple of {parts} ({nearest})"
             )
         self._mixture = samples if isinstance(samples, Mixture) else Mixture.of([samples])
         self._total = len(self._mixture)
         if batch_size > self._total and last_batch == "drop":
-            raise ValueError(
+            raise OptionError(
                 f"batch_size is {batch_size}, and there are only {self._total} training samples: choose a smaller one, "
                 "or pad the last batch"
             )

@@ -16,17 +16,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from bmlpipe.manifests.common.errors import BmlpipeError, OptionError
+
 #: How long a rank waits for another one before the run is given up. It must be longer than what one rank may do while
 #: the others wait: fetch a shard, write a checkpoint, compile.
 TIMEOUT = timedelta(minutes=10)
 
 
-class LostRankError(Exception):
+class LostRankError(BmlpipeError):
     """Another rank has ended or does not answer, so this one cannot go on; the message says what to do."""
 
 
 @dataclass(frozen=True)
-class Place:
+class ProcessInfo:
     """Where this process stands.
 
     Attributes:
@@ -48,7 +50,7 @@ class Place:
 
 
 @contextmanager
-def process_group(device: str = "auto", *, timeout: timedelta = TIMEOUT) -> Iterator[Place]:
+def process_group(device: str = "auto", *, timeout: timedelta = TIMEOUT) -> Iterator[ProcessInfo]:
     """The processes of this run, for the length of a `with` block.
 
     Under torchrun a process group is made from its environment variables (NCCL on CUDA, gloo on the CPU) and torn down
@@ -62,32 +64,32 @@ def process_group(device: str = "auto", *, timeout: timedelta = TIMEOUT) -> Iter
         This process's place.
 
     Raises:
-        ValueError: A device that is not there, or torchrun's variables only in part.
+        OptionError: A device that is not there, or torchrun's variables only in part.
         LostRankError: In the place of what the backend raises, in the beginning or inside the block, where another
             rank has ended (at once) or does not answer (after `timeout`). NCCL ends the process itself after
             `timeout`, with a report.
     """
     given = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in os.environ}
     if given and len(given) < 3:
-        raise ValueError(
+        raise OptionError(
             f"of torchrun's RANK, WORLD_SIZE and LOCAL_RANK only {', '.join(given)} is set; set all or none"
         )
     rank, world, local_rank = (int(given.get(name, default)) for name, default in _ALONE.items())
-    place = Place(rank, world, local_rank, _device(device, local_rank))
-    if place.device.type == "cuda":
-        torch.cuda.set_device(place.device)
+    process = ProcessInfo(rank, world, local_rank, _device(device, local_rank))
+    if process.device.type == "cuda":
+        torch.cuda.set_device(process.device)
     if not given:
-        yield place
+        yield process
         return
     # DDP imports this too. Once there is a group, it would keep it, and its threads, for ever.
     from torch import _dynamo  # noqa: F401
 
-    on_cuda, whole = place.device.type == "cuda", False
+    on_cuda, whole = process.device.type == "cuda", False
     try:
         dist.init_process_group(
-            "nccl" if on_cuda else "gloo", timeout=timeout, device_id=place.device if on_cuda else None
+            "nccl" if on_cuda else "gloo", timeout=timeout, device_id=process.device if on_cuda else None
         )
-        yield place
+        yield process
         whole = True
     except RuntimeError as error:
         if not _of_the_group(error):
@@ -137,7 +139,7 @@ def share_buffers(module: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
-def differing(module: nn.Module) -> list[str]:
+def unequal_tensors(module: nn.Module) -> list[str]:
     """Names of the parameters and buffers that are not the same on all ranks, bit for bit.
 
     Costs a copy to the host and a hash of each tensor: for tests and for finding faults. Every rank calls it. Running
@@ -155,7 +157,7 @@ def differing(module: nn.Module) -> list[str]:
 
 def all_equal(module: nn.Module) -> bool:
     """Whether all parameters and buffers are bitwise equal on all ranks; the same answer on each of them."""
-    return not differing(module)
+    return not unequal_tensors(module)
 
 
 _ALONE = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
@@ -167,14 +169,14 @@ def _device(name: str, local_rank: int) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, not {name!r}") from error
+        raise OptionError(f"device must be auto, cpu, cuda or cuda:N, not {name!r}") from error
     if device.type == "cpu":
         return torch.device("cpu")
     if device.type != "cuda":
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, not {name!r}")
+        raise OptionError(f"device must be auto, cpu, cuda or cuda:N, not {name!r}")
     index = local_rank if device.index is None else device.index
     if index >= torch.cuda.device_count():
-        raise ValueError(
+        raise OptionError(
             f"GPU number {index} is asked for, this machine has {torch.cuda.device_count()}; start fewer processes "
             "(--nproc-per-node) or choose --device cpu"
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.train.config.options import ConfigError
 from bmlpipe.train.engine.step import Objective, cross_entropy
 from bmlpipe.train.modulation.rules.gblending import JOINT, Losses, Until, blend_weights
@@ -53,7 +54,7 @@ def reference_weights(folders: Sequence[str], modalities: Sequence[str], until: 
         )
     try:
         weights = blend_weights(losses)
-    except ValueError as error:
+    except OptionError as error:
         raise ConfigError(f"references: {error}") from error
     for name, weight in weights.items():
         one = losses[name]

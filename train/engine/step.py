@@ -16,8 +16,8 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from bmlpipe.train.data.normalise import Inputs
-from bmlpipe.train.distributed.process_group import Place
+from bmlpipe.train.data.normalise import Normaliser
+from bmlpipe.train.distributed.process_group import ProcessInfo
 from bmlpipe.train.models.multimodal import MultimodalModel
 from bmlpipe.train.modulation import Modulation
 from bmlpipe.train.modulation.scores import scores, unimodal_logits
@@ -56,10 +56,10 @@ class TrainStep:
         self,
         model: MultimodalModel,
         wrapped: nn.Module,
-        inputs: Inputs,
+        inputs: Normaliser,
         balance: Modulation,
         optimizer: Optimizer,
-        place: Place,
+        process: ProcessInfo,
         *,
         objective: Objective = cross_entropy,
         precision: Precision = "fp32",
@@ -67,7 +67,7 @@ class TrainStep:
         clip: float = 0.0,
         compiled: bool = False,
     ) -> None:
-        self.scaler = torch.amp.GradScaler(place.device.type, enabled=precision == "fp16")
+        self.scaler = torch.amp.GradScaler(process.device.type, enabled=precision == "fp16")
         self._model, self._wrapped, self._inputs, self._balance = model, wrapped, inputs, balance
         self._optimizer, self._place, self._objective = optimizer, place, objective
         self._autocast, self._gamma, self._clip = _AUTOCAST.get(precision), gamma, clip

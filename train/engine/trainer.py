@@ -15,12 +15,13 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from bmlpipe.manifests.common.errors import BmlpipeError
 from bmlpipe.train.config.options import ConfigError, TrainConfig
 from bmlpipe.train.data.dataset import ClipDataset, make_loader, reading
-from bmlpipe.train.data.normalise import Inputs
+from bmlpipe.train.data.normalise import Normaliser
 from bmlpipe.train.data.open_shards import open_shards
 from bmlpipe.train.data.sampler import TrainBatches, evaluation_batches
-from bmlpipe.train.distributed.process_group import Place, share_buffers
+from bmlpipe.train.distributed.process_group import ProcessInfo, share_buffers
 from bmlpipe.train.engine.objective import objective_of, reference_weights
 from bmlpipe.train.engine.optimizers import make_optimizer, set_lr
 from bmlpipe.train.engine.step import TrainStep
@@ -41,7 +42,7 @@ _logger = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
 
 
-class DivergedError(Exception):
+class DivergedError(BmlpipeError):
     """The loss is not a number any more; the message says where and what to try."""
 
 
@@ -73,8 +74,8 @@ class Training:
         ConfigError, ShardError: The configuration, the shards or the checkpoint do not fit together.
     """
 
-    def __init__(self, config: TrainConfig, place: Place) -> None:
-        if config.batch_norm == "sync" and place.device.type != "cuda":
+    def __init__(self, config: TrainConfig, process: ProcessInfo) -> None:
+        if config.batch_norm == "sync" and process.device.type != "cuda":
             raise ConfigError("batch_norm is 'sync', which torch offers on CUDA only: choose local or frozen")
         self.config, self.place, self.folder = config, place, Path(config.out)
         reader, mixture = open_shards(config)
@@ -101,10 +102,10 @@ class Training:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model = model.to(place.device)
+        self.model = model.to(process.device)
         imagenet = config.weights != "none"
-        inputs = Inputs(config.chosen, self.index.statistics, kinds=config.kinds, imagenet=imagenet)
-        self.inputs = inputs.to(place.device)
+        inputs = Normaliser(config.chosen, self.index.statistics, kinds=config.kinds, imagenet=imagenet)
+        self.inputs = inputs.to(process.device)
         self.optimizer = make_optimizer(
             config.optimizer,
             self.model.parameters(),
@@ -135,8 +136,8 @@ class Training:
             epochs=config.epochs,
             seed=config.seed,
             window=config.window,
-            rank=place.rank,
-            world=place.world,
+            rank=process.rank,
+            world=process.world_size,
             first_step=self.progress.step,
             accumulate=config.accumulate,
             last_batch=config.last_batch,
@@ -155,10 +156,10 @@ class Training:
         Raises:
             DivergedError: The loss is not a number any more.
         """
-        if self.place.first:
+        if self.process.is_main:
             for advice in filter(None, [optimizer_advice(self.balance, self.optimizer), *rule_advice(self.balance)]):
                 _logger.warning(advice)
-        first, options = self.place.first, self.config
+        first, options = self.process.is_main, self.config
         with (
             Journal(
                 self.folder,
@@ -194,23 +195,23 @@ class Training:
                         self._save(checkpoint.KEPT.format(epoch))
                     self._save(checkpoint.LAST)
             if any(shard.split == "test" for shard in self.index.shards):
-                if self.place.world > 1:
+                if self.process.world_size > 1:
                     torch.distributed.barrier()  # the first rank has written it
-                best = checkpoint.load(self._path(checkpoint.BEST), self.place.device)
+                best = checkpoint.load(self._path(checkpoint.BEST), self.process.device)
                 self.model.load_state_dict(best["model"])
                 metrics = self._evaluate("test", self.progress.best_epoch, journal)
             return metrics
 
     @property
     def _on_cuda(self) -> bool:
-        return self.place.device.type == "cuda"
+        return self.process.device.type == "cuda"
 
     def _wrapped(self) -> nn.Module:
         if self.config.compile:
             self.model.compile()
-        if self.place.world == 1:
+        if self.process.world_size == 1:
             return self.model
-        return DistributedDataParallel(self.model, device_ids=[self.place.device] if self._on_cuda else None)
+        return DistributedDataParallel(self.model, device_ids=[self.process.device] if self._on_cuda else None)
 
     def _epoch(
         self, epoch: int, loader: Iterator[dict[str, Any]], journal: Journal | None, line: ProgressLine | None
@@ -266,14 +267,14 @@ class Training:
         share_buffers(self.model)
         batches = evaluation_batches(
             self.index.split_range(split),
-            batch_size=max(1, self.config.batch_size // place.world),
-            rank=place.rank,
-            world=place.world,
+            batch_size=max(1, self.config.batch_size // process.world_size),
+            rank=process.rank,
+            world=process.world_size,
         )
         loader = make_loader(self.data, batches, workers=self.config.workers, pin_memory=self._on_cuda)
         classes, gamma = len(self.index.classes), self.config.gamma
         with reading(loader) as coming:
-            found = predict(self.model, self.inputs, coming, classes, place.device, gamma=gamma)
+            found = predict(self.model, self.inputs, coming, classes, process.device, gamma=gamma)
         row: Row = {"epoch": epoch, "step": self.progress.step, "split": split}
         if split == "val":
             row |= {"left_out": self.batches.dropped, "padded": self.batches.padded}
@@ -288,7 +289,7 @@ class Training:
         return self.folder / CHECKPOINTS / name
 
     def _save(self, name: str) -> None:
-        if self.place.first:
+        if self.process.is_main:
             content = {
                 "model": self.model.state_dict(),
                 "inputs": self.inputs.state_dict(),
@@ -307,7 +308,7 @@ class Training:
 
     def _load(self, name: str) -> None:
         path = self._path(name)
-        state = checkpoint.load(path, self.place.device)
+        state = checkpoint.load(path, self.process.device)
         checkpoint.check_same_run(state, self.config.as_dict(), path)
         checkpoint.check_same_features(state, self.index.features, self.config.kinds.values(), path)
         checkpoint.check_same_samples(state, self.index.samples_sha256, path)

@@ -18,7 +18,7 @@ from bmlpipe.shards.index import Index
 from bmlpipe.train.config.options import ConfigError, TrainConfig
 from bmlpipe.train.config.parsing import parse, read_file
 from bmlpipe.train.data.dataset import ClipDataset, make_loader, reading
-from bmlpipe.train.data.normalise import Inputs
+from bmlpipe.train.data.normalise import Normaliser
 from bmlpipe.train.data.open_shards import open_reader
 from bmlpipe.train.data.sampler import evaluation_batches
 from bmlpipe.train.distributed.process_group import Place
@@ -96,7 +96,7 @@ class Restored:
     config: TrainConfig
     classes: tuple[str, ...]
     model: MultimodalModel
-    inputs: Inputs
+    inputs: Normaliser
     data: ClipDataset
     index: Index
     label_of: npt.NDArray[np.int64]
@@ -239,7 +239,7 @@ def options_of(path: Path, state: Mapping[str, Any] | None = None) -> TrainConfi
     return parse(values, str(path)).resolved()
 
 
-def _modules(config: TrainConfig, state: Mapping[str, Any], index: Index) -> tuple[MultimodalModel, Inputs]:
+def _modules(config: TrainConfig, state: Mapping[str, Any], index: Index) -> tuple[MultimodalModel, Normaliser]:
     """Model and inputs of a checkpoint; shards without training samples, and so without statistics, will do."""
     as_trained = dataclasses.replace(index, classes=tuple(state["classes"]), features=state["features"])
     blend = any(isinstance(rule, GBlending) for rule in config.balance().rules)
@@ -250,7 +250,7 @@ def _modules(config: TrainConfig, state: Mapping[str, Any], index: Index) -> tup
         kind: {name: state["inputs"][f"{m}_{name}"].tolist() for name in ("mean", "std")}
         for m, kind in config.kinds.items()
     }
-    inputs = Inputs(config.chosen, numbers, kinds=config.kinds)
+    inputs = Normaliser(config.chosen, numbers, kinds=config.kinds)
     model.load_state_dict(state["model"])
     inputs.load_state_dict(state["inputs"])
     return model.eval(), inputs

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bmlpipe.train.data.normalise import Inputs
+from bmlpipe.train.data.normalise import Normaliser
 from bmlpipe.train.evaluation.missing_modalities import logits_without, subsets
 from bmlpipe.train.models.multimodal import MultimodalModel
 from bmlpipe.train.modulation.scores import unimodal_logits
@@ -43,7 +43,7 @@ class Predictions:
 @torch.no_grad()
 def predict(
     model: MultimodalModel,
-    inputs: Inputs,
+    inputs: Normaliser,
     batches: Iterable[dict[str, Any]],
     classes: int,
     device: torch.device,

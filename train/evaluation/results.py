@@ -20,7 +20,7 @@ from typing import Any
 from bmlpipe.manifests.common.locks import locked, unlock
 from bmlpipe.train.evaluation import linear_probe as probe
 from bmlpipe.train.evaluation.class_metrics import confusion, per_class
-from bmlpipe.train.evaluation.load_run import Restored
+from bmlpipe.train.evaluation.load_run import LoadedRun
 from bmlpipe.train.evaluation.metrics import accuracy, joint_metrics, macro_f1, mean_average_precision
 from bmlpipe.train.evaluation.missing_modalities import Rates, sweep
 from bmlpipe.train.evaluation.predict import Predictions
@@ -36,7 +36,7 @@ Predict = Callable[[str], Predictions]
 
 
 def evaluate(
-    restored: Restored, split: str, found: Predictions, *, missing: Sequence[Rates] = (), seeds: Sequence[int] = (0,)
+    restored: LoadedRun, split: str, found: Predictions, *, missing: Sequence[Rates] = (), seeds: Sequence[int] = (0,)
 ) -> Content:
     """What is said of one split's predictions; see docs/evaluation.md.
 
@@ -65,7 +65,7 @@ def evaluate(
     }
 
 
-def linear_probes(restored: Restored, predict: Predict) -> list[Content]:
+def linear_probes(restored: LoadedRun, predict: Predict) -> list[Content]:
     """Probe every encoder of a checkpoint.
 
     Args:
@@ -79,14 +79,14 @@ def linear_probes(restored: Restored, predict: Predict) -> list[Content]:
         split: predict(split) for split in ("train", "val", "test") if split != "test" or restored.has_split(split)
     }
     rows = []
-    for m in restored.config.chosen if restored.place.first else ():
+    for m in restored.config.chosen if restored.process.is_main else ():
         one = probe.fit({split: (each.features[m], each.labels) for split, each in found.items()})
         reached = {split: one.accuracy.get(split) for split in ("train", "val", "test")}
         rows.append({**_about(restored), "modality": m, "C": one.C, **reached})
     return rows
 
 
-def _about(restored: Restored) -> Content:
+def _about(restored: LoadedRun) -> Content:
     """Which numbers of which samples these are."""
     return {
         "checkpoint": restored.name,
@@ -98,13 +98,13 @@ def _about(restored: Restored) -> Content:
     }
 
 
-def result_folder(restored: Restored) -> Path:
+def result_folder(restored: LoadedRun) -> Path:
     """Where results about these samples belong."""
     folder = restored.folder / FOLDER
     return folder / restored.index.samples_sha256[:12] if restored.other_samples else folder
 
 
-def keep_evaluation(restored: Restored, content: Content) -> Path:
+def keep_evaluation(restored: LoadedRun, content: Content) -> Path:
     """Write an evaluation; sweeps of the same model that it does not repeat stay, sorted by rates."""
     path = result_folder(restored) / f"{content['split']}-{restored.name}.json"
     with _alone(path):
@@ -116,7 +116,7 @@ def keep_evaluation(restored: Restored, content: Content) -> Path:
     return path
 
 
-def keep_probes(restored: Restored, rows: Sequence[Content]) -> Path:
+def keep_probes(restored: LoadedRun, rows: Sequence[Content]) -> Path:
     """Write probes; those of other checkpoints stay, sorted by modality and step."""
     path = result_folder(restored) / PROBES
     with _alone(path):

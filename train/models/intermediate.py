@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.manifests.common.plugins import known
 from bmlpipe.train.models.encoders.stages import mean_over_frames, staged
 
@@ -79,7 +80,7 @@ class MMTM(nn.Module):
         ratio: Entries of the squeezes for each one of the joint representation.
 
     Raises:
-        ValueError: Fewer than two modalities, or a stage that an encoder does not have.
+        OptionError: Fewer than two modalities, or a stage that an encoder does not have.
     """
 
     def __init__(self, widths: Widths, *, stages: Sequence[int] | None = None, ratio: int = 4) -> None:
@@ -87,7 +88,7 @@ class MMTM(nn.Module):
         depth = _depth(widths, "MMTM")
         self.stages = tuple(range(-max(1, depth - 1), 0) if stages is None else stages)
         if not self.stages or not all(-depth <= stage <= -1 for stage in self.stages):
-            raise ValueError(f"stages must be some of {list(range(-depth, 0))}, not {list(self.stages)}")
+            raise OptionError(f"stages must be some of {list(range(-depth, 0))}, not {list(self.stages)}")
         self.units = nn.ModuleList(
             TransferUnit({m: each[stage] for m, each in widths.items()}, ratio) for stage in self.stages
         )
@@ -107,10 +108,10 @@ class MMTM(nn.Module):
         greedy learning) train one modality at a time by this.
 
         Raises:
-            ValueError: An unknown modality.
+            OptionError: An unknown modality.
         """
         if m is not None and m not in self.modalities:
-            raise ValueError(f"solo must be one of {', '.join(self.modalities)} or None, not {m!r}")
+            raise OptionError(f"solo must be one of {', '.join(self.modalities)} or None, not {m!r}")
         for unit in self.units:
             assert isinstance(unit, TransferUnit)
             unit.solo = m
@@ -129,7 +130,7 @@ class CrossModalAttention(nn.Module):
         heads: Attention heads, a divisor of that width; None: 8, or the largest number below that goes.
 
     Raises:
-        ValueError: Fewer than two modalities, or heads that do not divide the width.
+        OptionError: Fewer than two modalities, or heads that do not divide the width.
     """
 
     def __init__(self, widths: Widths, *, heads: int | None = None) -> None:
@@ -139,7 +140,7 @@ class CrossModalAttention(nn.Module):
         width = max(last.values())
         heads = math.gcd(8, width) if heads is None else heads
         if heads < 1 or width % heads:
-            raise ValueError(f"heads must divide the width of the tokens, {width}; {heads} does not")
+            raise OptionError(f"heads must divide the width of the tokens, {width}; {heads} does not")
         self.read = nn.ModuleDict({m: nn.Linear(channels, width) for m, channels in last.items()})
         self.embedding = nn.ParameterDict({m: nn.Parameter(0.02 * torch.randn(width)) for m in last})
         self.norm = nn.LayerNorm(width)
@@ -174,13 +175,13 @@ def make_exchange(name: str, encoders: Mapping[str, nn.Module]) -> nn.Module | N
         The exchange, for `bmlpipe.train.models.multimodal.MultimodalModel`; None for `none`.
 
     Raises:
-        ValueError: Unknown name, an encoder without stages, or a single modality.
+        OptionError: Unknown name, an encoder without stages, or a single modality.
     """
     if name == "none":
         return None
     makers = known("bmlpipe.exchanges", EXCHANGES)
     if name not in makers:
-        raise ValueError(f"unknown intermediate fusion {name!r}; known: none, {', '.join(sorted(makers))}")
+        raise OptionError(f"unknown intermediate fusion {name!r}; known: none, {', '.join(sorted(makers))}")
     able = staged(encoders, f"intermediate fusion {name!r}")
     made: nn.Module = makers[name]({m: encoder.widths for m, encoder in able.items()})
     return made
@@ -189,7 +190,7 @@ def make_exchange(name: str, encoders: Mapping[str, nn.Module]) -> nn.Module | N
 def _depth(widths: Widths, what: str) -> int:
     """Stages that all encoders have."""
     if len(widths) < 2:
-        raise ValueError(f"{what} is between modalities, there is only {list(widths)}: choose no intermediate fusion")
+        raise OptionError(f"{what} is between modalities, there is only {list(widths)}: choose no intermediate fusion")
     return min(len(each) for each in widths.values())
 
 

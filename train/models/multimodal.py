@@ -19,7 +19,7 @@ class MultimodalModel(nn.Module):
             its own and belong to no encoder. None: the encoders do not know of each other.
 
     Raises:
-        ValueError: An exchange between encoders that are not made of stages.
+        OptionError: An exchange between encoders that are not made of stages.
     """
 
     def __init__(self, encoders: Mapping[str, nn.Module], head: nn.Module, exchange: nn.Module | None = None) -> None:

@@ -1,56 +1,55 @@
-"""From the uni-modal scores of a global batch to ρ: what is summed, and what is kept from step to step."""
+"""From the uni-modal scores of a global batch to ρ: the sums of one step, and what is kept from step to step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from bmlpipe.train.modulation.discrepancy import NEUTRAL, Form, discrepancy
 
 
-class Meter:
-    """The sums behind ρ, and the last ρ.
+class DiscrepancyMeter:
+    """Forms ρ from the score sums of each step and keeps the last one.
 
-    S^m is the sum of the scores of modality m. Where rules drop inputs, a sample that lost its input of m says nothing
-    about m: S^m is then the mean score of the samples that kept it, times the number of all samples. A modality of
-    which no input was kept keeps its last mean.
+    S^m is the sum of the scores of modality m over the global batch. Where rules drop inputs, a sample that lost its
+    input of m says nothing about m: S^m is then the mean score of the samples that kept it, times the number of all
+    samples. A modality of which every input was dropped keeps its last mean.
 
     Args:
-        modalities: M names, the order of all (M,) tensors.
-        form: Of ρ.
-        lossy: Whether inputs may be dropped.
+        modalities: M names, in the order of all (M,) tensors.
+        form: How ρ is formed.
+        drops_inputs: Whether a rule may drop inputs.
 
     Attributes:
-        ratio: ρ^m of the last step, (M,), float64; the neutral point before the first one.
-        means: Mean score of each modality in the last step, (M,), float64; NaN before the first one.
-        width: Length of the vectors of sums: M + 1, or 2M + 1 where inputs may be dropped.
+        rho: ρ^m of the last step, (M,), float64; the neutral point before the first step.
+        means: Mean score of each modality in the last step, (M,), float64; NaN before the first step.
     """
 
-    def __init__(self, modalities: tuple[str, ...], form: Form, lossy: bool) -> None:
+    def __init__(self, modalities: tuple[str, ...], form: Form, drops_inputs: bool) -> None:
         size = len(modalities)
-        self.modalities, self.form, self.lossy = modalities, form, lossy
-        self.ratio = torch.full((size,), NEUTRAL[form], dtype=torch.float64)
+        self.modalities, self.form, self.drops_inputs = modalities, form, drops_inputs
+        self.rho = torch.full((size,), NEUTRAL[form], dtype=torch.float64)
         self.means = torch.full((size,), torch.nan, dtype=torch.float64)
-        self.width = 2 * size + 1 if lossy else size + 1
 
     def to(self, device: torch.device) -> None:
-        """Bring what is kept to the device of the step, without waiting for it."""
-        self.ratio = self.ratio.to(device, non_blocking=True)
+        """Move `rho` and `means` to the device of the step, without waiting for it."""
+        self.rho = self.rho.to(device, non_blocking=True)
         self.means = self.means.to(device, non_blocking=True)
 
-    def sums(self, scores: Mapping[str, Tensor], weights: Tensor | None, lost: Tensor | None) -> Tensor:
-        """What a (micro-)batch of this rank adds; vectors of several batches and ranks add up.
+    def sums(self, scores: Mapping[str, Tensor], weights: Tensor | None, dropped: Tensor | None) -> Tensor:
+        """The sums of one (micro-)batch of this rank; those of several batches and ranks add up.
 
         Args:
             scores: {m: (B,)}.
-            weights: (B,), 0 for samples that count for nothing, else 1; None: all count.
-            lost: Whether sample i lost its input of m, (M, B), bool; None: none did.
+            weights: (B,), 0 for samples that only pad the batch, else 1. None: no sample is padding.
+            dropped: Whether sample i lost its input of m, (M, B), bool. None: no sample did.
 
         Returns:
-            (width,), float64: Σ_i s_i^m over the samples that count and kept m, their number, and, where inputs may be
-            dropped, how many samples lost their input of m.
+            Float64: Σ_i s_i^m over the samples that count and kept m, (M,); their number, (1,); and, where rules may
+            drop inputs, how many samples lost their input of m, (M,).
         """
         stacked = torch.stack([scores[m] for m in self.modalities])
         if weights is None:
@@ -58,34 +57,104 @@ class Meter:
         else:
             samples = weights.sum(dim=0, keepdim=True, dtype=torch.float64)
             stacked = stacked.masked_fill(weights == 0, 0)
-        if lost is not None:
-            stacked = stacked.masked_fill(lost, 0)
+        if dropped is not None:
+            stacked = stacked.masked_fill(dropped, 0)
         sums = torch.cat([stacked.sum(dim=1, dtype=torch.float64), samples])
-        if self.lossy:
-            sums = torch.cat([sums, torch.zeros_like(sums[:-1]) if lost is None else count(lost, weights)])
+        if self.drops_inputs:
+            lost = torch.zeros_like(sums[:-1]) if dropped is None else count_samples(dropped, weights)
+            sums = torch.cat([sums, lost])
         return sums
 
-    def take(self, sums: Tensor) -> None:
-        """Form the means and ρ of the global batch's sums, (width,)."""
+    def measure(self, sums: Tensor) -> None:
+        """Form `means` and `rho` from the sums of the global batch."""
         size = len(self.modalities)
-        batch, samples = sums[:size], sums[size]
-        if self.lossy:
+        batch_scores, samples = sums[:size], sums[size]
+        if self.drops_inputs:
             kept = samples - sums[size + 1 :]
-            self.means = torch.where(kept > 0, batch / kept, self.means)
-            batch = self.means * samples
+            self.means = torch.where(kept > 0, batch_scores / kept, self.means)
+            batch_scores = self.means * samples
         else:
-            self.means = batch / samples
-        self.ratio = discrepancy(batch, self.form)
+            self.means = batch_scores / samples
+        self.rho = discrepancy(batch_scores, self.form)
 
 
-def count(mask: Tensor, weights: Tensor | None) -> Tensor:
-    """How many samples that count are marked: (M, B), bool → (M,), float64."""
+class StepTotals:
+    """The sums of a step in progress, over its micro-batches and, by one small collective, over the ranks.
+
+    Args:
+        like: A vector as `DiscrepancyMeter.sums` returns it; only its length and device are used.
+        size: Number of modalities M.
+
+    Attributes:
+        sums: Score sums over the micro-batches so far; over all ranks after `reduce_scores` or `wait`.
+        dropped: Number of dropped samples, (M,), float64; over all ranks after `wait`.
+        q: Drop probabilities that the rules recorded for the last micro-batch, (M,), float64.
+    """
+
+    def __init__(self, like: Tensor, size: int) -> None:
+        self.sums = torch.zeros_like(like)
+        self.dropped, self.q = like.new_zeros(size), like.new_zeros(size)
+        self._scores_reduced = False
+        self._reduced: Tensor | None = None
+        self._collective: dist.Work | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether a reduction has started, after which no micro-batch can be added."""
+        return self._scores_reduced or self._reduced is not None
+
+    def reduce_scores(self, group: dist.ProcessGroup | None) -> None:
+        """Sum the scores over the ranks now, for a rule that needs this step's ρ before the loss."""
+        if _distributed():
+            dist.all_reduce(self.sums, group=group)
+        self._scores_reduced = True
+
+    def reduce(self, extra: Tensor | None, group: dist.ProcessGroup | None) -> None:
+        """Start to sum everything that is not summed yet, and `extra`, over the ranks.
+
+        Args:
+            extra: Numbers of the training loop to sum as well, (E,). None: there are none.
+            group: Process group; None: the default one.
+
+        Raises:
+            RuntimeError: It was called before in this step.
+        """
+        if self._reduced is not None:
+            raise RuntimeError("reduce() may be called at most once per step")
+        own = [self.dropped] if self._scores_reduced else [self.sums, self.dropped]
+        self._reduced = torch.cat(own if extra is None else [*own, extra.detach().to(self.sums)])
+        if _distributed():
+            self._collective = dist.all_reduce(self._reduced, group=group, async_op=True)
+
+    def wait(self, group: dist.ProcessGroup | None) -> Tensor:
+        """Finish the reduction, which is started here if `reduce` was not called.
+
+        Returns:
+            `extra` summed over the ranks, (E,), float64; empty if there was none.
+        """
+        if self._reduced is None:
+            self.reduce(None, group)
+        assert self._reduced is not None
+        if self._collective is not None:
+            self._collective.wait()
+        whole = torch.cat([self.sums, self._reduced]) if self._scores_reduced else self._reduced
+        width, end = len(self.sums), len(self.sums) + len(self.dropped)
+        self.sums, self.dropped = whole[:width], whole[width:end]
+        return whole[end:]
+
+
+def count_samples(mask: Tensor, weights: Tensor | None) -> Tensor:
+    """Number of marked samples that are not padding: (M, B), bool, and weights (B,) → (M,), float64."""
     return (mask if weights is None else mask & (weights > 0)).sum(dim=1, dtype=torch.float64)
 
 
 def union(masks: Iterable[Tensor | None]) -> Tensor | None:
-    """What any of the masks marks; None where there is none."""
-    whole: Tensor | None = None
+    """Logical OR of the masks; None if all are None."""
+    joined: Tensor | None = None
     for mask in masks:
-        whole = mask if whole is None else whole if mask is None else whole | mask
-    return whole
+        joined = mask if joined is None else joined if mask is None else joined | mask
+    return joined
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()

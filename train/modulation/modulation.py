@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.train.modulation.discrepancy import NEUTRAL, Form, check_choice
 from bmlpipe.train.modulation.measurement import Meter, count, union
 from bmlpipe.train.modulation.rule import Rule, Step
@@ -46,7 +47,7 @@ class Modulation:
         extra: What `reduce` was given, summed over the ranks, float64.
 
     Raises:
-        ValueError: No modality, one twice, rules for a single one, or an unknown form.
+        OptionError: No modality, one twice, rules for a single one, or an unknown form.
     """
 
     def __init__(
@@ -58,9 +59,9 @@ class Modulation:
         group: dist.ProcessGroup | None = None,
     ) -> None:
         if not modalities or len(set(modalities)) < len(modalities):
-            raise ValueError(f"modalities must be one or more different names, not {list(modalities)}")
+            raise OptionError(f"modalities must be one or more different names, not {list(modalities)}")
         if rules and len(modalities) == 1:
-            raise ValueError(
+            raise OptionError(
                 f"{type(rules[0]).__name__} balances two or more modalities, there is only {modalities[0]!r}; "
                 "train one modality without modulation"
             )
@@ -100,7 +101,7 @@ class Modulation:
             {m: (B, …)} for the encoders; what was given where no rule acts on inputs.
 
         Raises:
-            ValueError: Inputs of other modalities than these.
+            OptionError: Inputs of other modalities than these.
             RuntimeError: The last step was not finished.
         """
         self._check(inputs, "inputs")
@@ -132,7 +133,7 @@ class Modulation:
             {m: (B, D_m)} for the head.
 
         Raises:
-            ValueError: Features or scores of other modalities than these.
+            OptionError: Features or scores of other modalities than these.
             RuntimeError: A micro-batch after `reduce`, or a second one under a rule with `same_step`; `inputs` or
                 `update` was left out, which a rule needs.
         """
@@ -251,14 +252,14 @@ class Modulation:
         """Go on where a `state_dict` was taken; a step in progress is forgotten.
 
         Raises:
-            ValueError: The state is of other modalities, another form or other rules, or of another version.
+            OptionError: The state is of other modalities, another form or other rules, or of another version.
         """
         mine = self.state_dict()
         if state.keys() != mine.keys():
-            raise ValueError(f"the state has {sorted(state)}, not {sorted(mine)}: it is another version's")
+            raise OptionError(f"the state has {sorted(state)}, not {sorted(mine)}: it is another version's")
         for what in ("modalities", "form", "rules"):
             if state[what] != mine[what]:
-                raise ValueError(f"the state is of {what} {state[what]}, not {mine[what]}")
+                raise OptionError(f"the state is of {what} {state[what]}, not {mine[what]}")
         for rule, own in zip(self.rules, state["memories"], strict=True):
             rule.load_state_dict(own)
         self.index = int(state["index"])
@@ -286,7 +287,7 @@ class Modulation:
 
     def _check(self, given: Mapping[str, Tensor], what: str) -> None:
         if given.keys() != set(self.modalities):
-            raise ValueError(f"{what} of {sorted(given)}, but the modulation is of {sorted(self.modalities)}")
+            raise OptionError(f"{what} of {sorted(given)}, but the modulation is of {sorted(self.modalities)}")
         if self._done is not None:
             raise RuntimeError("a rule acts on the update: call update(optimizer.step, encoders), not optimizer.step()")
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from bmlpipe.manifests.common.errors import OptionError
+
 Value = bool | int | float | str | tuple[int, int | None]
 
 _TERM = re.compile(r"\s*([A-Za-z][\w-]*)\s*(?:\(([^()]*)\))?\s*")
@@ -25,7 +27,7 @@ def parse(text: str) -> list[tuple[str, dict[str, Value]]]:
             window of epochs first:end (either may be left out).
 
     Raises:
-        ValueError: It is written otherwise, or a name or an option stands twice; shows the part.
+        OptionError: It is written otherwise, or a name or an option stands twice; shows the part.
     """
     if text.strip() in ("", "none"):
         return []
@@ -35,13 +37,13 @@ def parse(text: str) -> list[tuple[str, dict[str, Value]]]:
         term = _TERM.match(text, position)
         end = term.end() if term else position
         if term is None or text[end : end + 1] not in ("+", ""):
-            raise ValueError(
+            raise OptionError(
                 f"modulation {text!r} cannot be read at {text[position:]!r}: write names joined by +, each with "
                 "options in brackets or none, such as opm(p_exe=0.7)+ogm(alpha=0.5, epochs=0:50)"
             )
         name, inside = term.group(1), term.group(2)
         if name in found:
-            raise ValueError(f"modulation {text!r} names {name} twice")
+            raise OptionError(f"modulation {text!r} names {name} twice")
         found[name] = _options(inside or "", text)
         if end == len(text):
             return list(found.items())
@@ -53,7 +55,7 @@ def _options(inside: str, text: str) -> dict[str, Value]:
     for part in filter(None, (part.strip() for part in inside.split(","))):
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not (equals and name.isidentifier() and value) or name in options:
-            raise ValueError(f"modulation {text!r}: {part!r} is not option=value, or stands twice")
+            raise OptionError(f"modulation {text!r}: {part!r} is not option=value, or stands twice")
         options[name] = _value(value)
     return options
 

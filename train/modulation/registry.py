@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.manifests.common.plugins import PluginError, known
 from bmlpipe.train.modulation import notation
 from bmlpipe.train.modulation.discrepancy import Form
@@ -71,27 +72,27 @@ def make_modulation(
             other rules have is left unused, so that a configuration can hold the options of all.
 
     Raises:
-        ValueError: Unknown name, preset or option, an option's value out of range, a package that cannot be used, or a
+        OptionError: Unknown name, preset or option, an option's value out of range, a package that cannot be used, or a
             rule for a single modality.
     """
     if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
+        raise OptionError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
     terms = notation.parse(text)
     ours = all(name in MODULATIONS for name, _ in terms)
     makers: Mapping[str, Callable[..., Any]] = MODULATIONS if ours else known(GROUP, MODULATIONS)
     for name, _ in terms:
         if name not in makers:
-            raise ValueError(f"unknown modulation {name!r} in {text!r}; known: none, {', '.join(sorted(makers))}")
+            raise OptionError(f"unknown modulation {name!r} in {text!r}; known: none, {', '.join(sorted(makers))}")
     chosen = {name: makers[name] for name, _ in terms}
     shared = set().union(*(_options(maker) for maker in (*MODULATIONS.values(), *chosen.values())))
     if strange := sorted(options.keys() - shared):
-        raise ValueError(f"no modulation has the option {strange[0]!r}; known: {', '.join(sorted(shared))}")
+        raise OptionError(f"no modulation has the option {strange[0]!r}; known: {', '.join(sorted(shared))}")
     rules = []
     for name, own in terms:
         has = _options(chosen[name])
         if strange := sorted(own.keys() - has):
             listed = ", ".join(sorted(has)) or "none"
-            raise ValueError(f"{name} has no option {strange[0]!r}; it has: {listed}")
+            raise OptionError(f"{name} has no option {strange[0]!r}; it has: {listed}")
         given = {**PRESETS[preset].rules.get(name, {}), **options, **own}
         rule = chosen[name](**{option: value for option, value in given.items() if option in has})
         if not isinstance(rule, Rule):

@@ -1,4 +1,4 @@
-"""What a rule is: up to four stages, and what it may know at a step."""
+"""The interface of a rule: four stages, and what a rule knows about the step in each of them."""
 
 from __future__ import annotations
 
@@ -8,35 +8,38 @@ from typing import Any
 
 from torch import Tensor, nn
 
-#: Epochs in which a rule acts, counted from 0: the first one, and the first one no more (None: to the end).
-Epochs = tuple[int, int | None]
+from bmlpipe.manifests.common.errors import BmlpipeError
+
+
+class StateError(BmlpipeError, ValueError):
+    """A saved state belongs to other modalities, other rules or another version."""
 
 
 @dataclass
-class Step:
-    """What a rule knows at a step, and where it notes what it did. Each rule gets one of its own.
+class StepContext:
+    """What a rule knows about a step, and where it records what it did. Each rule has its own.
 
     Attributes:
-        modalities: Their names, in the order of every (M,) tensor.
-        seed: Of the run.
-        epoch: Counted from 0.
+        modalities: Names of the M modalities, in the order of every (M,) tensor.
+        seed: Seed of the run.
+        epoch: Current epoch, counted from 0.
         index: Number of the step, counted from 0 over all epochs; the micro-batches of a step share it.
-        ratio: ρ^m, (M,), float64, on the device. Before the backward stage: the last step's (in `forward` this one's
-            for rules with `same_step`). From the backward stage on: this step's.
-        neutral: The value of ρ at which nothing is to be done.
-        ids: Ids of the (micro-)batch's samples on this rank, (B,), int64; None from the backward stage on.
-        weights: 0 for samples that only pad the (micro-)batch and count for nothing, else 1, (B,); None: all count,
-            or not known yet (`inputs`).
-        q: Noted before the backward stage: probability of a drop, (M,), float64.
-        dropped: Noted there too: which samples lost modality m here, (M, B), bool.
-        k: Noted by the backward stage: factor of the gradient or of the update, (M,), float64.
+        rho: ρ^m, (M,), float64, on the device. Before the backward stage it is that of the last step (in `forward`
+            that of this step for rules with `same_step`); from the backward stage on it is that of this step.
+        neutral: The value of ρ at which a rule does nothing: 1 for the ratio form, 0 for the difference form.
+        ids: Ids of the samples of this rank's (micro-)batch, (B,), int64; None from the backward stage on.
+        weights: 0 for samples that only pad the (micro-)batch, else 1, (B,). None: no sample is padding, or the
+            weights are not known yet (`inputs`).
+        q: Recorded by the rule before the backward stage: drop probability of each modality, (M,), float64.
+        dropped: Recorded by the rule before the backward stage: whether sample i lost modality m, (M, B), bool.
+        k: Recorded by the rule in the backward stage: factor of each encoder's gradient or update, (M,), float64.
     """
 
     modalities: tuple[str, ...]
     seed: int
     epoch: int
     index: int
-    ratio: Tensor
+    rho: Tensor
     neutral: float
     ids: Tensor | None = None
     weights: Tensor | None = None
@@ -46,69 +49,59 @@ class Step:
 
 
 class Rule:
-    """The interface of a modulation: override the stages in which it acts.
+    """Base class of all rules. Override the stages in which a rule acts; the defaults do nothing.
 
-    All stages run at every step on every rank, in the order in which they stand here, and give the same on all ranks
-    (random numbers: `bmlpipe.train.modulation.keyed`); nothing in them waits for the device. A rule notes in `step`
-    what it did. Under gradient accumulation `inputs` and `forward` run once a micro-batch, the others once a step.
+    The stages run at every step on every rank, in the order in which they are listed here. They must give the same
+    result on all ranks (draw random numbers from `bmlpipe.train.modulation.keyed`) and should not wait for the device.
+    A rule records in `step` what it did. Under gradient accumulation `inputs` and `forward` run once per micro-batch,
+    `backward` and `update` once per step.
     """
 
-    #: Whether `forward` is driven by this step's ratio instead of the last one's.
+    #: Whether `forward` reads the ρ of this step instead of the last one.
     same_step: bool = False
-    #: Whether `inputs` does anything; the loop must call `Modulation.inputs` then.
+    #: Whether `inputs` does anything. The training loop must then call `Modulation.inputs`.
     acts_on_inputs: bool = False
-    #: Whether `update` does anything; the loop must call `Modulation.update` then.
+    #: Whether `update` does anything. The training loop must then call `Modulation.update`.
     acts_on_update: bool = False
 
     def bind(self, model: nn.Module) -> None:
-        """See the model once, before training; for rules that act on more than inputs, features and encoders."""
+        """Receive the model once, before training. For rules that need more than inputs, features and encoders."""
 
-    def inputs(self, inputs: dict[str, Tensor], step: Step) -> dict[str, Tensor]:
-        """Change the inputs {m: (B, …)} that the encoders get.
+    def inputs(self, inputs: dict[str, Tensor], step: StepContext) -> dict[str, Tensor]:
+        """Change the inputs of the encoders, {m: (B, …)} → the same shapes.
 
-        Samples noted in `step.dropped` are left out of that modality's score, which is to be of what it really saw.
+        The samples recorded in `step.dropped` do not count towards the score of that modality.
         """
         return inputs
 
-    def forward(self, features: dict[str, Tensor], step: Step) -> dict[str, Tensor]:
-        """Change the features {m: (B, D_m)} that the head gets; scores are already taken."""
+    def forward(self, features: dict[str, Tensor], step: StepContext) -> dict[str, Tensor]:
+        """Change the features that the head receives, {m: (B, D_m)} → the same shapes. Scores are already measured."""
         return features
 
-    def backward(self, encoders: Mapping[str, nn.Module], step: Step) -> None:
-        """Change the gradients of the encoders in place (a new `.grad` would break DDP's bucket views)."""
+    def backward(self, encoders: Mapping[str, nn.Module], step: StepContext) -> None:
+        """Change the gradients of the encoders in place. (Assigning a new `.grad` would break DDP's bucket views.)"""
 
-    def update(self, encoders: Mapping[str, nn.Module], step: Step) -> Callable[[], None] | None:
-        """Called before the optimiser's step, with the backward stage's `step`; what it returns is called after."""
+    def update(self, encoders: Mapping[str, nn.Module], step: StepContext) -> Callable[[], None] | None:
+        """Prepare for the optimiser's step.
+
+        Args:
+            encoders: Modality → encoder.
+            step: The context of the backward stage.
+
+        Returns:
+            A function to call after the optimiser's step, or None.
+        """
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """What the rule's next step depends on: plain values and tensors. Empty for a rule without memory."""
+        """What the next step of the rule depends on: plain values and tensors. Empty for a rule without memory."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a `state_dict` was taken.
+        """Restore what `state_dict` returned.
 
         Raises:
-            ValueError: The state is not of such a rule.
+            StateError: The state belongs to another rule.
         """
         if state:
-            raise ValueError(f"{type(self).__name__} keeps no state, but the saved one has {', '.join(sorted(state))}")
-
-
-def check_epochs(epochs: Epochs) -> None:
-    """Refuse what is no window, begins before epoch 0 or never acts.
-
-    Raises:
-        ValueError: With the window.
-    """
-    if not isinstance(epochs, tuple) or len(epochs) != 2:
-        raise ValueError(f"epochs must be a pair (first, end), not {epochs!r}")
-    start, stop = epochs
-    if start < 0 or (stop is not None and stop <= start):
-        raise ValueError(f"epochs must be (first, end) with 0 ≤ first < end, not {epochs}")
-
-
-def within(epochs: Epochs, epoch: int) -> bool:
-    """Whether an epoch lies in the window."""
-    start, stop = epochs
-    return start <= epoch and (stop is None or epoch < stop)
+            raise StateError(f"{type(self).__name__} keeps no state, but the saved one has {', '.join(sorted(state))}")

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from bmlpipe.manifests.common.errors import OptionError
+
 
 def unimodal_logits(
     head: nn.Module, features: Mapping[str, Tensor], gamma: Sequence[float] | None = None
@@ -33,10 +35,10 @@ def unimodal_logits(
         {m: (B, K)}, float32, detached, in the order of `features`.
 
     Raises:
-        ValueError: `gamma` with a head that does not split, of another length than M, or not finite.
+        OptionError: `gamma` with a head that does not split, of another length than M, or not finite.
     """
     if gamma is not None and not all(math.isfinite(share) for share in gamma):
-        raise ValueError(f"gamma must be finite numbers, not {list(gamma)}")
+        raise OptionError(f"gamma must be finite numbers, not {list(gamma)}")
     some = next(iter(features.values()))
     with torch.no_grad(), torch.autocast(some.device.type, enabled=False):
         dtype = next((parameter.dtype for parameter in head.parameters()), torch.float32)
@@ -46,7 +48,7 @@ def unimodal_logits(
             logits: dict[str, Tensor] = split(exact, gamma)
             return {m: logits[m].float() for m in features}
         if gamma is not None:
-            raise ValueError(f"gamma splits the bias of a linear head; {type(head).__name__} is read by zero-out")
+            raise OptionError(f"gamma splits the bias of a linear head; {type(head).__name__} is read by zero-out")
         return {m: value.float() for m, value in zero_out(head, exact).items()}
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.train.models.encoders.stages import mean_over_frames, run
 from bmlpipe.train.models.encoders.temporal_shift import temporal_shift
 
@@ -155,7 +156,7 @@ def _block(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Se
 
 def _at_least_one(value: int, name: str) -> int:
     if value < 1:
-        raise ValueError(f"{name} must be at least 1, not {value}")
+        raise OptionError(f"{name} must be at least 1, not {value}")
     return value
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.manifests.common.plugins import known
 from bmlpipe.train.models.encoders.networks import CNN4, ResNet18
 
@@ -58,23 +59,23 @@ def make_encoder(name: str, modality: str, *, channels: int, pyramid: bool = Fal
         A module (B, T, C, H, W) → (B, D) with the attribute `features` = D.
 
     Raises:
-        ValueError: Unknown name, an encoder without `features`, or one that offers no pyramid where one is asked for.
+        OptionError: Unknown name, an encoder without `features`, or one that offers no pyramid where one is asked for.
     """
     makers = known("bmlpipe.encoders", ENCODERS)
     if name not in makers:
-        raise ValueError(f"unknown encoder {name!r}; known: {', '.join(sorted(makers))}")
+        raise OptionError(f"unknown encoder {name!r}; known: {', '.join(sorted(makers))}")
     maker: Callable[..., nn.Module] = makers[name]
     if not pyramid:
         encoder = maker(modality, channels)
     elif "pyramid" in inspect.signature(maker).parameters:
         encoder = maker(modality, channels, pyramid=True)
     else:
-        raise ValueError(
+        raise OptionError(
             f"encoder {name!r} offers no features of its stages (its maker takes no `pyramid`), which this fusion "
             f"needs; choose another fusion, or one of {', '.join(sorted(ENCODERS))}"
         )
     if not hasattr(encoder, "features"):
-        raise ValueError(f"encoder {name!r} must have the attribute `features`, the length of its output")
+        raise OptionError(f"encoder {name!r} must have the attribute `features`, the length of its output")
     return encoder
 
 
@@ -91,7 +92,7 @@ def load_imagenet(encoder: ResNet18, file: Path | None = None, *, url: str = IMA
         url: Its name must end with `-<first digits of the SHA-256>.<ending>`; the download is checked against it.
 
     Raises:
-        ValueError: The file holds something else than ResNet-18's weights; names what is missing, extra or misshapen.
+        OptionError: The file holds something else than ResNet-18's weights; names what is missing, extra or misshapen.
     """
     if file is None:
         source = url
@@ -114,7 +115,7 @@ def load_imagenet(encoder: ResNet18, file: Path | None = None, *, url: str = IMA
     wrong = sorted(own.keys() ^ weights.keys())
     wrong += [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
     if wrong:
-        raise ValueError(
+        raise OptionError(
             f"{source} does not hold the weights of ResNet-18: {len(wrong)} entries are missing, extra or of another "
             f"shape, first {wrong[0]!r}; the file is torchvision's, {IMAGENET_URL}"
         )

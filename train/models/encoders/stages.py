@@ -11,6 +11,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from bmlpipe.manifests.common.errors import OptionError
+
 #: ({m: maps after a stage}, that stage counted from the end, −1 the last) → {m: maps for the next stage}.
 Exchange = Callable[[dict[str, Tensor], int], dict[str, Tensor]]
 
@@ -42,11 +44,11 @@ def staged(encoders: Mapping[str, nn.Module], what: str) -> dict[str, Staged]:
         what: Who asks, for the message.
 
     Raises:
-        ValueError: One of them does not.
+        OptionError: One of them does not.
     """
     found: dict[str, Staged] = {m: encoder for m, encoder in encoders.items() if isinstance(encoder, Staged)}
     for m in encoders.keys() - found.keys():
-        raise ValueError(
+        raise OptionError(
             f"{what} works between the stages of the encoders, but {type(encoders[m]).__name__} of {m!r} is not made "
             "of stages: give it widths, stage() and pool() (bmlpipe.train.models.encoders.Staged), or fuse late only"
         )

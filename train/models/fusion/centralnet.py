@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.train.models.fusion.classifier import make_classifier, modalities_of
 
 
@@ -32,7 +33,7 @@ class CentralNet(nn.Module):
         classifier_layers: Linear layers from h_L to the logits; hidden ones are as wide as h_L.
 
     Raises:
-        ValueError: Widths that do not add up, or different numbers of stages.
+        OptionError: Widths that do not add up, or different numbers of stages.
     """
 
     def __init__(
@@ -48,13 +49,13 @@ class CentralNet(nn.Module):
         self.widths = {m: list(widths[m]) if widths is not None else [dim] for m, dim in dims.items()}
         for m, dim in dims.items():
             if sum(self.widths[m]) != dim:
-                raise ValueError(
+                raise OptionError(
                     f"the stages of {m!r} have {' + '.join(map(str, self.widths[m]))} channels, its feature {dim} "
                     "entries: CentralNet needs the features of all stages (an encoder made with pyramid=True)"
                 )
         if len({len(sizes) for sizes in self.widths.values()}) > 1:
             found = ", ".join(f"{m} {len(sizes)}" for m, sizes in self.widths.items())
-            raise ValueError(f"CentralNet needs encoders with the same number of stages, they have: {found}")
+            raise OptionError(f"CentralNet needs encoders with the same number of stages, they have: {found}")
         stages = [dict(zip(dims, sizes, strict=True)) for sizes in zip(*self.widths.values(), strict=True)]
         central = [max(sizes.values()) for sizes in stages]
         self.projections = nn.ModuleList(

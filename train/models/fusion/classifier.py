@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from bmlpipe.manifests.common.errors import OptionError
+
 
 class DeepConcatenation(nn.Module):
     """A classifier of several layers on the concatenated features (Sec. 4.3.7).
@@ -37,7 +39,7 @@ def make_classifier(inputs: int, classes: int, *, layers: int, hidden: int) -> n
     """Linear layers with ReLUs between them; one layer is a bare `nn.Linear`.
 
     Raises:
-        ValueError: No layer.
+        OptionError: No layer.
     """
     if check_layers(layers) == 1:
         return nn.Linear(inputs, classes)
@@ -50,10 +52,10 @@ def check_layers(classifier_layers: int) -> int:
     """The number of a classifier's layers.
 
     Raises:
-        ValueError: Below 1.
+        OptionError: Below 1.
     """
     if classifier_layers < 1:
-        raise ValueError(f"classifier_layers must be at least 1, not {classifier_layers}")
+        raise OptionError(f"classifier_layers must be at least 1, not {classifier_layers}")
     return classifier_layers
 
 
@@ -65,10 +67,10 @@ def modalities_of(dims: Mapping[str, int], *, at_least: int) -> tuple[str, ...]:
     """The modalities of a head.
 
     Raises:
-        ValueError: Fewer than it joins.
+        OptionError: Fewer than it joins.
     """
     if len(dims) < at_least:
-        raise ValueError(
+        raise OptionError(
             f"this fusion joins at least {at_least} modalities, it was given {list(dims)}; one alone goes with 'concat'"
         )
     return tuple(dims)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.train.models.fusion.classifier import make_classifier, modalities_of
 
 
@@ -85,11 +86,11 @@ def split_linear(
         {m: W^m φ^m + γ^m b}, (B, K) each.
 
     Raises:
-        ValueError: The features are not as long as the layer is wide, or γ has another length than M.
+        OptionError: The features are not as long as the layer is wide, or γ has another length than M.
     """
     sizes = [feature.shape[1] for feature in features.values()]
     if sum(sizes) != linear.in_features:
-        raise ValueError(
+        raise OptionError(
             f"the features have {' + '.join(map(str, sizes))} entries, the layer takes {linear.in_features}"
         )
     share = _shares(gamma, tuple(features), default=1 / len(sizes))
@@ -103,5 +104,5 @@ def _shares(gamma: Sequence[float] | None, modalities: tuple[str, ...], *, defau
     if gamma is None:
         return dict.fromkeys(modalities, default)
     if len(gamma) != len(modalities):
-        raise ValueError(f"gamma has {len(gamma)} shares for the {len(modalities)} modalities {list(modalities)}")
+        raise OptionError(f"gamma has {len(gamma)} shares for the {len(modalities)} modalities {list(modalities)}")
     return dict(zip(modalities, gamma, strict=True))

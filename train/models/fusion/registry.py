@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.manifests.common.plugins import known
 from bmlpipe.train.models.fusion.centralnet import CentralNet
 from bmlpipe.train.models.fusion.classifier import DeepConcatenation
@@ -55,7 +56,7 @@ def make_fusion(
             `reads_pyramid`, any other one is made without.
 
     Raises:
-        ValueError: Unknown name, fewer modalities than the head needs, or a head that has one layer only.
+        OptionError: Unknown name, fewer modalities than the head needs, or a head that has one layer only.
     """
     maker = _maker(name)
     takes = inspect.signature(maker).parameters
@@ -63,7 +64,7 @@ def make_fusion(
     if "classifier_layers" in takes:
         options["classifier_layers"] = classifier_layers
     elif classifier_layers != 1:
-        raise ValueError(f"fusion {name!r} takes no classifier_layers (its maker does not name it): leave it at 1")
+        raise OptionError(f"fusion {name!r} takes no classifier_layers (its maker does not name it): leave it at 1")
     if widths is not None and "widths" in takes:
         options["widths"] = widths
     return maker(dims, classes, **options)
@@ -73,7 +74,7 @@ def reads_pyramid(name: str) -> bool:
     """Whether a head wants the features of all stages: encoders made with `pyramid=True`, and their `widths`.
 
     Raises:
-        ValueError: Unknown name.
+        OptionError: Unknown name.
     """
     return "widths" in inspect.signature(_maker(name)).parameters
 
@@ -81,5 +82,5 @@ def reads_pyramid(name: str) -> bool:
 def _maker(name: str) -> Callable[..., nn.Module]:
     makers = known(_GROUP, FUSIONS)
     if name not in makers:
-        raise ValueError(f"unknown fusion {name!r}; known: {', '.join(sorted(makers))}")
+        raise OptionError(f"unknown fusion {name!r}; known: {', '.join(sorted(makers))}")
     return makers[name]

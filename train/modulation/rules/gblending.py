@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.train.modulation.discrepancy import check_choice
 from bmlpipe.train.modulation.rule import Rule
 
@@ -78,7 +79,7 @@ def blend_weights(losses: Mapping[str, Losses]) -> dict[str, float]:
         losses: `JOINT` and each modality → the losses of its reference run.
 
     Raises:
-        ValueError: No run generalised, or a loss is not finite.
+        OptionError: No run generalised, or a loss is not finite.
     """
     gains = {name: max(0.0, one.generalisation) for name, one in losses.items()}
     least = _LEAST_GAP * max(abs(one.overfitting) for one in losses.values())
@@ -87,7 +88,7 @@ def blend_weights(losses: Mapping[str, Losses]) -> dict[str, float]:
     total = sum(raw.values())
     if not 0 < total < float("inf"):
         shown = ", ".join(f"{name}: from {one.start:.4g} to {one.val:.4g}" for name, one in losses.items())
-        raise ValueError(
+        raise OptionError(
             f"no reference run lowered its validation loss ({shown}), so there is nothing to weight: "
             "train them for fewer epochs or at a lower rate, or take blend_until=lowest"
         )
@@ -106,7 +107,7 @@ class BlendedHead(nn.Module):
         weights: Of the losses, of `JOINT` and each modality; None: they come with a state dict (NaN until then).
 
     Raises:
-        ValueError: Weights of others than these.
+        OptionError: Weights of others than these.
     """
 
     weights: Tensor
@@ -117,7 +118,7 @@ class BlendedHead(nn.Module):
         super().__init__()
         names = (JOINT, *dims)
         if weights is not None and set(weights) != set(names):
-            raise ValueError(f"weights are of {', '.join(weights)}, the losses of {', '.join(names)}")
+            raise OptionError(f"weights are of {', '.join(weights)}, the losses of {', '.join(names)}")
         self.modalities = tuple(dims)
         self.joint = head
         self.branches = nn.ModuleDict({m: nn.Linear(dim, classes) for m, dim in dims.items()})

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.train.modulation.discrepancy import check_range
 from bmlpipe.train.modulation.rule import Rule, Step
 
@@ -55,7 +56,7 @@ class Greedy(Rule):
     def __post_init__(self) -> None:
         check_range("greedy_tolerance", self.greedy_tolerance, 0)
         if self.greedy_window < 1 or self.greedy_warmup < 0:
-            raise ValueError(
+            raise OptionError(
                 "greedy_window must be at least 1 and greedy_warmup at least 0, "
                 f"not {self.greedy_window} and {self.greedy_warmup}"
             )
@@ -71,11 +72,11 @@ class Greedy(Rule):
         """Make the model known, the one that DistributedDataParallel wraps and not the wrapper.
 
         Raises:
-            ValueError: It has no MMTM.
+            OptionError: It has no MMTM.
         """
         self._gates = [module for module in model.modules() if callable(getattr(module, "solo", None))]
         if not self._gates:
-            raise ValueError(
+            raise OptionError(
                 f"greedy compares the encoders with MMTM's layers between them, and {type(model).__name__} has none: "
                 "train it with --intermediate mmtm"
             )
@@ -127,7 +128,7 @@ class Greedy(Rule):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a `state_dict` was taken."""
         if missing := sorted(self.state_dict().keys() - state.keys()):
-            raise ValueError(f"the state is not of greedy: {', '.join(missing)} missing")
+            raise OptionError(f"the state is not of greedy: {', '.join(missing)} missing")
         self._effort = state["effort"]
         self._arriving = deque(
             (index, torch.tensor(speeds, dtype=torch.float64), None) for index, speeds in state["arriving"]

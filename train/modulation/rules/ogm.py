@@ -80,7 +80,7 @@ def check_common(
     """Check the options that OGM and OGM* share.
 
     Raises:
-        ValueError: Names the option, its value and what it must be.
+        OptionError: Names the option, its value and what it must be.
     """
     check_range("alpha", alpha, 0)
     check_choice("z", shape, Shape)

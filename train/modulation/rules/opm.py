@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.train.modulation import keyed
 from bmlpipe.train.modulation.discrepancy import Shape, check_choice, check_flag, check_range, z
 from bmlpipe.train.modulation.rule import Epochs, Rule, Step, check_epochs, within
@@ -60,12 +61,12 @@ class OPM(Rule):
         check_choice("target", self.target, Target)
         check_epochs(self.epochs)
         if self.target == "input" and self.same_step:
-            raise ValueError(
+            raise OptionError(
                 "same_step is true and target is 'input': this step's ratio is not known before the encoders have run; "
                 "take the last step's (same_step false), or drop the feature"
             )
         if self.target == "input" and self.q_base * (1 + self.lam) >= 1:
-            raise ValueError(
+            raise OptionError(
                 f"q_base · (1 + lam) is {self.q_base * (1 + self.lam):g} and target is 'input': a modality of which "
                 "every input is dropped is not measured any more; choose them so that it is below 1"
             )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.train.modulation import keyed
 from bmlpipe.train.modulation.rule import Rule, Step
 
@@ -68,7 +69,7 @@ def check_below_one(name: str, value: float) -> None:
     """Refuse a probability by which nothing would be left.
 
     Raises:
-        ValueError: Names the option, its value and the range.
+        OptionError: Names the option, its value and the range.
     """
     if not 0 <= value < 1:
-        raise ValueError(f"{name} must be in [0, 1), not {value}")
+        raise OptionError(f"{name} must be in [0, 1), not {value}")
