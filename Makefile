@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help demo test test-fast check format bench clean
+.PHONY: help demo test test-fast check format docs bench clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -16,17 +16,20 @@ $(READY): setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,dev,docs]'
 	@touch $@
 
 demo: $(READY)  ## Make a small data set of real video files, extract, shard, train with and without OPM (under 5 minutes)
 	$(BIN)/bmlpipe demo --out demo
 
-test: $(READY)  ## Run all tests
-	$(BIN)/python -m pytest
+# One process per core; tests marked xdist_group("both_cores") start several processes and run one after the other.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 
-test-fast: $(READY)  ## Run the tests that take under a few seconds each
-	$(BIN)/python -m pytest -m "not slow"
+test: $(READY) .typing  ## Run all tests
+	$(PYTEST)
+
+test-fast: $(READY) .typing  ## Run the tests that take less than a few seconds each (under 2 minutes in all)
+	$(PYTEST) -m "not slow"
 
 check: $(READY) .typing  ## Lint, format and types
 	$(BIN)/ruff check .
@@ -36,6 +39,9 @@ check: $(READY) .typing  ## Lint, format and types
 format: $(READY)  ## Apply ruff's fixes and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY) .typing  ## Build the documentation site into docs/_site, with all links checked
+	cd docs && ../$(BIN)/zensical build --strict --config-file mkdocs.yml
 
 bench: $(READY)  ## Run every program in benchmarks/ and record benchmarks/results/
 	@mkdir -p benchmarks/results; for program in benchmarks/[a-z]*.py; do \
@@ -48,4 +54,4 @@ bench: $(READY)  ## Run every program in benchmarks/ and record benchmarks/resul
 	for folder in manifests shards pipeline train; do ln -sfn ../../$$folder .typing/bmlpipe/$$folder; done
 
 clean:  ## Remove the virtual environment and caches
-	rm -rf $(VENV) .typing .mypy_cache .ruff_cache .pytest_cache build ./*.egg-info
+	rm -rf $(VENV) .typing .mypy_cache .ruff_cache .pytest_cache build docs/_site docs/.cache ./*.egg-info

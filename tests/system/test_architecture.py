@@ -1,11 +1,11 @@
-"""The rules of the house: who imports whom, names in train/, length of files, that everything starts and installs."""
+"""The rules of the house: who imports whom, the size of files and folders, that everything imports and installs."""
 
 from __future__ import annotations
 
 import ast
 import doctest
 import importlib
-import importlib.metadata
+import importlib.util
 import os
 import pkgutil
 import re
@@ -13,61 +13,152 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import bmlpipe
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("manifests", "shards", "pipeline", "train")
-FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
-#: Package → the packages of this namespace that it may import.
-ALLOWED = {
-    "manifests": {"manifests"},
-    "shards": {"manifests", "shards"},
-    "pipeline": {"manifests", "shards", "pipeline"},
-    "train": {"manifests", "shards", "train"},
+
+def _import_graph() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("import_graph", Path(__file__).with_name("import_graph.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+graph = _import_graph()
+PACKAGES = graph.PACKAGES
+FILES = graph.files(ROOT)
+
+#: The rooms of each package. A room may import the rooms on lines above its own and nothing else of its package.
+ORDER = {
+    "manifests": """
+        common
+        schema
+        readers
+        locate splits places
+        datasets
+    """,
+    "shards": """
+        errors
+        kinds targets order
+        sample mixture_order
+        index
+        remote
+        reader writer
+        combined_reader stats verify stream
+    """,
+    "pipeline": """
+        media
+        front_ends
+        store
+        cluster
+        extraction
+        sharding
+        inspection
+        demo
+        cli
+    """,
+    "train": """
+        modulation
+        config
+        models tasks
+        distributed runs
+        data
+        evaluation
+        engine
+        run
+        report sweep
+    """,
 }
-#: Where everything is put together: of the commands only those about trained runs.
-COMPOSITION_ROOT = {Path(f"pipeline/cli/{name}.py") for name in ("report", "sweep", "evaluate")}
+#: Package → the packages below it.
+BELOW = {
+    "manifests": set(),
+    "shards": {"manifests"},
+    "pipeline": {"manifests", "shards"},
+    "train": {"manifests", "shards"},
+}
+#: The one room in which everything is put together.
+COMPOSITION_ROOT = "pipeline/cli"
 
 
-def imported(tree: ast.AST) -> set[str]:
-    """Full names of all modules that a file imports, late imports included."""
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: relative import"
-            assert node.module is not None
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+def test_imports_point_one_way() -> None:
+    rank = {
+        f"{package}/{room}": number
+        for package, lines in ORDER.items()
+        for number, line in enumerate(lines.strip().splitlines())
+        for room in line.split()
+    }
+    offenders = []
+    for (importing, other), where in graph.edges(ROOT).items():
+        package, below = importing.split("/")[0], other.split("/")[0]
+        if package == below:
+            allowed = rank[other] < rank[importing]
+        else:
+            allowed = below in BELOW[package] or (importing == COMPOSITION_ROOT and below == "train")
+        if not allowed:
+            offenders.append(f"{importing} imports {other}: {', '.join(where)}")
+    assert not offenders, "\n".join(offenders)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_one_way(path: Path) -> None:
-    place = path.relative_to(ROOT)
-    allowed = ALLOWED[place.parts[0]] | ({"train"} if place in COMPOSITION_ROOT else set())
-    names = imported(ast.parse(path.read_text(encoding="utf-8")))
-    ours = {name.split(".")[1] for name in names if name.startswith("bmlpipe.")}
-    assert ours <= allowed
-    bare = {name for name in names if name.split(".")[0] in PACKAGES}
-    assert not bare, f"import bmlpipe.… instead of {bare}"
-    assert "bmlpipe" not in names
+def test_modules_are_imported_by_their_full_name() -> None:
+    offenders = []
+    for path in FILES:
+        names = graph.imported(ast.parse(path.read_text(encoding="utf-8")))
+        if bare := {name for name in names if name.split(".")[0] in PACKAGES or name == "bmlpipe"}:
+            offenders.append(f"{path.relative_to(ROOT)}: import bmlpipe.… instead of {', '.join(sorted(bare))}")
+    assert not offenders, "\n".join(offenders)
 
 
-def test_a_forbidden_import_would_be_seen() -> None:
-    text = "def f():\n    from bmlpipe import pipeline\n    import bmlpipe.train.engine.trainer as x\n"
-    assert imported(ast.parse(text)) == {"bmlpipe.pipeline", "bmlpipe.train.engine.trainer"}
+def test_a_forbidden_import_would_be_seen(tmp_path: Path) -> None:
+    (tmp_path / "shards" / "remote").mkdir(parents=True)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "run.py").write_text("x = 1\n")
+    (tmp_path / "shards" / "index.py").write_text("def f():\n    from bmlpipe.shards.remote import cache\n")
+    (tmp_path / "shards" / "remote" / "cache.py").write_text("import bmlpipe.train.run, bmlpipe.shards.index as x\n")
+    assert set(graph.edges(tmp_path)) == {
+        ("shards/index", "shards/remote"),
+        ("shards/remote", "train/run"),
+        ("shards/remote", "shards/index"),
+    }
+    assert graph.cycles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c", "a"]]
+    assert not graph.cycles({"a": {"b", "c"}, "b": {"c"}})
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_file_can_be_read_in_one_sitting(path: Path) -> None:
-    lines = path.read_text(encoding="utf-8").count("\n")
-    assert lines <= 320, f"{lines} lines"
+def test_files_and_folders_can_be_read_in_one_sitting() -> None:
+    offenders = [
+        f"{path.relative_to(ROOT)}: {lines} lines"
+        for path in FILES
+        if (lines := path.read_text(encoding="utf-8").count("\n")) > 320
+    ]
+    folders = Counter(path.parent.relative_to(ROOT) for path in FILES if path.name != "__init__.py")
+    offenders += [f"{folder}: {count} modules" for folder, count in folders.items() if count > 24]
+    assert not offenders, "\n".join(offenders)
+
+
+def test_public_names_exist_and_are_documented() -> None:
+    offenders = []
+    for path in FILES:
+        if path.name != "__init__.py":
+            continue
+        name = ".".join(("bmlpipe", *path.parent.relative_to(ROOT).parts))
+        module = importlib.import_module(name)
+        if not hasattr(module, "__all__"):
+            offenders.append(f"{name} has no __all__")
+            continue
+        if list(module.__all__) != sorted(set(module.__all__)):
+            offenders.append(f"{name}.__all__ is not sorted, or names one twice")
+        for public in module.__all__:
+            found = getattr(module, public)
+            if callable(found) and not isinstance(found, type(Path | None)) and not found.__doc__:
+                offenders.append(f"{name}.{public} has no docstring")
+    assert not offenders, "\n".join(offenders)
 
 
 def modules() -> list[str]:
