@@ -21,8 +21,7 @@ import click
 import yaml
 
 from bmlpipe.manifests.common.command import Program, log_options
-from bmlpipe.manifests.common.logs import chosen, configure
-from bmlpipe.manifests.common.signals import exit_status
+from bmlpipe.manifests.common.logs import configure_for_rank
 from bmlpipe.train.config.options import ConfigError, TrainConfig
 from bmlpipe.train.config.parsing import flags, parse, read_file
 
@@ -33,7 +32,11 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("bmlpipe.train")
 
 
-@click.command(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.command(
+    cls=Program,
+    on_interrupt="go on with --resume, from the last checkpoint",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
 @click.option(
     "--config",
     "file",
@@ -44,9 +47,9 @@ _logger = logging.getLogger("bmlpipe.train")
 @log_options
 def main(file: Path | None, **given: Any) -> None:
     """Train a multimodal model from shards, with on-the-fly modulation (OPM, OGM) and a journal row every step."""
-    chosen = {name: value for name, value in given.items() if value is not None}
+    flags_given = {name: value for name, value in given.items() if value is not None}
     try:
-        values = {**(read_file(file) if file else {}), **chosen}
+        values = {**(read_file(file) if file else {}), **flags_given}
         config = parse(values, str(file) if file else "the command line").resolved()
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
@@ -54,41 +57,29 @@ def main(file: Path | None, **given: Any) -> None:
 
 
 def train(config: TrainConfig) -> int:
-    """Run a resolved configuration on this rank; returns the exit status."""
-    from bmlpipe.train.distributed.process_group import LostRankError
+    """Train with a resolved configuration on this rank.
 
-    try:
-        return _train(config)
-    except LostRankError as error:
-        _logger.error("%s", error)  # noqa: TRY400  (the message says it; a traceback would hide it)
-        return 1
+    Returns:
+        Exit status: 0, or 143 where SIGTERM ended the training after saving.
 
-
-def _train(config: TrainConfig) -> int:
+    Raises:
+        BmlpipeError: The configuration, the shards or the run's folder do not fit together, another rank is lost, or
+            the loss is no longer finite.
+    """
     from datetime import timedelta
 
     import torch
 
-    from bmlpipe.shards.errors import ShardError
     from bmlpipe.train.distributed.process_group import process_group
-    from bmlpipe.train.engine.trainer import DivergedError
 
     torch.backends.cudnn.benchmark = True
-    try:
-        with process_group(config.device, timeout=timedelta(seconds=config.group_timeout)) as process:
-            form, level = chosen()
-            configure(form, level if process.is_main else max(level, logging.WARNING), process.rank)
-            if process.is_main:
-                prepare(config)
-            if process.world_size > 1:
-                torch.distributed.barrier()
-            metrics = _run(config, process)
-    except (ConfigError, ShardError, DivergedError, ValueError) as error:
-        _logger.error("%s", error)  # noqa: TRY400  (the message says it; a traceback would hide it)
-        return 1
-    except KeyboardInterrupt as error:
-        _logger.warning("interrupted: go on with --resume, from the last checkpoint")
-        return exit_status(error)
+    with process_group(config.device, timeout=timedelta(seconds=config.group_timeout)) as process:
+        configure_for_rank(process.rank)
+        if process.is_main:
+            prepare(config)
+        if process.world_size > 1:
+            torch.distributed.barrier()
+        metrics = _run(config, process)
     if metrics is None:
         _logger.info("stopped on request, everything is saved: go on with --resume")
         return 143

@@ -1,11 +1,15 @@
-"""What all programs of this package have in common for those who run them: log options, signals, exit statuses.
+"""What every bmlpipe program has in common: log options, signals, one-line errors and exit statuses.
 
-Exit statuses: 0 done, 1 an error or a verdict that the last line explains, 2 wrong usage, 128 + n stopped by signal n
-(129 SIGHUP, 130 SIGINT, 143 SIGTERM).
+A `BmlpipeError`, and an `OSError` that names its file, end a program with one line and exit status 1. Any other
+exception is unexpected: it keeps its traceback and ends the program with exit status 1, too.
+
+Exit statuses: 0 success, 1 an error or a negative verdict that the last line explains, 2 wrong usage, 128 + n ended by
+signal n (129 SIGHUP, 130 SIGINT, 143 SIGTERM).
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -14,16 +18,19 @@ from typing import Any, TypeVar
 
 import click
 
-from bmlpipe.manifests.common.logs import ENVIRONMENT, FORMATS, chosen, configure
+from bmlpipe.manifests.common.errors import BmlpipeError, OptionError
+from bmlpipe.manifests.common.logs import ENVIRONMENT, FORMATS, configure, log_settings
 from bmlpipe.manifests.common.signals import exit_status, signals_raised
 
 _logger = logging.getLogger(__name__)
 
 _Target = TypeVar("_Target", bound="Callable[..., Any] | click.Command")
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 def log_options(target: _Target) -> _Target:
-    """Give a command, or the function that becomes one, `--log-format` and `--verbose/--quiet`."""
+    """Add `--log-format` and `--verbose/--quiet` to a command, or to the function that becomes one."""
     options = (
         click.option(
             "--log-format",
@@ -35,7 +42,7 @@ def log_options(target: _Target) -> _Target:
             is_eager=True,
             expose_value=False,
             callback=_configure,
-            help="Lines on stderr: for people, or a JSON object each.",
+            help="Format of the log on stderr; json: one object per line.",
         ),
         click.option(
             "--verbose/--quiet",
@@ -61,7 +68,39 @@ def _configure(context: click.Context, option: click.Parameter, value: Any) -> N
 
 
 class Program(click.Command):
-    """A command whose errors are log lines where JSON is chosen, and whose exit statuses are those of this module."""
+    """A command that reports errors and signals as the module docstring describes.
+
+    Args:
+        on_interrupt: What the user can do after Ctrl-C, SIGTERM or SIGHUP. It is logged when one of them ends the
+            command.
+    """
+
+    def __init__(self, *arguments: Any, on_interrupt: str = "run the same command again", **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._on_interrupt = on_interrupt
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command.
+
+        Raises:
+            click.ClickException: An error that the user can correct, to be shown in one line.
+            click.exceptions.Exit: A signal has ended the command.
+        """
+        try:
+            return super().invoke(ctx)
+        except OptionError as error:
+            raise click.UsageError(str(error), ctx) from error
+        except BmlpipeError as error:
+            raise click.ClickException(str(error)) from error
+        except OSError as error:
+            if not error.filename and error.errno not in _DISK_FULL:
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            raise click.ClickException(f"{where}{error.strerror or error}") from error
+        except KeyboardInterrupt as error:
+            cause = f"stopped by {error}" if str(error) else "interrupted"
+            _logger.warning("%s: %s", cause, self._on_interrupt)
+            raise click.exceptions.Exit(exit_status(error)) from error
 
     def main(
         self,
@@ -71,14 +110,14 @@ class Program(click.Command):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
-        """Parse, run, and end the process with the exit status (`standalone_mode`: as click has it)."""
+        """Parse the arguments, run, and end the process with the exit status (`standalone_mode` as in click)."""
         configure("json" if os.environ.get(ENVIRONMENT) == "json" else "text")
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         try:
             status = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         except click.ClickException as error:
-            if chosen()[0] == "json":
+            if log_settings().format == "json" or log_settings().rank is not None:
                 _logger.error("%s", error.format_message())  # noqa: TRY400  (a traceback would hide it)
             else:
                 error.show()
@@ -90,7 +129,9 @@ class Program(click.Command):
 
 
 class ProgramGroup(Program, click.Group):
-    """A `Program` of several commands, each of which gets the log options; SIGTERM and SIGHUP stop it like Ctrl-C."""
+    """A program of several commands. Each has the log options, and SIGTERM and SIGHUP stop it like Ctrl-C."""
+
+    command_class = Program
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         """Register a command."""

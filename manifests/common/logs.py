@@ -1,6 +1,6 @@
-"""Log lines on stderr: a line for people, or a JSON object, each with its time and level.
+"""Log lines on stderr, as text or as one JSON object per line, each with its time and level.
 
-Everything that is no result goes this way, other packages' warnings included; results are printed on stdout.
+Results go to stdout. Everything else is logged, including warnings of other packages.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ import json
 import logging
 import sys
 import time
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple
 
 from bmlpipe.manifests.common.errors import OptionError
 
 FORMATS = ("text", "json")
 
-#: Environment variable that chooses the format where no option does.
+#: Environment variable that sets the format when no option does.
 ENVIRONMENT = "BMLPIPE_LOG"
 
 _OWN = "bmlpipe"
@@ -23,7 +24,7 @@ _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
 
 class _Text(logging.Formatter):
-    """`2025-03-01 04:05:06 INFO    message`, local time; loggers of other packages are named."""
+    """`2025-03-01 04:05:06 INFO    message`, in local time. Lines of other packages name their logger."""
 
     def __init__(self, rank: int | None) -> None:
         super().__init__(datefmt="%Y-%m-%d %H:%M:%S")
@@ -38,7 +39,7 @@ class _Text(logging.Formatter):
 
 
 class _Json(logging.Formatter):
-    """One object a line: time (UTC), level, logger, message; rank, fields and traceback where there are any."""
+    """One JSON object per line: time (UTC), level, logger, message, and where present rank, fields and traceback."""
 
     def __init__(self, rank: int | None) -> None:
         super().__init__()
@@ -62,14 +63,14 @@ class _Json(logging.Formatter):
 
 
 class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]  # generic from Python 3.11 on only
-    """Writes to what stderr is at that moment: a progress bar puts a stream of its own in its place."""
+    """Writes to the current `sys.stderr`, which a progress bar replaces while it is shown."""
 
-    def __init__(self, form: str) -> None:
+    def __init__(self, form: str, rank: int | None) -> None:
         super().__init__()
-        self.form = form
+        self.form, self.rank = form, rank
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Other packages are heard from WARNING on, whatever level they have chosen for themselves."""
+        """Drop other packages' lines below WARNING, whatever level they set on their loggers."""
         return record.levelno >= logging.WARNING or record.name.partition(".")[0] == _OWN
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -77,30 +78,50 @@ class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]  # generic from 
         super().emit(record)
 
 
+class LogSettings(NamedTuple):
+    """What `configure` was called with: see there."""
+
+    format: str
+    level: int
+    rank: int | None
+
+
 def configure(form: str = "text", level: int = logging.INFO, rank: int | None = None) -> None:
-    """Send all log lines of this process to stderr, in the place of an earlier call's choice.
+    """Send all log lines and uncaught exceptions of this process to stderr. A later call replaces an earlier one.
 
     Args:
-        form: `text` or `json`. The fields of a JSON line are what its caller gave as `extra`.
-        level: Lowest level of this package's own lines; other packages are heard from WARNING on.
-        rank: Number of this process in a training: in every JSON line, and in the text of all but the first.
+        form: `text` or `json`: one JSON object per line, with `fields` for the values that a caller passed as `extra`.
+        level: Lowest level of bmlpipe's own lines. Other packages' lines appear from WARNING on.
+        rank: Rank of this process in a distributed run. Every JSON line states it, and the text lines of all ranks but
+            the first.
+
+    Raises:
+        OptionError: The format is unknown.
     """
     if form not in FORMATS:
         raise OptionError(f"log format is {form!r}: must be one of {', '.join(FORMATS)}")
-    handler = _Stderr(form)
+    handler = _Stderr(form, rank)
     handler.setFormatter(_Json(rank) if form == "json" else _Text(rank))
     root = logging.getLogger()
     root.handlers = [old for old in root.handlers if not isinstance(old, _Stderr)] + [handler]
-    root.setLevel(max(level, logging.WARNING))  # Dask and others find a handler there and add none of their own
+    root.setLevel(max(level, logging.WARNING))  # Dask adds a handler of its own where the root logger has none
     logging.getLogger(_OWN).setLevel(level)
     logging.captureWarnings(True)
-    if form == "json":
-        sys.excepthook = lambda kind, error, trace: logging.getLogger(_OWN).critical(
-            "internal error: %s", error, exc_info=(kind, error, trace)
-        )
+    sys.excepthook = _log_uncaught
 
 
-def chosen() -> tuple[str, int]:
-    """Format and level of the last `configure`, for its call in another process."""
-    forms = [handler.form for handler in logging.getLogger().handlers if isinstance(handler, _Stderr)]
-    return (forms[0] if forms else "text"), logging.getLogger(_OWN).getEffectiveLevel()
+def log_settings() -> LogSettings:
+    """The settings of the last `configure`, to repeat it in another process."""
+    handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, _Stderr)]
+    form, rank = (handlers[0].form, handlers[0].rank) if handlers else ("text", None)
+    return LogSettings(form, logging.getLogger(_OWN).getEffectiveLevel(), rank)
+
+
+def configure_for_rank(rank: int) -> None:
+    """State the rank in this process's log lines; ranks other than the first log warnings and errors only."""
+    form, level, _ = log_settings()
+    configure(form, level if rank == 0 else max(level, logging.WARNING), rank)
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    logging.getLogger(_OWN).critical("unexpected error: %s: %s", kind.__name__, error, exc_info=(kind, error, trace))

@@ -1,17 +1,18 @@
-"""Encoders, fusions and modulations from other installed packages, by entry points.
+"""Registries of components by name: bmlpipe's own, and those of other installed packages (entry points).
 
-A package of one's own brings one in with a line of its metadata, here in its pyproject.toml:
+A package registers a component with one line of its metadata, here in its pyproject.toml:
 
     [project.entry-points."bmlpipe.modulations"]
     mine = "mypackage.balance:Mine"
 
-Groups: `bmlpipe.encoders`, `bmlpipe.fusions`, `bmlpipe.exchanges`, `bmlpipe.modulations`. After its installation
-`mine` is a name like ours.
+The groups are `bmlpipe.encoders`, `bmlpipe.fusions`, `bmlpipe.intermediate_fusions` and `bmlpipe.modulations`. Once the
+package is installed, `mine` is a name like those of bmlpipe.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -21,56 +22,61 @@ Factory = Callable[..., Any]
 
 
 class PluginError(BmlpipeError):
-    """Another package's entry point clashes with a name or cannot be used; the message says which and why."""
+    """An entry point of another package clashes with a name or cannot be loaded. The message names the package."""
 
 
-class _Known(Mapping[str, Factory]):
-    """Names → what makes them. A package is imported when its name is looked up, not before."""
+class Registry(Mapping[str, Factory]):
+    """Names of components and what makes them. Listing the names imports nothing; looking one up imports its module.
 
-    def __init__(self, own: Mapping[str, Factory], others: Mapping[str, EntryPoint]) -> None:
-        self._own, self._others = own, others
+    Args:
+        group: Entry-point group, such as `bmlpipe.modulations`.
+        own: Name → `module:attribute` of bmlpipe's own components. They come first.
+
+    Raises:
+        PluginError: On listing: two components have the same name. On look-up: the package cannot be imported, or the
+            object is missing or not callable.
+    """
+
+    def __init__(self, group: str, own: Mapping[str, str]) -> None:
+        self.group, self._own = group, dict(own)
 
     def __getitem__(self, name: str) -> Factory:
-        return self._own[name] if name in self._own else _load(self._others[name])
+        if name in self._own:
+            module, _, attribute = self._own[name].partition(":")
+            made: Factory = getattr(import_module(module), attribute)
+            return made
+        return _load(self._plugins()[name])
 
     def __contains__(self, name: object) -> bool:
-        return name in self._own or name in self._others
+        return name in self._own or name in self._plugins()
 
     def __iter__(self) -> Iterator[str]:
         yield from self._own
-        yield from self._others
+        yield from self._plugins()
 
     def __len__(self) -> int:
-        return len(self._own) + len(self._others)
+        return len(self._own) + len(self._plugins())
 
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Names of bmlpipe's own components."""
+        return tuple(self._own)
 
-def known(group: str, own: Mapping[str, Factory]) -> Mapping[str, Factory]:
-    """Our own names and those of installed packages.
-
-    Args:
-        group: Of the entry points, such as `bmlpipe.modulations`.
-        own: Our names; they come first.
-
-    Returns:
-        A mapping; looking up a name of another package imports it.
-
-    Raises:
-        PluginError: Two of them have one name. On look-up: the package cannot be imported, or has no such object.
-    """
-    others: dict[str, EntryPoint] = {}
-    for entry in entry_points(group=group):
-        if entry.name in own:
-            raise PluginError(
-                f"{_where(entry)} brings {entry.name!r} into {group}, a name that bmlpipe itself has "
-                f"({getattr(own[entry.name], '__qualname__', own[entry.name])}): give it another name"
-            )
-        before = others.setdefault(entry.name, entry)
-        if (before.value, _package(before)) != (entry.value, _package(entry)):
-            raise PluginError(
-                f"{_where(before)} and {_where(entry)} both bring {entry.name!r} into {group}: uninstall one, or "
-                "rename it"
-            )
-    return _Known(own, others)
+    def _plugins(self) -> dict[str, EntryPoint]:
+        found: dict[str, EntryPoint] = {}
+        for entry in entry_points(group=self.group):
+            if entry.name in self._own:
+                raise PluginError(
+                    f"{_origin(entry)} registers {entry.name!r} in {self.group}, a name that bmlpipe itself uses "
+                    f"({self._own[entry.name]}). Rename it in that package."
+                )
+            before = found.setdefault(entry.name, entry)
+            if (before.value, _package(before)) != (entry.value, _package(entry)):
+                raise PluginError(
+                    f"{_origin(before)} and {_origin(entry)} both register {entry.name!r} in {self.group}. "
+                    "Uninstall one of the packages, or rename one of the entries."
+                )
+        return found
 
 
 def _load(entry: EntryPoint) -> Factory:
@@ -78,11 +84,14 @@ def _load(entry: EntryPoint) -> Factory:
         found = entry.load()
     except (ImportError, AttributeError) as error:
         raise PluginError(
-            f"{entry.name!r} of {entry.group} is {_where(entry)}, which cannot be imported "
-            f"({type(error).__name__}: {error}): repair or uninstall that package"
+            f"{entry.name!r} of {entry.group} is {_origin(entry)}, which cannot be imported "
+            f"({type(error).__name__}: {error}). Repair or uninstall that package."
         ) from error
     if not callable(found):
-        raise PluginError(f"{entry.name!r} of {entry.group} is {_where(entry)}, which cannot be called: {found!r}")
+        raise PluginError(
+            f"{entry.name!r} of {entry.group} is {_origin(entry)}, which is not callable: {found!r}. "
+            "Repair or uninstall that package."
+        )
     made: Factory = found
     return made
 
@@ -91,5 +100,5 @@ def _package(entry: EntryPoint) -> str:
     return entry.dist.metadata["Name"] if entry.dist is not None else "an unknown package"
 
 
-def _where(entry: EntryPoint) -> str:
+def _origin(entry: EntryPoint) -> str:
     return f"{entry.value} of {_package(entry)}"

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from bmlpipe.manifests.common.logs import chosen
+from bmlpipe.manifests.common.logs import log_settings
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -38,7 +38,7 @@ class Meter:
 
     def __enter__(self) -> Meter:
         self._start = self._said = time.monotonic()
-        if sys.stderr.isatty() and chosen()[0] == "text" and _logger.isEnabledFor(logging.INFO):
+        if sys.stderr.isatty() and log_settings().format == "text" and _logger.isEnabledFor(logging.INFO):
             self._bar = _bar()
             self._task = self._bar.add_task(self._what, total=self._total)
             self._bar.start()

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bmlpipe.manifests.common.command import Program
 from bmlpipe.manifests.schema import SPLITS
-from bmlpipe.pipeline.cli.options import EXISTING, errors_explained
+from bmlpipe.pipeline.cli.options import EXISTING
 
 if TYPE_CHECKING:
-    from bmlpipe.train.evaluation.load_run import Restored
+    from bmlpipe.train.evaluation.load_run import LoadedRun
     from bmlpipe.train.evaluation.predict import Predictions
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -41,7 +42,7 @@ class _Result:
     probes: Sequence[Mapping[str, Any]]
 
 
-@click.command()
+@click.command(cls=Program, on_interrupt="what was written stays; run the same command again")
 @click.argument("runs", nargs=-1, required=True, type=EXISTING)
 @click.option(
     "--checkpoint",
@@ -84,36 +85,31 @@ def evaluate(
 
     On several devices: torchrun --nproc-per-node N -m bmlpipe.pipeline.cli evaluate RUN …
     """
-    from bmlpipe.manifests.common.logs import chosen, configure
-    from bmlpipe.train.distributed.process_group import LostRankError, process_group
+    from bmlpipe.manifests.common.logs import configure_for_rank
+    from bmlpipe.train.distributed.process_group import process_group
     from bmlpipe.train.evaluation import export as files
-    from bmlpipe.train.evaluation.load_run import find_checkpoints, options_of, restore, run_folder
+    from bmlpipe.train.evaluation.load_run import find_checkpoints, load_run, options_of, run_folder
     from bmlpipe.train.evaluation.missing_modalities import parse_sweep
 
-    with errors_explained("run the same command again; what was written stays"):
-        try:
-            sweeps = [parse_sweep(text) for text in missing]
-            paths = [path for run in runs for path in find_checkpoints(run, wanted)]
-            for file, endings in ((export, files.PREDICTIONS), (how["export_features"], files.FEATURES)):
-                if file is not None:
-                    files.check_format(file, endings)
-                    if len(paths) > 1:
-                        raise click.UsageError(f"{file} can hold what one checkpoint says, these are {len(paths)}")
-            if sweeps:
-                _check_modalities(
-                    sweeps, [options_of(path).chosen for path in {run_folder(p): p for p in paths}.values()]
-                )
-            with process_group(device, timeout=_PATIENCE) as place:
-                form, level = chosen()
-                configure(form, level if place.first else max(level, logging.WARNING), place.rank)
-                results = []
-                for path in paths:
-                    restored = restore(path, place, shards=shards.split(",") if shards else ())
-                    results.append(_one(restored, split, sweeps, range(seed, seed + repeats), export, **how))
-                if place.first:
-                    _show(results)
-        except (ValueError, LostRankError) as error:
-            raise click.ClickException(str(error)) from error
+    sweeps = [parse_sweep(text) for text in missing]
+    paths = [path for run in runs for path in find_checkpoints(run, wanted)]
+    for file, endings in ((export, files.PREDICTIONS), (how["export_features"], files.FEATURES)):
+        if file is not None:
+            files.check_format(file, endings)
+            if len(paths) > 1:
+                raise click.UsageError(f"{file} can hold what one checkpoint says, these are {len(paths)}")
+    if sweeps:
+        _check_modalities(
+            sweeps, [options_of(path).resolved_modalities for path in {run_folder(p): p for p in paths}.values()]
+        )
+    with process_group(device, timeout=_PATIENCE) as process:
+        configure_for_rank(process.rank)
+        results = []
+        for path in paths:
+            restored = load_run(path, process, shards=shards.split(",") if shards else ())
+            results.append(_one(restored, split, sweeps, range(seed, seed + repeats), export, **how))
+        if process.is_main:
+            _show(results)
 
 
 def _check_modalities(sweeps: Sequence[Sequence[Mapping[str, float]]], runs: Sequence[Sequence[str]]) -> None:
@@ -127,7 +123,7 @@ def _check_modalities(sweeps: Sequence[Sequence[Mapping[str, float]]], runs: Seq
 
 
 def _one(
-    restored: Restored,
+    restored: LoadedRun,
     split: str,
     sweeps: Sequence[Sequence[Mapping[str, float]]],
     seeds: Sequence[int],
@@ -145,19 +141,21 @@ def _one(
 
     folder = _shown(restored.folder)
     about = f"{folder}, {restored.name}"
-    if restored.other_samples and restored.place.first:
+    if restored.other_samples and restored.process.is_main:
         _logger.warning("%s: not the samples of its training (%s)", about, restored.other_samples)
-    fitting = [sweep for sweep in sweeps if set(sweep[0]) <= set(restored.config.chosen)]
+    fitting = [sweep for sweep in sweeps if set(sweep[0]) <= set(restored.config.resolved_modalities)]
     if len(fitting) < len(sweeps):
-        _logger.info("%s has %s only: other --missing are left out", about, " and ".join(restored.config.chosen))
+        _logger.info(
+            "%s has %s only: other --missing are left out", about, " and ".join(restored.config.resolved_modalities)
+        )
     rates = [one for sweep in fitting for one in sweep]
 
     @cache
     def predict(name: str) -> Predictions:
         absent = tuple(dict.fromkeys(m for one in rates for m in one if one[m] > 0)) if name == split else ()
         features = probe or (name == split and export_features is not None)
-        count = math.ceil(len(restored.index.split_range(name)) / restored.place.world)
-        with Meter("samples", count) if restored.place.first else nullcontext() as meter:
+        count = math.ceil(len(restored.index.split_range(name)) / restored.process.world_size)
+        with Meter("samples", count) if restored.process.is_main else nullcontext() as meter:
             return restored.predict(
                 name,
                 features=features,
@@ -168,9 +166,11 @@ def _one(
             )
 
     found = predict(split)
-    content = evaluation.evaluate(restored, split, found, missing=rates, seeds=seeds) if restored.place.first else {}
+    content = (
+        evaluation.evaluate(restored, split, found, missing=rates, seeds=seeds) if restored.process.is_main else {}
+    )
     probes = evaluation.linear_probes(restored, predict) if probe else []
-    if restored.place.first:
+    if restored.process.is_main:
         written = [evaluation.keep_evaluation(restored, content)]
         if probes:
             written.append(evaluation.keep_probes(restored, probes))

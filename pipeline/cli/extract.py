@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bmlpipe.manifests.common.command import Program
 from bmlpipe.manifests.datasets import DATASETS
 from bmlpipe.pipeline.cli.options import (
     EXISTING,
     EXISTING_FOLDER,
     FOLDER,
     dataset_option,
-    errors_explained,
     kinds_option,
 )
 
@@ -31,7 +31,7 @@ _logger = logging.getLogger(__name__)
 _MANY = 200
 
 
-@click.command()
+@click.command(cls=Program, on_interrupt="what is done stays done; the same command continues where it stopped")
 @dataset_option
 @click.option("--videos", required=True, type=EXISTING_FOLDER, help="Folder of the clips.")
 @click.option("--annotations", type=EXISTING, help="Official annotation file or folder.")
@@ -146,7 +146,7 @@ def extract(
     from bmlpipe.pipeline.front_ends.rgb_diff import RgbDiffOptions
     from bmlpipe.pipeline.front_ends.spectrogram import SpectrogramOptions
     from bmlpipe.pipeline.front_ends.waveform import WaveformOptions
-    from bmlpipe.pipeline.media.ffmpeg_program import FFmpeg, FFmpegError
+    from bmlpipe.pipeline.media.ffmpeg_program import FFmpeg
     from bmlpipe.pipeline.store.ledger import LEDGER_FILE
 
     if scheduler is not None and workers is not None:
@@ -155,57 +155,53 @@ def extract(
         raise click.UsageError("--ffmpeg and --hwaccel are for --decoder ffmpeg: add it")
     wanted = kinds or DATASETS[dataset].kinds
     ffmpeg = None
-    try:
-        if decoder == "ffmpeg":
-            ffmpeg = FFmpeg(str(program.absolute()) if program else None, hwaccel, math.ceil(clip_timeout))
-            if scheduler is None:  # else it is the workers' machines that must have it
-                ffmpeg.program()
-        frames = FrameOptions(short_side=short_side)
-        images = flow_images and flow_images.absolute()
-        flow = FlowOptions(flow_algorithm, flow_stack, flow_bound, short_side=short_side, images=images)
-        rgb_diff = RgbDiffOptions(stack=rgb_diff_stack, short_side=short_side)
-        recipe = Recipe(
-            seconds or DATASETS[dataset].seconds,
-            frames if "frames" in wanted else None,
-            SpectrogramOptions(preset=preset) if "spectrogram" in wanted else None,
-            flow if "flow" in wanted else None,
-            rgb_diff if "rgb_diff" in wanted else None,
-            WaveformOptions() if "waveform" in wanted else None,
-            ffmpeg,
-        )
-    except (ValueError, FFmpegError) as error:
-        raise click.UsageError(str(error)) from error
-    with errors_explained("what is done stays done; the same command goes on where it stopped"):
-        manifest = read_manifest(
-            dataset, annotations, videos=videos, fold=fold, val_fraction=val_fraction, group_val=val_by_group
-        )
-        for note in manifest.notes:
-            _logger.info("%s", note)
-        with nullcontext() if dry_run else claimed(out):
-            plan = make_plan(manifest, videos, out, recipe, retry_failed=retry_failed)
-            _logger.info("%s", plan)
-            processes = _cores() if workers is None else workers
-            if dry_run or (disk_check and len(plan.tasks) > _MANY):
-                needed = estimate(plan)
-                _logger.info("%s", needed.text(processes))
-                if dry_run:
-                    return
-                needed.check(out)
-            status = ExtractionStatus(plan)
+    if decoder == "ffmpeg":
+        ffmpeg = FFmpeg(str(program.absolute()) if program else None, hwaccel, math.ceil(clip_timeout))
+        if scheduler is None:  # else it is the workers' machines that must have it
+            ffmpeg.program()
+    frames = FrameOptions(short_side=short_side)
+    images = flow_images and flow_images.absolute()
+    flow = FlowOptions(flow_algorithm, flow_stack, flow_bound, short_side=short_side, images=images)
+    rgb_diff = RgbDiffOptions(stack=rgb_diff_stack, short_side=short_side)
+    recipe = Recipe(
+        seconds or DATASETS[dataset].seconds,
+        frames if "frames" in wanted else None,
+        SpectrogramOptions(preset=preset) if "spectrogram" in wanted else None,
+        flow if "flow" in wanted else None,
+        rgb_diff if "rgb_diff" in wanted else None,
+        WaveformOptions() if "waveform" in wanted else None,
+        ffmpeg,
+    )
+    manifest = read_manifest(
+        dataset, annotations, videos=videos, fold=fold, val_fraction=val_fraction, group_val=val_by_group
+    )
+    for note in manifest.notes:
+        _logger.info("%s", note)
+    with nullcontext() if dry_run else claimed(out):
+        plan = make_plan(manifest, videos, out, recipe, retry_failed=retry_failed)
+        _logger.info("%s", plan)
+        processes = _cores() if workers is None else workers
+        if dry_run or (disk_check and len(plan.tasks) > _MANY):
+            needed = estimate(plan)
+            _logger.info("%s", needed.text(processes))
+            if dry_run:
+                return
+            needed.check(out)
+        status = ExtractionStatus(plan)
 
-            def progress(rows: Sequence[Row]) -> None:
-                meter.advance(len(rows), Counter(row.reason for row in rows if row.reason))
-                status.add(rows)
+        def progress(rows: Sequence[Row]) -> None:
+            meter.advance(len(rows), Counter(row.reason for row in rows if row.reason))
+            status.add(rows)
 
-            with status.file, Meter("clips", len(plan.tasks)) as meter:
-                counts = run(
-                    plan,
-                    workers=processes,
-                    scheduler=scheduler,
-                    batch=batch,
-                    time_limit=clip_timeout or None,
-                    progress=progress,
-                )
+        with status.file, Meter("clips", len(plan.tasks)) as meter:
+            counts = run(
+                plan,
+                workers=processes,
+                scheduler=scheduler,
+                batch=batch,
+                time_limit=clip_timeout or None,
+                progress=progress,
+            )
     ledger, found = out / LEDGER_FILE, counts["ok"] + counts["failed"]
     click.echo(f"ok {counts['ok']}, failed {counts['failed']}, absent {counts['absent']}: see {ledger}")
     if not found:

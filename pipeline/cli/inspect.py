@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bmlpipe.pipeline.cli.options import EXISTING_FOLDER, PICTURE, errors_explained, flags_option
+from bmlpipe.manifests.common.command import Program
+from bmlpipe.pipeline.cli.options import EXISTING_FOLDER, PICTURE, flags_option
 
 if TYPE_CHECKING:
     from bmlpipe.pipeline.demo.specimens import Choice, Specimen
@@ -31,7 +32,7 @@ def _place(context: click.Context, parameter: click.Parameter, value: str) -> Pa
     return value if is_remote(value) else Path(str(EXISTING_FOLDER.convert(value, parameter, context)))
 
 
-@click.command()
+@click.command(cls=Program)
 @click.argument("place", metavar="SHARDS|FEATURES", callback=_place)
 @click.option("--key", "--id", "names", metavar="NAME", multiple=True, help="This sample, by key or id; repeatable.")
 @click.option("--random", "count", type=click.IntRange(1), help="So many samples by chance.  [12]")
@@ -66,14 +67,12 @@ def inspect(
     if failed:
         if others := [*given, *(["--key"] if names else []), *(["--out"] if out else [])]:
             raise click.UsageError(f"--failed lists clips: leave out {', '.join(others)}")
-        with errors_explained("run the same command again"):
-            _failed(place, as_csv)
+        _failed(place, as_csv)
         return
     out = out or Path("sheet.png")
     if out.suffix.lower() not in (".png", ".html"):
         raise click.UsageError(f"--out {out}: must end in .png or .html")
-    with errors_explained("run the same command again"):
-        _sheet(place, Choice(names, count or 12, seed, split, label, flags), out)
+    _sheet(place, Choice(names, count or 12, seed, split, label, flags), out)
 
 
 def _sheet(place: Path | str, choice: Choice, out: Path) -> None:

@@ -1,21 +1,16 @@
-"""What the commands share: kinds of options, and errors told without a traceback."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from bmlpipe.manifests.common.errors import OptionError
-from bmlpipe.manifests.common.signals import exit_status
 from bmlpipe.manifests.datasets import DATASETS
 from bmlpipe.shards.kinds import KINDS
-
-_logger = logging.getLogger(__name__)
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -55,28 +50,3 @@ def _flags(context: click.Context, parameter: click.Parameter, value: tuple[str,
         return named_flags(value)
     except OptionError as error:
         raise click.BadParameter(str(error)) from error
-
-
-@contextmanager
-def errors_explained(resume: str) -> Iterator[None]:
-    """Errors that are the user's to mend end the command with their message and exit status 1; signals as in `program`.
-
-    Args:
-        resume: What to say after Ctrl-C, SIGTERM and SIGHUP.
-    """
-    from bmlpipe.manifests.schema import ManifestError
-    from bmlpipe.pipeline.cluster.batches import ClusterError
-    from bmlpipe.pipeline.extraction.run import ExtractionError
-    from bmlpipe.pipeline.store.feature_file import StoreError, StoreWriteError
-    from bmlpipe.shards.errors import ShardError
-
-    try:
-        yield
-    except (ManifestError, ExtractionError, ClusterError, StoreError, StoreWriteError, ShardError) as error:
-        raise click.ClickException(str(error)) from error
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        raise click.ClickException(f"{where}{error.strerror or error}") from error
-    except KeyboardInterrupt as error:
-        _logger.warning("%s: %s", f"stopped by {error}" if str(error) else "interrupted", resume)
-        raise click.exceptions.Exit(exit_status(error)) from error

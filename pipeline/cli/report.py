@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from bmlpipe.pipeline.cli.options import EXISTING_FOLDER, PICTURE, errors_explained
+from bmlpipe.manifests.common.command import Program
+from bmlpipe.pipeline.cli.options import EXISTING_FOLDER, PICTURE
 
 _PAGES = (".html", ".htm")
 
@@ -21,13 +22,9 @@ def show(folders: Sequence[Path], *files: Path | None, reference: Path | None = 
         files: .html: the page; anything else: the picture of ρ and accuracies. None: nothing.
         reference: Folder of the run that the page compares classes with; None: the same without modulation.
     """
-    from bmlpipe.train.config.options import ConfigError
     from bmlpipe.train.report import markdown, picture, read_run, table
 
-    try:
-        runs = [read_run(folder) for folder in folders]
-    except ConfigError as error:
-        raise click.ClickException(str(error)) from error
+    runs = [read_run(folder) for folder in folders]
     titles, rows = table(runs)
     if sys.stdout.isatty():
         from rich.console import Console
@@ -51,7 +48,7 @@ def show(folders: Sequence[Path], *files: Path | None, reference: Path | None = 
             click.echo(f"picture: {file}")
 
 
-@click.command()
+@click.command(cls=Program)
 @click.argument("runs", nargs=-1, required=True, type=EXISTING_FOLDER)
 @click.option("--out", type=PICTURE, help="Page (.html) or picture (.png, .svg, .pdf) to write.")
 @click.option(
@@ -67,5 +64,4 @@ def report(runs: tuple[Path, ...], out: Path | None, reference: Path | None) -> 
     """
     if reference is not None and reference.resolve() not in {run.resolve() for run in runs}:
         raise click.BadParameter(f"{reference} is not among the runs: name it there too", param_hint="--reference")
-    with errors_explained("run the same command again"):
-        show(runs, out, reference=reference)
+    show(runs, out, reference=reference)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bmlpipe.manifests.common.command import Program
 from bmlpipe.pipeline.cli.options import (
     EXISTING_FOLDER,
     FOLDER,
     dataset_option,
-    errors_explained,
     flags_option,
     kinds_option,
 )
@@ -30,7 +30,7 @@ _logger = logging.getLogger(__name__)
 _SHOWN = 10  # classes in the table
 
 
-@click.command()
+@click.command(cls=Program, on_interrupt="nothing was changed; run the same command again")
 @dataset_option
 @click.option("--features", required=True, type=EXISTING_FOLDER, help="Feature folder (bmlpipe extract).")
 @click.option("--out", required=True, type=FOLDER, help="Folder of the shards; an old set is replaced as a whole.")
@@ -53,7 +53,7 @@ def shard(
     from bmlpipe.manifests.common.progress import Meter
     from bmlpipe.pipeline.sharding.write import write_shards
 
-    with errors_explained("nothing was changed; run the same command again"), Meter("samples") as meter:
+    with Meter("samples") as meter:
         counts = write_shards(
             dataset,
             features,
@@ -75,7 +75,7 @@ def _set(context: click.Context, parameter: click.Parameter, value: str) -> Path
     return value if is_remote(value) else Path(str(EXISTING_FOLDER.convert(value, parameter, context)))
 
 
-@click.command()
+@click.command(cls=Program)
 @click.argument("shards", callback=_set)
 @click.option("--workers", type=click.IntRange(1), help="Shards read at a time.  [all cores]")
 def verify(shards: Path | str, workers: int | None) -> None:
@@ -90,7 +90,7 @@ def verify(shards: Path | str, workers: int | None) -> None:
     from bmlpipe.shards.verify.compare import verify as compare
 
     faults, about = 0, ""
-    with errors_explained("run the same command again"), Meter("samples") as meter:
+    with Meter("samples") as meter:
 
         def start(index: Index) -> None:
             nonlocal about
@@ -104,7 +104,7 @@ def verify(shards: Path | str, workers: int | None) -> None:
     sys.exit(1 if faults else 0)
 
 
-@click.command()
+@click.command(cls=Program)
 @click.argument("shards", callback=_set)
 @click.option(
     "--samples",
@@ -122,9 +122,8 @@ def stats(shards: Path | str, samples: int, as_json: bool, as_csv: bool) -> None
 
     if as_json and as_csv:
         raise click.UsageError("--json and --csv: choose one")
-    with errors_explained("run the same command again"):
-        reader = ShardReader(shards)
-        about = describe(reader, samples=samples)
+    reader = ShardReader(shards)
+    about = describe(reader, samples=samples)
     if as_json:
         click.echo(json.dumps(about, indent=1, ensure_ascii=False))
     elif as_csv:

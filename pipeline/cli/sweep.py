@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bmlpipe.manifests.common.command import Program
 from bmlpipe.manifests.datasets import DATASETS
-from bmlpipe.pipeline.cli.options import FOLDER, PICTURE, errors_explained
+from bmlpipe.pipeline.cli.options import FOLDER, PICTURE
 from bmlpipe.pipeline.cli.report import show
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def _page(context: click.Context, parameter: click.Parameter, value: Path | None
     return value
 
 
-@click.command()
+@click.command(cls=Program, on_interrupt="run the same command again: it continues where it stopped")
 @click.argument("recipe")
 @click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list, help="List bundled recipes.")
 @click.option("--dataset", type=click.Choice(list(DATASETS)), help="Replaces the recipe's.")
@@ -72,39 +73,34 @@ def sweep(
 
     RECIPE is a YAML file, or the name of a bundled recipe (--list). After a stop or a kill the same command goes on.
     """
-    from bmlpipe.train.config.options import ConfigError
     from bmlpipe.train.runs.trackers import check_installed
     from bmlpipe.train.sweep.devices import make_slots, visible_gpus
     from bmlpipe.train.sweep.folder import check_shards, claimed, state_of
     from bmlpipe.train.sweep.recipe_file import find_recipe, overrides, read_recipe, whole_numbers
     from bmlpipe.train.sweep.run_jobs import run_jobs
 
-    with errors_explained("run the same command again, it goes on where it stopped"):
-        try:
-            plan = read_recipe(find_recipe(recipe))
-            given = {key: value for key, value in {"dataset": dataset, "shards": shards}.items() if value is not None}
-            base = overrides(pairs)
-            set_name = dataset or base.get("dataset") or plan.base.get("dataset") or "folder"
-            out = out or Path("runs") / f"{plan.path.stem}-{set_name}"
-            planned = plan.jobs(out, given=given, base=base, seeds=whole_numbers(seeds) if seeds else ())
-            plan.numbers(planned)
-            on_cpu = all(job.config.device == "cpu" for job in planned)
-            gpus = devices.split(",") if devices else [] if on_cpu else visible_gpus()
-            slots = make_slots(gpus, jobs=jobs, processes=nproc_per_node or 0)
-            check_installed(planned[0].config.trackers)
-            check_shards(planned)
-            states = [state_of(job) for job in planned]
-            counts = ", ".join(f"{states.count(state)} {state}" for state in ("finished", "begun", "missing"))
-            _logger.info("%d runs in %s: %s; %d at a time", len(planned), out, counts, len(slots))
-            if dry_run:
-                for job, state in zip(planned, states):
-                    click.echo(f"{state:9} {job}")
-                return
-            with claimed(out) as inherit:
-                failed = run_jobs(planned, slots, inherit=inherit)
-        except ConfigError as error:
-            raise click.ClickException(str(error)) from error
-        _tell(plan, planned, failed, out=out, pairs=pairs, picture=picture, page=page)
+    plan = read_recipe(find_recipe(recipe))
+    given = {key: value for key, value in {"dataset": dataset, "shards": shards}.items() if value is not None}
+    base = overrides(pairs)
+    set_name = dataset or base.get("dataset") or plan.base.get("dataset") or "folder"
+    out = out or Path("runs") / f"{plan.path.stem}-{set_name}"
+    planned = plan.jobs(out, given=given, base=base, seeds=whole_numbers(seeds) if seeds else ())
+    plan.numbers(planned)
+    on_cpu = all(job.config.device == "cpu" for job in planned)
+    gpus = devices.split(",") if devices else [] if on_cpu else visible_gpus()
+    slots = make_slots(gpus, jobs=jobs, processes=nproc_per_node or 0)
+    check_installed(planned[0].config.trackers)
+    check_shards(planned)
+    states = [state_of(job) for job in planned]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in ("finished", "begun", "missing"))
+    _logger.info("%d runs in %s: %s; %d at a time", len(planned), out, counts, len(slots))
+    if dry_run:
+        for job, state in zip(planned, states):
+            click.echo(f"{state:9} {job}")
+        return
+    with claimed(out) as inherit:
+        failed = run_jobs(planned, slots, inherit=inherit)
+    _tell(plan, planned, failed, out=out, pairs=pairs, picture=picture, page=page)
     if failed:
         names = "; ".join(map(str, failed))
         raise click.ClickException(

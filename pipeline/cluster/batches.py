@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bmlpipe.manifests.common.errors import BmlpipeError
-from bmlpipe.manifests.common.logs import chosen
+from bmlpipe.manifests.common.logs import log_settings
 from bmlpipe.pipeline.cluster.worker_checks import Answer, answering, packed
 
 _logger = logging.getLogger(__name__)
@@ -232,7 +232,7 @@ def _own_cluster(stack: ExitStack, workers: int) -> Any:
             silence_logs=logging.CRITICAL,
         )
     client = Client(stack.enter_context(cluster))  # type: ignore[no-untyped-call]
-    client.register_plugin(LocalWorker(*chosen()), name="bmlpipe-local-worker")
+    client.register_plugin(LocalWorker(*log_settings()[:2]), name="bmlpipe-local-worker")
     return client
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from bmlpipe.manifests.common.logs import chosen
+from bmlpipe.manifests.common.logs import log_settings
 from bmlpipe.train.runs.journal import Row
 
 _logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class ProgressLine:
     def __init__(self, steps: int) -> None:
         self._steps = steps
         console = Console(stderr=True, highlight=False)
-        on_terminal = console.is_terminal and not console.is_dumb_terminal and chosen()[0] == "text"
+        on_terminal = console.is_terminal and not console.is_dumb_terminal and log_settings().format == "text"
         self._live = Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False)
         self._on_terminal = on_terminal and _logger.isEnabledFor(logging.INFO)
         self._every = _EVERY_ON_TERMINAL if self._on_terminal else _EVERY_IN_LOG
