@@ -23,6 +23,7 @@ import numpy.typing as npt
 from bmlpipe.manifests.common.files import file_sha256
 from bmlpipe.shards.errors import ShardError
 from bmlpipe.shards.sample import FORMAT, VERSION, digest
+from bmlpipe.shards.targets import CLASS
 
 INDEX_FILE = "index.json"
 SAMPLES_FILE = "samples.npy"
@@ -38,7 +39,7 @@ SAMPLE_DTYPE = np.dtype(
         ("length", "<u4"),  # bytes up to the end of its last member's padding
         ("crc32", "<u4"),  # of these bytes
         ("shard", "<u4"),  # number of the shard in index.json
-        ("label", "<i4"),  # class id
+        (CLASS.field, CLASS.dtype),  # class id
     ]
 )
 

@@ -1,41 +1,255 @@
-"""Feature kinds: their names, members, and the modality that reads each."""
+"""The table of feature kinds: one row per kind states everything that the rest of the program needs to know of it.
+
+To add a feature kind, add its row here and its front end in `bmlpipe.pipeline.front_ends`. Extraction, the feature
+store, sharding, statistics, verification and the loader read the table.
+"""
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from types import MappingProxyType
+from typing import Literal
 
-#: Feature kinds that a sample may have, in the order in which their members stand.
-KINDS = ("frames", "spectrogram", "flow", "rgb_diff", "waveform")
-
-#: Training modality → the feature kind that it is read from.
-MODALITY_KIND = {"visual": "frames", "audio": "spectrogram", "flow": "flow", "rgb_diff": "rgb_diff"}
-
-SPECTROGRAM_MEMBER = "spectrogram.npy"
-
-WAVEFORM_MEMBER = "waveform.flac"
+from bmlpipe.manifests.common.errors import OptionError
 
 
-def frame_member(instant: int) -> str:
-    """Member suffix of the frame at an instant: `frame_003.jpg`."""
-    return f"frame_{instant:03d}.jpg"
+class Storage(Enum):
+    """How the values of a feature kind are stored in a sample."""
+
+    JPEG = "jpeg"  #: a series of JPEG pictures, one or more for each instant
+    NPY = "npy"  #: one array in NumPy's `.npy` format
+    FLAC = "flac"  #: one FLAC file, 16-bit mono
 
 
-def flow_member(instant: int, step: int, component: str) -> str:
-    """Member suffix of one flow component: `flow_003_00_x.jpg`, the step-th field at the instant."""
-    return f"flow_{instant:03d}_{step:02d}_{component}.jpg"
+@dataclass(frozen=True)
+class FeatureKind:
+    """One feature kind.
+
+    Attributes:
+        name: Name in options, manifests, feature files and indexes.
+        summary: One line for help texts.
+        modality: The modality that reads this kind.
+        source: What the kind is made of: the `pictures` or the `sound` of a clip.
+        storage: How its values are stored.
+        member: Name of its tar members. Picture kinds have the fields `{instant}` (whole seconds from the clip's
+            start), `{step}` (position in the stack of consecutive pictures) and `{component}`.
+        channels: Number of input channels per picture of the stack; 1 for arrays and sound.
+        time_axis: Axis of a sample's array that is time.
+        fixed_length: Every sample has the same length along `time_axis`, so that extraction needs `--seconds`.
+        default: The modality reads this kind unless another one is named.
+        first_member: Name of the member at step 0, where it differs from `member`.
+        components: Names of the separate pictures that make up one step; one nameless component for colour pictures.
+        mirrored: Components whose sign changes when a picture is mirrored left to right.
+        meta: Names of the values that each sample's JSON holds for this kind.
+        normalisation: `dataset`: by the mean and standard deviation of each channel over the training samples, which
+            the index holds; `clip`: each clip is standardised by itself, and the index holds nothing.
+        imagenet: The kind has the channels of ImageNet's pictures, so pretrained encoders can read it.
+    """
+
+    name: str
+    summary: str
+    modality: str
+    source: Literal["pictures", "sound"]
+    storage: Storage
+    member: str
+    channels: int
+    time_axis: int
+    fixed_length: bool
+    default: bool = True
+    first_member: str | None = None
+    components: tuple[str, ...] = ("",)
+    mirrored: frozenset[str] = frozenset()
+    meta: tuple[str, ...] = ()
+    normalisation: Literal["dataset", "clip"] = "dataset"
+    imagenet: bool = False
+
+    @property
+    def is_pictures(self) -> bool:
+        """Whether the kind is stored as pictures."""
+        return self.storage is Storage.JPEG
+
+    @property
+    def picture_channels(self) -> int:
+        """Number of channels of one stored picture: 3 (RGB) or 1 (grey)."""
+        return self.channels // len(self.components)
+
+    @property
+    def colourspace(self) -> Literal["RGB", "GRAY"]:
+        """Colour space of one stored picture, as simplejpeg names it."""
+        return "RGB" if self.picture_channels == 3 else "GRAY"
+
+    def members_at(self, instant: int, stack: int = 1) -> list[str]:
+        """Member names of the pictures at one instant, ordered by step, then component.
+
+        Args:
+            instant: Number of the instant, from 0.
+            stack: Number of steps at the instant.
+
+        >>> KINDS["flow"].members_at(3)
+        ['flow_003_00_x.jpg', 'flow_003_00_y.jpg']
+        >>> KINDS["rgb_diff"].members_at(3, stack=2)
+        ['rgb_diff_003.jpg', 'rgb_diff_003_01.jpg']
+        """
+        return [
+            (self.member if step or self.first_member is None else self.first_member).format(
+                instant=instant, step=step, component=component
+            )
+            for step in range(stack)
+            for component in self.components
+        ]
+
+    def members(self, instants: int = 1, stack: int = 1) -> list[str]:
+        """All member names of a sample, in the order in which the front end makes them.
+
+        Args:
+            instants: Number of instants of the sample; without meaning for arrays and sound.
+            stack: Number of steps at each instant.
+
+        >>> KINDS["frames"].members(2), KINDS["spectrogram"].members()
+        (['frame_000.jpg', 'frame_001.jpg'], ['spectrogram.npy'])
+        """
+        if not self.is_pictures:
+            return [self.member]
+        return [member for instant in range(instants) for member in self.members_at(instant, stack)]
+
+    def changes_sign(self, member: str) -> bool:
+        """Whether the values of a member change their sign when its picture is mirrored left to right."""
+        return any(member.endswith(f"_{component}.jpg") for component in self.mirrored)
 
 
-def rgb_diff_member(instant: int, step: int = 0) -> str:
-    """Member suffix of an RGB difference: `rgb_diff_003.jpg`; of a stack's later steps `rgb_diff_003_01.jpg`."""
-    return f"rgb_diff_{instant:03d}.jpg" if step == 0 else f"rgb_diff_{instant:03d}_{step:02d}.jpg"
+_ROWS = (
+    FeatureKind(
+        name="frames",
+        summary="RGB frames at 1 frame per second",
+        modality="visual",
+        source="pictures",
+        storage=Storage.JPEG,
+        member="frame_{instant:03d}.jpg",
+        channels=3,
+        time_axis=0,
+        fixed_length=False,
+        meta=("times", "height", "width"),
+        imagenet=True,
+    ),
+    FeatureKind(
+        name="spectrogram",
+        summary="log spectrogram of the sound",
+        modality="audio",
+        source="sound",
+        storage=Storage.NPY,
+        member="spectrogram.npy",
+        channels=1,
+        time_axis=1,
+        fixed_length=True,
+    ),
+    FeatureKind(
+        name="flow",
+        summary="optical flow at the instants of the frames",
+        modality="flow",
+        source="pictures",
+        storage=Storage.JPEG,
+        member="flow_{instant:03d}_{step:02d}_{component}.jpg",
+        channels=2,
+        time_axis=0,
+        fixed_length=False,
+        components=("x", "y"),
+        mirrored=frozenset("x"),
+        meta=("times", "height", "width", "bound"),
+    ),
+    FeatureKind(
+        name="rgb_diff",
+        summary="RGB differences at the instants of the frames",
+        modality="rgb_diff",
+        source="pictures",
+        storage=Storage.JPEG,
+        member="rgb_diff_{instant:03d}_{step:02d}.jpg",
+        first_member="rgb_diff_{instant:03d}.jpg",
+        channels=3,
+        time_axis=0,
+        fixed_length=False,
+        meta=("times", "height", "width"),
+    ),
+    FeatureKind(
+        name="waveform",
+        summary="the sound itself, from which training makes spectrograms",
+        modality="audio",
+        source="sound",
+        storage=Storage.FLAC,
+        member="waveform.flac",
+        channels=1,
+        time_axis=0,
+        fixed_length=True,
+        default=False,
+        normalisation="clip",
+    ),
+)
+
+#: Name → feature kind, in the order in which the members of a sample are written.
+KINDS: Mapping[str, FeatureKind] = MappingProxyType({kind.name: kind for kind in _ROWS})
+
+#: Modality → name of the feature kind that it reads by default.
+MODALITY_KIND: Mapping[str, str] = MappingProxyType({kind.modality: kind.name for kind in _ROWS if kind.default})
+
+_BY_STEM = {kind.member.partition("{")[0].partition(".")[0].rstrip("_"): kind.name for kind in _ROWS}
+
+
+def kind_named(name: str) -> FeatureKind:
+    """The feature kind of this name.
+
+    Raises:
+        OptionError: There is no such kind.
+
+    >>> kind_named("flow").channels
+    2
+    """
+    if name not in KINDS:
+        near = difflib.get_close_matches(name, KINDS, 1)
+        remedy = f"did you mean {near[0]}?" if near else f"choose among {', '.join(KINDS)}"
+        raise OptionError(f"there is no feature kind {name!r}: {remedy}")
+    return KINDS[name]
+
+
+def ordered(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of feature kinds, without repetition, in the order of the table.
+
+    Raises:
+        OptionError: There is no such kind.
+
+    >>> ordered(["flow", "frames", "flow"])
+    ('frames', 'flow')
+    """
+    wanted = {kind_named(name).name for name in names}
+    return tuple(name for name in KINDS if name in wanted)
 
 
 def kind_of(member: str) -> str:
-    """The feature kind that a member is of, by its suffix.
+    """Name of the feature kind that a member belongs to; the member's own stem where it belongs to none.
 
     >>> [kind_of(name) for name in ("frame_003.jpg", "flow_003_00_x.jpg", "rgb_diff_003.jpg", "spectrogram.npy", "cls")]
     ['frames', 'flow', 'rgb_diff', 'spectrogram', 'cls']
     """
     match = re.match(r"[a-z]+(_[a-z]+)*", member)
     stem = match.group() if match else member
-    return "frames" if stem == "frame" else stem
+    return _BY_STEM.get(stem, stem)
+
+
+SPECTROGRAM_MEMBER, WAVEFORM_MEMBER = "spectrogram.npy", "waveform.flac"
+
+
+def frame_member(instant: int) -> str:
+    """To be removed."""
+    return KINDS["frames"].members_at(instant)[0]
+
+
+def flow_member(instant: int, step: int, component: str) -> str:
+    """To be removed."""
+    return f"flow_{instant:03d}_{step:02d}_{component}.jpg"
+
+
+def rgb_diff_member(instant: int, step: int = 0) -> str:
+    """To be removed."""
+    return KINDS["rgb_diff"].members_at(instant, step + 1)[step]

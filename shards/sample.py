@@ -14,6 +14,8 @@ from typing import Any
 
 from isal.isal_zlib import crc32
 
+from bmlpipe.shards.targets import CLASS
+
 FORMAT = "bmlpipe-shards"
 VERSION = 1
 
@@ -74,7 +76,7 @@ def _shown(value: Any, absent: object) -> str:
     return "not there" if value is absent else repr(value)
 
 
-CLASS_MEMBER = "cls"
+#: Name of the member that holds what is known of the sample, as JSON.
 JSON_MEMBER = "json"
 
 
@@ -101,5 +103,5 @@ class Sample:
         """
         listed = {suffix: [len(data), crc32(data)] for suffix, data in self.members.items()}
         text = json.dumps({**self.meta, "members": listed}, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        whole = {**self.members, CLASS_MEMBER: str(self.label).encode(), JSON_MEMBER: text.encode()}
+        whole = {**self.members, CLASS.member: CLASS.encode(self.label), JSON_MEMBER: text.encode()}
         return [(f"{self.key}.{suffix}", whole[suffix]) for suffix in sorted(whole)]

@@ -16,7 +16,8 @@ from isal.isal_zlib import crc32
 
 from bmlpipe.shards.index import Shard
 from bmlpipe.shards.kinds import kind_of
-from bmlpipe.shards.sample import CLASS_MEMBER, JSON_MEMBER
+from bmlpipe.shards.sample import JSON_MEMBER
+from bmlpipe.shards.targets import CLASS
 
 _INSTANT = re.compile(r"_\d{3}")  # in a member's name
 _BLOCK = 512
@@ -62,10 +63,10 @@ def sample_faults(shard: str, record: np.void, members: Mapping[str, memoryview]
         promise: What each sample has.
     """
     key = record["key"].decode()
-    label = bytes(members.get(CLASS_MEMBER, b"")).decode(errors="replace")
-    if label != str(int(record["label"])) or not 0 <= int(record["label"]) < promise.classes:
-        about = f"is {label!r}, the index says {int(record['label'])} of {promise.classes} classes"
-        yield Fault(shard, key, CLASS_MEMBER, about if CLASS_MEMBER in members else _GONE)
+    stored, target = bytes(members.get(CLASS.member, b"")), int(record[CLASS.field])
+    if stored != CLASS.encode(target) or not CLASS.in_range(target, promise.classes):
+        about = f"is {stored.decode(errors='replace')!r}, the index says {target} of {promise.classes} classes"
+        yield Fault(shard, key, CLASS.member, about if CLASS.member in members else _GONE)
     if JSON_MEMBER not in members:
         yield Fault(shard, key, JSON_MEMBER, _GONE)
         return
@@ -76,7 +77,7 @@ def sample_faults(shard: str, record: np.void, members: Mapping[str, memoryview]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         yield Fault(shard, key, JSON_MEMBER, f"cannot be read ({type(error).__name__}: {error}): it is damaged")
         return
-    for name in sorted(expected.keys() | (members.keys() - {CLASS_MEMBER, JSON_MEMBER})):
+    for name in sorted(expected.keys() | (members.keys() - {CLASS.member, JSON_MEMBER})):
         if name not in members:
             yield Fault(shard, key, name, _GONE)
         elif name not in expected:
