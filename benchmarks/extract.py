@@ -36,8 +36,8 @@ from bmlpipe.pipeline.front_ends.flow import FlowOptions
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
 from bmlpipe.pipeline.front_ends.spectrogram import SpectrogramOptions
 from bmlpipe.pipeline.media.container import Demuxer, open_media
-from bmlpipe.pipeline.media.h264_skip import needed_shots
-from bmlpipe.pipeline.media.video import Pictures, Window, pick
+from bmlpipe.pipeline.media.h264_skip import decode_needed_frames
+from bmlpipe.pipeline.media.video import VideoDecoder, Window, select_frames_at_instants
 
 STATIC = imageio_ffmpeg.get_ffmpeg_exe()
 SYSTEM = shutil.which("ffmpeg") or STATIC
@@ -114,10 +114,10 @@ def left_out(clips: list[Path]) -> float:
     for clip in clips:
         with open_media(clip) as container:
             stream = container.streams.best("video")
-            pictures, window = Pictures(stream, Demuxer(container, [stream])), Window(0, None, 10)
-            for _ in pick(pictures, window, 0, needed_shots(pictures, window)):
+            pictures, window = VideoDecoder(stream, Demuxer(container, [stream])), Window(0, None, 10)
+            for _ in select_frames_at_instants(pictures, window, 0, decode_needed_frames(pictures, window)):
                 pass
-            skipped += stream.frames - pictures.count
+            skipped += stream.frames - pictures.decoded_count
             total += stream.frames
     return skipped / total
 

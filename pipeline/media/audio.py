@@ -1,4 +1,4 @@
-"""The sound of a clip: decoded, mixed to mono, resampled (to 16 kHz) and laid out on the clip's time line."""
+"""Decode the audio of a clip, mix it to mono, resample it and place it on the clip's time line."""
 
 from __future__ import annotations
 
@@ -13,81 +13,85 @@ import av
 import av.error
 import av.filter
 import numpy as np
+import numpy.typing as npt
 
-from bmlpipe.pipeline.front_ends.spectrogram import Floats
-from bmlpipe.pipeline.media.container import Demuxer, missing_end, zero
+from bmlpipe.pipeline.media.container import Demuxer, is_truncated, start_time
 from bmlpipe.pipeline.media.errors import ClipError, DamageError
 
-#: A jump of the sound's clock larger than this is a gap and becomes silence, in seconds; smaller ones are rounding.
-GAP = 0.05
+Samples = npt.NDArray[np.float32]
 
-#: The same, once packets have been lost: what follows must not move into their place.
-SLIP = 0.005
+#: A forward jump of the stream's clock by more than this many seconds is a gap and becomes silence. Smaller jumps are
+#: rounding errors of the container's time stamps.
+GAP_THRESHOLD = 0.05
+
+#: The same threshold once packets have been lost: what follows must not slide into their place.
+GAP_THRESHOLD_AFTER_LOSS = 0.005
 
 
 @dataclass
-class Sound:
-    """The sound of a clip, `length` seconds of it at most.
+class AudioDecoder:
+    """Decodes the audio of a clip, at most `length` seconds of it.
 
     Attributes:
         stream: The audio stream.
-        demuxer: Where its packets come from.
-        begin: Clip's start, in seconds of the stream's clock.
-        length: Seconds wanted.
-        gaps: Silence stands for a part that the file does not hold.
-        count: Frames decoded.
-        lost: Packets that could not be decoded.
+        demuxer: Supplies the stream's packets.
+        start: The clip's start, in seconds of the stream's clock.
+        length: Seconds to decode.
+        has_gaps: Silence stands for a part that the file does not hold.
+        decoded_count: Number of audio frames decoded.
+        lost_packets: Number of packets that could not be decoded.
     """
 
     stream: Any
     demuxer: Demuxer
-    begin: Fraction
+    start: Fraction
     length: Fraction
-    gaps: bool = False
-    count: int = 0
-    lost: int = 0
+    has_gaps: bool = False
+    decoded_count: int = 0
+    lost_packets: int = 0
 
-    def read(self, rates: Sequence[int], frames: Iterable[Any] | None = None) -> dict[int, Floats]:
-        """Decode until enough sound is there or the file ends.
+    def read(self, rates: Sequence[int], frames: Iterable[Any] | None = None) -> dict[int, Samples]:
+        """Decode until `length` seconds are complete or the file ends.
 
         Args:
-            rates: Sampling rates wanted, in Hz.
-            frames: The decoded sound, from another decoder; None: decode it here.
+            rates: Sampling rates to resample to, in Hz.
+            frames: Frames (`av.AudioFrame`) decoded elsewhere; None: decode the stream's packets.
 
         Returns:
-            Rate → (n,) float32, n ≤ length · rate.
+            Sampling rate → mono samples in [-1, 1], shape (n,), float32, n ≤ length · rate.
 
         Raises:
-            DamageError: The sound was sought for and begins after the clip's start.
+            DamageError: After a seek, the audio begins after the clip's start.
         """
-        tracks = [_Track(rate, self.begin, round(self.length * rate), self.demuxer.sought) for rate in set(rates)]
-        for frame in self._frames() if frames is None else frames:
+        tracks = [_Track(rate, self.start, round(self.length * rate), self.demuxer.has_seeked) for rate in set(rates)]
+        for frame in self._decode() if frames is None else frames:
             for track in tracks:
-                track.take(frame, SLIP if self.lost else GAP)
+                track.add(frame, GAP_THRESHOLD_AFTER_LOSS if self.lost_packets else GAP_THRESHOLD)
             if all(track.full for track in tracks):
                 break
-        self.gaps = any(track.gaps for track in tracks)
-        # What cannot be decoded at the end is silence too.
-        stop = self.demuxer.end(self.stream) - self.begin if self.lost else Fraction(0)
-        return {track.rate: track.finish(stop) for track in tracks}
+        self.has_gaps = any(track.has_gaps for track in tracks)
+        # Packets that cannot be decoded at the end of the stream become silence, too.
+        end = self.demuxer.end_time(self.stream) - self.start if self.lost_packets else Fraction(0)
+        return {track.rate: track.finish(end) for track in tracks}
 
     def check_complete(self, length: Fraction) -> None:
-        """Refuse sound that ends before what the file's header promises.
+        """Reject audio that ends before the length in the file's header.
 
         Args:
-            length: How many seconds there are.
+            length: Seconds that were decoded.
 
         Raises:
             ClipError: `truncated`.
         """
-        end = self.begin + length
-        if length < self.length and missing_end(self.stream, self.demuxer, end, end):
-            got = float(end - zero(self.stream))
+        end = self.start + length
+        if length < self.length and is_truncated(self.stream, self.demuxer, end, end):
+            seconds = float(end - start_time(self.stream))
             raise ClipError(
-                "truncated", f"the sound ends after {got:.2f} s, its header promises more: copy or download it again"
+                "truncated",
+                f"the audio ends after {seconds:.2f} s, but its header promises more: copy or download it again",
             )
 
-    def _frames(self) -> Iterator[Any]:
+    def _decode(self) -> Iterator[Any]:
         context = self.stream.codec_context
         context.thread_count = 1
         context.thread_type = "NONE"
@@ -97,115 +101,120 @@ class Sound:
             except av.error.EOFError:
                 frames = []
             except (av.error.FFmpegError, ValueError):
-                self.lost += bool(self.count) or not self.demuxer.sought  # a seek may land within a sound frame
+                # A seek may land within an audio frame, so errors before the first decoded frame are no damage then.
+                self.lost_packets += bool(self.decoded_count) or not self.demuxer.has_seeked
                 continue
-            self.count += len(frames)
+            self.decoded_count += len(frames)
             yield from frames
 
 
 class _Track:
-    """A clip's sound at one rate.
+    """A clip's audio at one sampling rate: contiguous segments at their places, with silence between them.
 
     Args:
-        rate: Samples a second.
-        begin: Clip's start, in seconds of the stream's clock.
-        samples: Samples wanted.
-        sought: Reading began somewhere in the middle.
+        rate: Samples per second.
+        start: The clip's start, in seconds of the stream's clock.
+        samples: Number of samples of the whole clip.
+        has_seeked: Reading began in the middle of the file.
 
     Attributes:
-        gaps: Silence stands for a part that the file does not hold.
-        full: There is enough.
+        has_gaps: Silence stands for a part that the file does not hold.
+        full: No more frames are needed.
     """
 
-    def __init__(self, rate: int, begin: Fraction, samples: int, sought: bool) -> None:
-        self.rate, self.gaps, self.full = rate, False, False
-        self._begin, self._sought = begin, sought
-        self._out = np.zeros(samples, np.float32)
-        self._end = 0  # samples written
-        self._run: _Run | None = None
+    def __init__(self, rate: int, start: Fraction, samples: int, has_seeked: bool) -> None:
+        self.rate, self.has_gaps, self.full = rate, False, False
+        self._start, self._has_seeked = start, has_seeked
+        self._samples = np.zeros(samples, np.float32)
+        self._written = 0
+        self._segment: _Segment | None = None
 
-    def take(self, frame: Any, tolerance: float) -> None:
-        """Take a frame in, unless there is enough; a jump of more than `tolerance` seconds is a gap."""
+    def add(self, frame: Any, gap_threshold: float) -> None:
+        """Add a frame unless the track is full. A jump of more than `gap_threshold` seconds starts a new segment."""
         if self.full:
             return
-        run = self._run
-        jump = math.inf if run is None else run.jump(frame)
-        if run is None or abs(jump) > tolerance or not run.takes(frame):
-            if run is not None:
-                self._end = run.write(self._out, self._end)
-                self.gaps |= jump > GAP
-            begin = self._begin if frame.pts is None else frame.pts * frame.time_base
-            if run is None and begin - self._begin > GAP:
-                if self._sought:
-                    raise DamageError  # the seek went too far: earlier sound may be there
-                self.gaps = True
-            run = self._run = _Run(frame, round((begin - self._begin) * self.rate), self.rate)
-        run.push(frame)
-        self.full = run.at + run.taken * self.rate // run.rate > self._out.size
+        segment = self._segment
+        jump = math.inf if segment is None else segment.jump_to(frame)
+        if segment is None or abs(jump) > gap_threshold or not segment.has_same_format(frame):
+            if segment is not None:
+                self._written = segment.write(self._samples, self._written)
+                self.has_gaps |= jump > GAP_THRESHOLD
+            begin = self._start if frame.pts is None else frame.pts * frame.time_base
+            if segment is None and begin - self._start > GAP_THRESHOLD:
+                if self._has_seeked:
+                    raise DamageError  # the seek landed too late: there may be audio before
+                self.has_gaps = True
+            segment = self._segment = _Segment(frame, round((begin - self._start) * self.rate), self.rate)
+        segment.push(frame)
+        self.full = segment.position + segment.pushed * self.rate // segment.rate > self._samples.size
 
-    def finish(self, stop: Fraction) -> Floats:
-        """What was taken in, and silence up to `stop` seconds of the clip."""
-        if self._run is not None:
-            self._end = self._run.write(self._out, self._end)
-        self._end = max(self._end, min(self._out.size, round(stop * self.rate)))
-        return self._out[: self._end]
+    def finish(self, end: Fraction) -> Samples:
+        """The samples so far, extended by silence up to `end` seconds from the clip's start."""
+        if self._segment is not None:
+            self._written = self._segment.write(self._samples, self._written)
+        self._written = max(self._written, min(self._samples.size, round(end * self.rate)))
+        return self._samples[: self._written]
 
 
-class _Run:
-    """A stretch of sound without gaps, on its way through libswresample.
+class _Segment:
+    """Audio without gaps, resampled and mixed to mono by libswresample.
 
-    Channels are mixed by libswresample's own weights, scaled so that full scale stays full scale.
+    The channels are mixed by libswresample's own weights, scaled so that full scale stays full scale.
 
     Args:
-        first: Its first frame.
-        at: Where it begins in the clip, in samples of the output; may be negative.
-        out_rate: Samples a second of the output.
+        first: The first frame.
+        position: Index in the clip's output at which the segment begins; may be negative.
+        out_rate: Samples per second of the output.
 
     Attributes:
-        taken: Samples pushed so far.
-        rate: Samples a second of what is pushed.
+        pushed: Number of input samples pushed so far.
+        rate: Samples per second of the input.
     """
 
-    def __init__(self, first: Any, at: int, out_rate: int) -> None:
-        self.at, self.taken, self.rate = at, 0, first.sample_rate
-        self._begin, self._base = first.pts or 0, first.time_base
-        self._form = (first.format.name, first.layout.name)
+    def __init__(self, first: Any, position: int, out_rate: int) -> None:
+        self.position, self.pushed, self.rate = position, 0, first.sample_rate
+        self._first_pts, self._time_base = first.pts or 0, first.time_base
+        self._format = (first.format.name, first.layout.name)
         self._graph = av.filter.Graph()
-        names = {"sample_fmt": self._form[0], "channel_layout": self._form[1]}
-        source = self._graph.add("abuffer", sample_rate=str(self.rate), time_base=str(self._base), **names)
+        names = {"sample_fmt": self._format[0], "channel_layout": self._format[1]}
+        source = self._graph.add("abuffer", sample_rate=str(self.rate), time_base=str(self._time_base), **names)
         options = f"{out_rate}:rematrix_maxval=1.0:out_chlayout=mono:out_sample_fmt=flt"
-        self._graph.link_nodes(
-            source, self._graph.add("aresample", options), self._graph.add("abuffersink")
-        ).configure()
+        resampler, sink = self._graph.add("aresample", options), self._graph.add("abuffersink")
+        self._graph.link_nodes(source, resampler, sink).configure()
         self._graph.set_audio_frame_size(out_rate)
 
-    def takes(self, frame: Any) -> bool:
-        """Whether a frame is of the form of the others."""
-        return frame.sample_rate == self.rate and (frame.format.name, frame.layout.name) == self._form
+    def has_same_format(self, frame: Any) -> bool:
+        """Whether a frame has the sampling rate, sample format and channel layout of this segment."""
+        return frame.sample_rate == self.rate and (frame.format.name, frame.layout.name) == self._format
 
-    def jump(self, frame: Any) -> float:
-        """How much later than the end of what was pushed a frame begins, in seconds."""
+    def jump_to(self, frame: Any) -> float:
+        """Seconds from the end of the pushed samples to the start of `frame`; negative where it begins earlier."""
         if frame.pts is None:
             return 0.0
-        return float((frame.pts - self._begin) * self._base.numerator / self._base.denominator - self.taken / self.rate)
+        ticks = frame.pts - self._first_pts
+        return float(ticks * self._time_base.numerator / self._time_base.denominator - self.pushed / self.rate)
 
     def push(self, frame: Any) -> None:
-        """Take a frame."""
+        """Append a frame."""
         self._graph.push(frame)
-        self.taken += frame.samples
+        self.pushed += frame.samples
 
-    def write(self, out: Floats, end: int) -> int:
-        """Resample what was pushed into its place, not before `end`; returns the new end. Ends the run."""
+    def write(self, out: Samples, written: int) -> int:
+        """Resample the pushed frames and write them into `out`, but not before index `written`. Ends the segment.
+
+        Returns:
+            The number of samples of `out` that are now written.
+        """
         self._graph.push(None)
-        at = self.at
-        while at < out.size:
+        position = self.position
+        while position < out.size:
             try:
                 data = self._graph.pull().to_ndarray()[0]
             except (av.error.EOFError, av.error.BlockingIOError):
                 break
-            begin, stop = max(at, end), min(at + data.size, out.size)
-            if stop > begin:
-                out[begin:stop] = data[begin - at : stop - at]
-                end = stop
-            at += data.size
-        return end
+            begin, end = max(position, written), min(position + data.size, out.size)
+            if end > begin:
+                out[begin:end] = data[begin - position : end - position]
+                written = end
+            position += data.size
+        return written

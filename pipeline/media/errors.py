@@ -6,11 +6,11 @@ from bmlpipe.manifests.common.errors import BmlpipeError
 
 
 class ClipError(BmlpipeError):
-    """A clip that cannot be used. Becomes a row of the ledger, never stops a run.
+    """A clip cannot be used. It becomes a row of the ledger and never stops an extraction.
 
     Attributes:
-        reason: Stable code (docs/reasons.md), for counting and `--retry-failed=REASON`.
-        message: Cause with its value, for people.
+        reason: Stable code (docs/reasons.md), used for counting and for `--retry-failed=REASON`.
+        message: The cause, with its value.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -22,5 +22,8 @@ class ClipError(BmlpipeError):
         return f"{self.reason}: {self.message}"
 
 
-class DamageError(BmlpipeError):
-    """The decoder met an error while decoding strictly, or a seek landed too late; decode again in another way."""
+class DamageError(Exception):
+    """This way of decoding failed: the data is damaged, or a seek landed too late. The caller tries another way.
+
+    Internal to the package: it never reaches the user.
+    """

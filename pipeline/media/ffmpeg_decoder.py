@@ -1,7 +1,8 @@
-"""Decode a clip with an ffmpeg program instead of PyAV: the same pictures at the same times, and the same sound.
+"""Decode a clip with an ffmpeg program instead of PyAV: the same frames at the same times, and the same audio.
 
-PyAV still reads the container: which stream, when its packets are shown, colours and orientation. ffmpeg demuxes and
-decodes by itself; a picture whose time is not that of a packet is refused, so neither can mislead the other.
+PyAV still reads the container: it chooses the stream, and knows the packets' presentation times, the colours and the
+rotation. ffmpeg demuxes and decodes by itself. A frame whose time is not that of a packet is rejected, so an error of
+either program cannot pass unnoticed.
 """
 
 from __future__ import annotations
@@ -16,210 +17,218 @@ from typing import Any
 import av.error
 import numpy as np
 
-from bmlpipe.pipeline.front_ends.spectrogram import Floats
-from bmlpipe.pipeline.media.audio import Sound
+from bmlpipe.pipeline.media.audio import AudioDecoder, Samples
 from bmlpipe.pipeline.media.errors import ClipError, DamageError
 from bmlpipe.pipeline.media.ffmpeg_program import FFmpeg
-from bmlpipe.pipeline.media.video import Pictures, Shot, Window, pick
+from bmlpipe.pipeline.media.h264_skip import MAX_REORDER, selected_pts
+from bmlpipe.pipeline.media.video import TimedFrame, VideoDecoder, Window
 
-_REORDER = 16  # pictures decoded before another that is shown before them, at most (ITU-T H.264, E.2.1)
-_EXPRESSION = 100_000  # characters; Linux takes 131,071 in one argument
-_FULL = 2  # libavutil's number of the range
-_SAMPLED = 40  # packets within which a decoder gives its first picture
+_MAX_EXPRESSION = 100_000  # characters of ffmpeg's select filter; Linux accepts 131,071 in one argument
+_FULL_RANGE = 2  # AVCOL_RANGE_JPEG
+_MAX_DELAY = 40  # packets within which a decoder returns its first frame
 
-# What NUT can carry and ffmpeg may turn other forms into (of hardware, or of codecs that PyAV does not know).
-_FORMATS = (
+# Pixel formats that NUT can store and into which ffmpeg may convert others (of hardware decoders, or of codecs that
+# PyAV does not know).
+_PIXEL_FORMATS = (
     "yuv420p|yuvj420p|nv12|yuv422p|yuvj422p|yuv444p|yuvj444p|yuv420p10le|yuv422p10le|yuv444p10le|"
     "yuv420p12le|yuv422p12le|yuv444p12le|gray|rgb24|bgra"
 )
-_PCM = {"u8": "pcm_u8", "s16": "pcm_s16le", "s32": "pcm_s32le", "s64": "pcm_s64le", "dbl": "pcm_f64le"}
+_PCM_CODECS = {"u8": "pcm_u8", "s16": "pcm_s16le", "s32": "pcm_s32le", "s64": "pcm_s64le", "dbl": "pcm_f64le"}
 
 
-def ffmpeg_shots(
+def decode_with_ffmpeg(
     ffmpeg: FFmpeg,
     path: Path,
-    pictures: Pictures,
+    decoder: VideoDecoder,
     window: Window,
-    after: int,
+    lookahead: int,
     *,
-    since: Fraction | None = None,
-    select: bool = True,
-) -> Generator[Shot, None, None]:
-    """The pictures of a clip in display order, as by `Pictures.decode`.
+    seek_time: Fraction | None = None,
+    skip_unneeded: bool = True,
+) -> Generator[TimedFrame, None, None]:
+    """Yield the frames of a clip in display order, as `VideoDecoder.decode` does.
 
     Args:
         ffmpeg: The program.
         path: The file.
-        pictures: The video, nothing read of it yet; its decoder is used for one picture's colours and orientation.
-        window: The clip.
-        after: Pictures needed after the one shown at each instant.
-        since: Where `pictures.demuxer` was sought to, in seconds of the file's clock; None: it was not.
-        select: Take over only the pictures needed; the others come without their frame.
+        decoder: The video, of which nothing has been read yet. It decodes one frame for its colours and rotation.
+        window: The clip's span.
+        lookahead: Number of frames needed after the frame shown at each instant.
+        seek_time: Where `decoder.demuxer` has seeked to, in seconds of the file's clock; None: it has not.
+        skip_unneeded: Transfer only the frames needed; all others come with `image` None.
 
     Raises:
-        DamageError: ffmpeg met an error, or a picture needed did not come out: try without `select` or `since`.
-        ClipError: `decoder_error`, `timeout`.
+        DamageError: ffmpeg met an error, or did not return a frame that is needed. Try again without `skip_unneeded`
+            or `seek_time`.
+        ClipError: `decoder_error` or `timeout`.
     """
-    by_dts = pictures.stream.container.format.name == "avi"
-    if by_dts and since is not None:
-        raise DamageError("AVI files have no times by which two decoders could agree where a seek led")
-    scan = _scan(pictures, window, after, by_dts)
-    if pictures.demuxer.holes:
-        raise DamageError("a part of the container cannot be read, packets may be missing")
-    wanted: set[int] | None = None
-    if select and scan.ends and scan.timed and not by_dts and window.instants is not None:
-        display = [Shot(tick, None) for tick in sorted(scan.ends)]
-        pictures.end = scan.end
-        wanted = {shot.tick for one in pick(pictures, window, after, display) for shot in (one.shown, *one.shots)}
-    output = _output(wanted, pictures.stream.time_base, scan.sample, ffmpeg.hwaccel)
-    frames = ffmpeg.frames(path, pictures.stream, output, strict=True, since=since)
-    ticked = _ticked(frames, pictures, scan, by_dts, ffmpeg.hwaccel)
-    return _all(ticked, pictures, scan) if wanted is None else _chosen(ticked, pictures, scan, wanted)
+    by_dts = decoder.stream.container.format.name == "avi"
+    if by_dts and seek_time is not None:
+        raise DamageError("AVI files store no times by which two decoders could agree on where a seek landed")
+    scan = _scan_packets(decoder, window, lookahead, by_dts)
+    if decoder.demuxer.packets_missing:
+        raise DamageError("a part of the container cannot be read, so packets may be missing")
+    selected: set[int] | None = None
+    if skip_unneeded and scan.ends and scan.all_timed and not by_dts and window.instants is not None:
+        decoder.end_pts = scan.end_pts
+        selected = selected_pts(decoder, window, lookahead, [TimedFrame(pts, None) for pts in sorted(scan.ends)])
+    output = _output_options(selected, decoder.stream.time_base, scan.sample, ffmpeg.hwaccel)
+    images = ffmpeg.frames(path, decoder.stream, output, exit_on_error=True, seek_time=seek_time)
+    frames = _timed(images, decoder, scan, by_dts, ffmpeg.hwaccel)
+    return _all_frames(frames, decoder, scan) if selected is None else _some_frames(frames, decoder, scan, selected)
 
 
-def _all(ticked: Generator[Shot, None, None], pictures: Pictures, scan: _Scan) -> Generator[Shot, None, None]:
-    with closing(ticked):
-        for shot in ticked:
-            pictures.end = scan.ends.get(shot.tick, shot.tick + pictures.step)
-            yield shot
+def read_audio_with_ffmpeg(
+    ffmpeg: FFmpeg, path: Path, audio: AudioDecoder, rates: Sequence[int], *, seek_time: Fraction | None = None
+) -> dict[int, Samples]:
+    """Return what `AudioDecoder.read` returns, decoded by ffmpeg at the file's own rate and sample format.
+
+    Args:
+        ffmpeg: The program.
+        path: The file.
+        audio: The audio to decode, of which nothing has been read yet.
+        rates: Sampling rates to resample to, in Hz.
+        seek_time: As for `decode_with_ffmpeg`.
+
+    Raises:
+        DamageError: After a seek, the audio begins after the clip's start.
+        ClipError: `decoder_error` or `timeout`.
+    """
+    stream, context = audio.stream, audio.stream.codec_context
+    packet_count = 0
+    for packet in audio.demuxer.packets(stream):
+        packet_count += 1
+        if packet.pts is not None and packet.pts * stream.time_base > audio.start + audio.length:
+            break
+    sample_format = (
+        context.format.name.removesuffix("p") if context is not None and context.format is not None else "flt"
+    )
+    layout = context.layout.name if context is not None and context.layout.nb_channels else None
+    output = {"c:a": _PCM_CODECS.get(sample_format, "pcm_f32le")}
+
+    def frames(exit_on_error: bool) -> Generator[Any, None, None]:
+        decoded = ffmpeg.frames(
+            path, stream, output, exit_on_error=exit_on_error, seek_time=seek_time, channel_layout=layout
+        )
+        with closing(decoded):
+            try:
+                for frame in decoded:
+                    audio.decoded_count += 1
+                    yield frame
+            except DamageError:
+                if exit_on_error:
+                    raise
+                audio.lost_packets = max(1, packet_count - audio.decoded_count)
+
+    try:
+        return audio.read(rates, frames(exit_on_error=True))
+    except DamageError:
+        audio.decoded_count, audio.lost_packets = 0, 1
+    return audio.read(rates, frames(exit_on_error=False))
 
 
-def _chosen(
-    ticked: Generator[Shot, None, None], pictures: Pictures, scan: _Scan, wanted: set[int]
-) -> Generator[Shot, None, None]:
-    last = max(wanted, default=None)
-    with closing(ticked):
-        for tick in sorted(scan.ends):
-            shot = next(ticked, None) if tick in wanted else Shot(tick, None)
-            while shot is not None and shot.tick < tick:  # not selected, but handed over
-                shot = next(ticked, None)
-            if shot is None or shot.tick != tick:
-                raise DamageError(f"the picture of tick {tick} did not come out of ffmpeg")
-            yield shot
-            if tick == last:
-                ticked.close()  # the rest of the file need not be decoded
-    pictures.end = scan.end
+def _all_frames(
+    frames: Generator[TimedFrame, None, None], decoder: VideoDecoder, scan: _PacketScan
+) -> Generator[TimedFrame, None, None]:
+    with closing(frames):
+        for frame in frames:
+            decoder.end_pts = scan.ends.get(frame.pts, frame.pts + decoder.frame_duration)
+            yield frame
 
 
-def _ticked(
-    frames: Generator[Any, None, None], pictures: Pictures, scan: _Scan, by_dts: bool, hwaccel: str | None
-) -> Generator[Shot, None, None]:
-    """Frames with their ticks and colours, checked against what the file says."""
+def _some_frames(
+    frames: Generator[TimedFrame, None, None], decoder: VideoDecoder, scan: _PacketScan, selected: set[int]
+) -> Generator[TimedFrame, None, None]:
+    """All frames of the scan, of which only those selected are taken from `frames`."""
+    last = max(selected, default=None)
+    with closing(frames):
+        for pts in sorted(scan.ends):
+            frame = next(frames, None) if pts in selected else TimedFrame(pts, None)
+            while frame is not None and frame.pts < pts:  # ffmpeg returned a frame that was not selected
+                frame = next(frames, None)
+            if frame is None or frame.pts != pts:
+                raise DamageError(f"ffmpeg did not return the frame with presentation time {pts}")
+            yield frame
+            if pts == last:
+                frames.close()  # the rest of the file need not be decoded
+    decoder.end_pts = scan.end_pts
+
+
+def _timed(
+    images: Generator[Any, None, None], decoder: VideoDecoder, scan: _PacketScan, by_dts: bool, hwaccel: str | None
+) -> Generator[TimedFrame, None, None]:
+    """Ffmpeg's frames with their presentation times and colours, checked against the container."""
     last = None
     delay = scan.delay
-    with closing(frames):
+    with closing(images):
         try:
-            for frame in frames:
-                tick = round(frame.pts * frame.time_base / pictures.stream.time_base)
+            for image in images:
+                pts = round(image.pts * image.time_base / decoder.stream.time_base)
                 if by_dts:
-                    delay = tick - scan.first if delay is None else delay
-                    tick = scan.first if last is None else tick - delay
-                _check(tick, last, frame, scan, hwaccel)
-                pictures.count += 1
-                last = tick
-                yield Shot(tick, _named(frame, scan.sample))
+                    delay = pts - scan.first_dts if delay is None else delay
+                    pts = scan.first_dts if last is None else pts - delay
+                _check_frame(pts, last, image, scan, hwaccel)
+                decoder.decoded_count += 1
+                last = pts
+                yield TimedFrame(pts, _with_properties(image, scan.sample))
         except DamageError as error:
-            if (hwaccel and not pictures.count) or scan.sample is None:
-                raise ClipError("decoder_error", f"ffmpeg decodes not one picture: {error}") from error
+            if (hwaccel and not decoder.decoded_count) or scan.sample is None:
+                raise ClipError("decoder_error", f"ffmpeg cannot decode a single frame: {error}") from error
             raise
 
 
-def read_sound(
-    ffmpeg: FFmpeg, path: Path, sound: Sound, rates: Sequence[int], *, since: Fraction | None = None
-) -> dict[int, Floats]:
-    """What `Sound.read` gives, decoded by ffmpeg at the file's own rate and in its own sample format.
-
-    Args:
-        ffmpeg: The program.
-        path: The file.
-        sound: What is wanted, nothing read of it yet.
-        rates: Sampling rates wanted, in Hz.
-        since: See `ffmpeg_shots`.
-
-    Raises:
-        DamageError: The sound was sought for and begins after the clip's start.
-        ClipError: `decoder_error`, `timeout`.
-    """
-    stream, context = sound.stream, sound.stream.codec_context
-    packets = 0
-    for packet in sound.demuxer.packets(stream):
-        packets += 1
-        if packet.pts is not None and packet.pts * stream.time_base > sound.begin + sound.length:
-            break
-    form = context.format.name.removesuffix("p") if context is not None and context.format is not None else "flt"
-    layout = context.layout.name if context is not None and context.layout.nb_channels else None
-    output = {"c:a": _PCM.get(form, "pcm_f32le")}
-
-    def frames(strict: bool) -> Generator[Any, None, None]:
-        with closing(ffmpeg.frames(path, stream, output, strict=strict, since=since, layout=layout)) as decoded:
-            try:
-                for frame in decoded:
-                    sound.count += 1
-                    yield frame
-            except DamageError:
-                if strict:
-                    raise
-                sound.lost = max(1, packets - sound.count)
-
-    try:
-        return sound.read(rates, frames(strict=True))
-    except DamageError:
-        sound.count, sound.lost = 0, 1
-    return sound.read(rates, frames(strict=False))
-
-
 @dataclass
-class _Scan:
-    """What the packets of a clip say.
+class _PacketScan:
+    """What the packets of a clip say about its frames.
 
     Attributes:
-        ends: Tick at which a picture is shown → tick at which it ends.
-        first: Decoding time of the first packet, 0 if it has none.
-        delay: Ticks of decoding time from the first packet to the one that made the first picture come out.
-        timed: Every packet says when its picture is shown.
-        sample: A decoded picture, for its colours and orientation; None: PyAV cannot decode this video.
+        ends: Presentation time of each frame → when it ends, in ticks.
+        first_dts: Decoding time of the first packet; 0 where it has none.
+        delay: Ticks of decoding time from the first packet to the one that made the decoder return its first frame.
+        all_timed: Every packet states a presentation time.
+        sample: A decoded frame, for its colours and rotation; None: PyAV cannot decode this video.
     """
 
     ends: dict[int, int] = field(default_factory=dict)
-    first: int = 0
+    first_dts: int = 0
     delay: int | None = None
-    timed: bool = True
+    all_timed: bool = True
     sample: Any = None
 
     @property
-    def end(self) -> int:
-        """Tick at which the last picture ends."""
+    def end_pts(self) -> int:
+        """When the last frame ends, in ticks."""
         return self.ends[max(self.ends)] if self.ends else 0
 
 
-def _scan(pictures: Pictures, window: Window, after: int, by_dts: bool) -> _Scan:
+def _scan_packets(decoder: VideoDecoder, window: Window, lookahead: int, by_dts: bool) -> _PacketScan:
     """Read the packets up to the last one that the clip needs."""
-    scan = _Scan()
-    last = None if window.instants is None else pictures.tick(window, window.instants - 1)
+    scan = _PacketScan()
+    last = None if window.instants is None else decoder.pts_at(window, window.instants - 1)
     beyond = 0
-    for number, packet in enumerate(pictures.demuxer.packets(pictures.stream)):
+    for number, packet in enumerate(decoder.demuxer.packets(decoder.stream)):
         if not number:
-            scan.first = packet.dts or 0
-        if number < _SAMPLED and scan.sample is None:
-            scan.sample = _sample(pictures, packet)
-        tick = packet.dts if by_dts else packet.pts
-        scan.timed &= tick is not None
-        if tick is not None and not packet.is_discard:
-            scan.ends[tick] = tick + (packet.duration or pictures.step)
-            beyond += last is not None and tick > last
-        if beyond > _REORDER + after + 1:
+            scan.first_dts = packet.dts or 0
+        if number < _MAX_DELAY and scan.sample is None:
+            scan.sample = _decode_sample(decoder, packet)
+        pts = packet.dts if by_dts else packet.pts
+        scan.all_timed &= pts is not None
+        if pts is not None and not packet.is_discard:
+            scan.ends[pts] = pts + (packet.duration or decoder.frame_duration)
+            beyond += last is not None and pts > last
+        if beyond > MAX_REORDER + lookahead + 1:
             break
     if scan.sample is None:
-        scan.sample = _sample(pictures, None)
+        scan.sample = _decode_sample(decoder, None)
     if scan.sample is not None:
-        pictures.rotation = scan.sample.rotation
-        scan.delay = None if scan.sample.dts is None else scan.sample.dts - scan.first
+        decoder.rotation = scan.sample.rotation
+        scan.delay = None if scan.sample.dts is None else scan.sample.dts - scan.first_dts
     return scan
 
 
-def _sample(pictures: Pictures, packet: Any) -> Any:
-    """A picture decoded by PyAV, if this packet makes one come out."""
-    context = pictures.stream.codec_context
+def _decode_sample(decoder: VideoDecoder, packet: Any) -> Any:
+    """The first frame that PyAV returns for this packet, if any."""
+    context = decoder.stream.codec_context
     if context is None:
         return None
     if not context.is_open:
@@ -231,40 +240,39 @@ def _sample(pictures: Pictures, packet: Any) -> Any:
         return None
 
 
-def _output(wanted: set[int] | None, base: Fraction, sample: Any, hwaccel: str | None) -> dict[str, Any]:
-    """Output options of the raw video: every picture as it is, with its time."""
+def _output_options(selected: set[int] | None, base: Fraction, sample: Any, hwaccel: str | None) -> dict[str, Any]:
+    """Output options for raw, unchanged frames with their times; only the selected ones where that is possible."""
     filters = []
-    if wanted is not None:
-        chosen = "+".join(f"eq(pts,{tick})" for tick in sorted(wanted))
-        if len(chosen) < _EXPRESSION:
-            filters.append(f"select='{chosen}'")
+    if selected is not None:
+        expression = "+".join(f"eq(pts,{pts})" for pts in sorted(selected))
+        if len(expression) < _MAX_EXPRESSION:
+            filters.append(f"select='{expression}'")
     if sample is None or hwaccel:
-        filters.append(f"format={_FORMATS}")
+        filters.append(f"format={_PIXEL_FORMATS}")
     output = {"c:v": "rawvideo", "fps_mode": "passthrough", "enc_time_base:v": f"{base.numerator}/{base.denominator}"}
     if filters:
         output["vf"] = ",".join(filters)
     return output | {"upright": sample is None}
 
 
-def _check(tick: int, last: int | None, frame: Any, scan: _Scan, hwaccel: str | None) -> None:
-    """Refuse what ffmpeg and PyAV do not see alike."""
-    if (last is not None and tick <= last) or (scan.timed and tick not in scan.ends and tick <= max(scan.ends)):
-        raise DamageError(f"ffmpeg shows a picture at tick {tick}, where the file has none")
+def _check_frame(pts: int, last: int | None, image: Any, scan: _PacketScan, hwaccel: str | None) -> None:
+    """Reject a frame on which ffmpeg and PyAV do not agree."""
+    if (last is not None and pts <= last) or (scan.all_timed and pts not in scan.ends and pts <= max(scan.ends)):
+        raise DamageError(f"ffmpeg returned a frame with presentation time {pts}, where the file has none")
     if scan.sample is not None and not hwaccel:
         name = scan.sample.format.name.replace("yuvj", "yuv")
-        if frame.format.name != name:
-            raise ClipError("decoder_error", f"pictures of pixel format {name} cannot be taken over from ffmpeg")
+        if image.format.name != name:
+            raise ClipError("decoder_error", f"frames of pixel format {name} cannot be transferred from ffmpeg")
 
 
-def _named(raw: Any, sample: Any) -> Any:
-    """A raw picture with all that the decoder says of its pictures: matrix, range, chroma location, orientation."""
+def _with_properties(raw: Any, sample: Any) -> Any:
+    """A raw frame with the properties of decoded ones: colour matrix, range, chroma location and rotation."""
     if sample is None or sample.format.name == "pal8":
         return raw
-    frame = sample.reformat(16, 16, "gray").reformat(
-        raw.width, raw.height, raw.format.name
-    )  # these keep its properties
+    # Reformatting keeps the properties of the sample, whose pixels are then replaced.
+    frame = sample.reformat(16, 16, "gray").reformat(raw.width, raw.height, raw.format.name)
     frame.colorspace = sample.colorspace
-    frame.color_range = _FULL if sample.format.name.startswith("yuvj") else sample.color_range
+    frame.color_range = _FULL_RANGE if sample.format.name.startswith("yuvj") else sample.color_range
     for target, source in zip(frame.planes, raw.planes):
         rows = np.frombuffer(source, np.uint8).reshape(source.height, source.line_size)
         width = min(source.line_size, target.line_size)

@@ -1,7 +1,7 @@
-"""An ffmpeg program: found, checked, and run over one stream of a file; its raw frames come with their exact times.
+"""Find an ffmpeg program, check it, and run it on one stream of a file to get raw frames with their exact times.
 
-They come through a pipe as NUT, which keeps time bases as they are. The program may open the one file and nothing else:
-the demuxers are those of `container.FORMATS`, and the only protocol of the input is `file`.
+The frames come through a pipe in the NUT format, which keeps time bases unchanged. The program can open no file but the
+one named: its demuxers are limited to `container.ALLOWED_FORMATS`, and the only input protocol is `file`.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ import av
 import av.error
 
 from bmlpipe.manifests.common.errors import BmlpipeError, OptionError
-from bmlpipe.pipeline.media.container import FORMATS
+from bmlpipe.pipeline.media.container import ALLOWED_FORMATS
 from bmlpipe.pipeline.media.errors import ClipError, DamageError
 
-_PERIODS = 100_000  # NUT holds no negative times: all are moved up by so many numerators of the time base, in seconds
-_WORDS = 400  # characters of ffmpeg's own message that are passed on
+# NUT stores no negative times, so all times are shifted by this many numerators of the time base, in seconds.
+_SHIFT_PERIODS = 100_000
+_MAX_MESSAGE = 400  # characters of ffmpeg's error output that are passed on
 
 
 class FFmpegError(BmlpipeError):
-    """No ffmpeg program can do what is asked for; the message says why and what to do."""
+    """No ffmpeg program on this machine meets the requirements. The message says why and what to do."""
 
 
 class Program(NamedTuple):
-    """An ffmpeg program that works: its path, and the version that it names."""
+    """A working ffmpeg program: its path and the version that it reports."""
 
     path: str
     version: str
@@ -47,9 +48,13 @@ class FFmpeg:
     """Which ffmpeg program decodes, and how.
 
     Attributes:
-        path: The program; None: that of imageio-ffmpeg, else the one on PATH; with `hwaccel`, the first that has it.
-        hwaccel: Hardware acceleration by ffmpeg's name (cuda, vaapi, qsv …); None: software.
-        cpu_limit: CPU seconds after which a run ends itself; 0: never.
+        path: The program. None: that of imageio-ffmpeg, or else the one on PATH; with `hwaccel`, the first of these
+            that supports it.
+        hwaccel: Hardware acceleration by ffmpeg's name (cuda, vaapi, qsv …); None: software decoding.
+        cpu_limit: CPU seconds after which the program ends itself; 0: no limit.
+
+    Raises:
+        OptionError: `hwaccel` or `cpu_limit` is out of range.
     """
 
     path: str | None = None
@@ -58,54 +63,57 @@ class FFmpeg:
 
     def __post_init__(self) -> None:
         if self.hwaccel is not None and not re.fullmatch("[a-z][a-z0-9_]*", self.hwaccel):
-            raise OptionError(f"hwaccel is {self.hwaccel!r}: must be a name that `ffmpeg -hwaccels` lists, as cuda")
+            raise OptionError(
+                f"hwaccel is {self.hwaccel!r}: must be a name that `ffmpeg -hwaccels` lists, such as cuda"
+            )
         if self.cpu_limit < 0:
-            raise OptionError(f"cpu_limit is {self.cpu_limit}: must be 0 or more seconds")
+            raise OptionError(f"cpu_limit is {self.cpu_limit} s: must be 0 or more")
 
     def program(self) -> Program:
-        """The program on this machine.
+        """Find the program on this machine. The result is cached.
 
         Raises:
-            FFmpegError: There is none, it is older than 5.1, or it has not the acceleration or its device.
+            FFmpegError: There is none, it is older than 5.1, or it lacks the acceleration or its device.
         """
         return _find(self.path, self.hwaccel)
 
     def software(self) -> dict[str, str]:
-        """What a feature's provenance says of this decoder."""
+        """This decoder as it is recorded in a feature's provenance."""
         hardware = f", hwaccel {self.hwaccel}" if self.hwaccel else ""
         return {"decoder": f"ffmpeg {self.program().version}{hardware}"}
 
     def command(
-        self, path: Path, stream: int, output: dict[str, Any], *, strict: bool, since: Fraction | None = None
+        self, path: Path, stream: int, output: dict[str, Any], *, exit_on_error: bool, seek_time: Fraction | None = None
     ) -> list[str]:
         """The command line that decodes one stream of a file to standard output.
 
         Args:
             path: The file.
             stream: Index of the stream in the file.
-            output: Options of the output, `upright=True` among them: turn the pictures as the file asks.
-            strict: End with the first error.
-            since: Seek to a key frame at or before this time, in seconds of the file's clock.
+            output: ffmpeg's output options; `upright=True` in addition rotates the frames as the file requests.
+            exit_on_error: Stop at the first error.
+            seek_time: Seek to the last key frame at or before this time, in seconds of the file's clock.
         """
         import ffmpeg
 
         options = dict(output)
-        given: dict[str, Any] = {"nostdin": None, "v": "error", "copyts": None, "threads": 1}
-        given |= {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+        arguments: dict[str, Any] = {"nostdin": None, "v": "error", "copyts": None, "threads": 1}
+        arguments |= {"protocol_whitelist": "file", "format_whitelist": ALLOWED_FORMATS}
         if not options.pop("upright", False):
-            given["noautorotate"] = None
-        if strict:
-            given |= {"xerror": None, "err_detect:v": "explode"}
+            arguments["noautorotate"] = None
+        if exit_on_error:
+            arguments |= {"xerror": None, "err_detect:v": "explode"}
         if self.hwaccel:
-            given["hwaccel"] = self.hwaccel
+            arguments["hwaccel"] = self.hwaccel
         if self.cpu_limit:
-            given["timelimit"] = self.cpu_limit
-        if since is not None and since > 0:
-            given |= {"noaccurate_seek": None, "seek_timestamp": 1, "ss": f"{math.floor(since * 1000) / 1000:.3f}"}
+            arguments["timelimit"] = self.cpu_limit
+        if seek_time is not None and seek_time > 0:
+            milliseconds = math.floor(seek_time * 1000)
+            arguments |= {"noaccurate_seek": None, "seek_timestamp": 1, "ss": f"{milliseconds / 1000:.3f}"}
         options |= {"f": "nut", "avoid_negative_ts": "disabled", "flush_packets": 1}
-        source = ffmpeg.input(f"file:{path}", **given)[str(stream)]
-        line: list[str] = ffmpeg.compile(source.output("pipe:1", **options), cmd=self.program().path)
-        return line
+        source = ffmpeg.input(f"file:{path}", **arguments)[str(stream)]
+        command: list[str] = ffmpeg.compile(source.output("pipe:1", **options), cmd=self.program().path)
+        return command
 
     def frames(
         self,
@@ -113,98 +121,108 @@ class FFmpeg:
         stream: Any,
         output: dict[str, Any],
         *,
-        strict: bool,
-        since: Fraction | None = None,
-        layout: str | None = None,
+        exit_on_error: bool,
+        seek_time: Fraction | None = None,
+        channel_layout: str | None = None,
     ) -> Generator[Any, None, None]:
-        """Decode one stream of a file; `pts` and `time_base` of the frames are in the file's clock.
+        """Decode one stream of a file.
 
         Args:
             path: The file.
             stream: The stream (`av.Stream` of the file).
-            output: See `command`.
-            strict: End with the first error.
-            since: See `command`.
-            layout: Channel layout of the sound.
+            output: As for `command`.
+            exit_on_error: As for `command`.
+            seek_time: As for `command`.
+            channel_layout: Channel layout of the audio.
+
+        Yields:
+            Frames (`av.VideoFrame`, `av.AudioFrame`) whose `pts` and `time_base` are in the file's clock.
 
         Raises:
-            ClipError: `decoder_error` (no such program or device), `timeout`.
-            DamageError: The program ended with an error or, if not `strict`, spoke of one; frames have come out.
+            ClipError: `decoder_error` (no such program or device) or `timeout`.
+            DamageError: The program failed or, without `exit_on_error`, reported an error. Frames may have been yielded
+                before.
         """
-        offset = _PERIODS * stream.time_base.numerator if stream.type == "video" else _PERIODS
+        offset = _SHIFT_PERIODS * stream.time_base.numerator if stream.type == "video" else _SHIFT_PERIODS
         try:
             options = output | {"output_ts_offset": offset}
-            command = self.command(path, stream.index, options, strict=strict, since=since)
-            with _running(command) as (process, words):
-                yield from _read(process.stdout, offset, layout)
+            command = self.command(path, stream.index, options, exit_on_error=exit_on_error, seek_time=seek_time)
+            with _running(command) as (process, error_file):
+                yield from _read_frames(process.stdout, offset, channel_layout)
                 status = process.wait()
-                said = _said(words)
+                errors = _error_output(error_file)
         except (FFmpegError, OSError) as error:
             raise ClipError("decoder_error", str(error)) from error
         if status == -signal.SIGXCPU:
-            raise ClipError("timeout", f"ffmpeg took more than {self.cpu_limit} s of CPU time on the {stream.type}")
+            raise ClipError("timeout", f"ffmpeg took more than {self.cpu_limit} s of CPU time for the {stream.type}")
         if status < 0:
-            raise ClipError("decoder_error", f"ffmpeg was ended by signal {-status}: {said}")
-        if status or (said and not strict):
-            raise DamageError(said or f"ffmpeg ended with status {status}")
+            raise ClipError("decoder_error", f"ffmpeg was ended by signal {-status}: {errors}")
+        if status or (errors and not exit_on_error):
+            raise DamageError(errors or f"ffmpeg exited with status {status}")
 
 
 @contextmanager
 def _running(command: list[str]) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
-    """A process, ended with the block at the latest, and the file that takes its messages."""
+    """Run a command that is killed at the end of the block at the latest.
+
+    Yields:
+        The process, and the file that receives its error output.
+    """
     with (
-        tempfile.TemporaryFile() as words,
+        tempfile.TemporaryFile() as error_file,
         subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=words,
-            bufsize=0,  # a read must return what is there, not wait until it is as much as asked for
+            stderr=error_file,
+            bufsize=0,  # a read must return the bytes available, not wait for the full amount
         ) as process,
     ):
         try:
-            yield process, words
+            yield process, error_file
         finally:
             process.kill()
 
 
-def _read(pipe: Any, offset: int, layout: str | None) -> Iterator[Any]:
-    """Frames of a NUT stream, as far as it goes."""
-    hurry = {"probesize": "32", "analyzeduration": "0", "fpsprobesize": "0", "protocol_whitelist": "none"}
+def _read_frames(pipe: Any, offset: int, channel_layout: str | None) -> Iterator[Any]:
+    """Read the frames of a NUT stream up to its end, or to where it is cut off."""
+    no_probing = {"probesize": "32", "analyzeduration": "0", "fpsprobesize": "0", "protocol_whitelist": "none"}
     try:
-        with av.open(pipe, format="nut", options=hurry) as container:
+        with av.open(pipe, format="nut", options=no_probing) as container:
             stream = container.streams[0]
             stream.codec_context.thread_type = "NONE"
-            if layout is not None:
-                stream.codec_context.layout = layout
+            if channel_layout is not None:
+                stream.codec_context.layout = channel_layout
             for frame in container.decode(stream):
                 frame.pts -= round(offset / frame.time_base)
                 yield frame
     except av.error.FFmpegError:
-        return  # nothing came, or its end is cut off: the program's status tells
+        return  # the output is empty or cut off: the program's exit status says why
 
 
-def _said(words: IO[bytes]) -> str:
-    words.seek(0)
-    text = _plain(words.read(1 << 16))
-    return text if len(text) <= _WORDS else f"{text[:_WORDS]} …"
+def _error_output(file: IO[bytes]) -> str:
+    file.seek(0)
+    text = _one_line(file.read(1 << 16))
+    return text if len(text) <= _MAX_MESSAGE else f"{text[:_MAX_MESSAGE]} …"
 
 
-def _plain(words: bytes) -> str:
-    """Messages on one line, without addresses, so that the same fault has the same text."""
-    return " ".join(re.sub(" @ 0x[0-9a-f]+", "", words.decode("utf-8", "replace")).split())
+def _one_line(messages: bytes) -> str:
+    """Messages on one line and without memory addresses, so that the same error has the same text."""
+    return " ".join(re.sub(" @ 0x[0-9a-f]+", "", messages.decode("utf-8", "replace")).split())
 
 
 @lru_cache
 def _find(path: str | None, hwaccel: str | None) -> Program:
-    faults = []
+    reasons = []
     for candidate in [path] if path is not None else _candidates():
         try:
             return Program(candidate, _version(candidate, hwaccel))
         except FFmpegError as error:
-            faults.append(f"{candidate}: {error}")
-    wanted = f" with --hwaccel {hwaccel}" if hwaccel else ""
-    raise FFmpegError(f"no ffmpeg program works here{wanted} ({'; '.join(faults) or 'none found'}): give --ffmpeg PATH")
+            reasons.append(f"{candidate}: {error}")
+    option = f" with --hwaccel {hwaccel}" if hwaccel else ""
+    raise FFmpegError(
+        f"no ffmpeg program works here{option} ({'; '.join(reasons) or 'none found'}): name one by --ffmpeg PATH"
+    )
 
 
 def _candidates() -> list[str]:
@@ -219,7 +237,7 @@ def _candidates() -> list[str]:
 
 
 def _version(program: str, hwaccel: str | None) -> str:
-    """What the program calls itself; it is 5.1 or newer (the first with -fps_mode), and its device can be opened."""
+    """The version that a program reports, once it is shown to be 5.1 or newer (by -fps_mode) and to open its device."""
     device = ["-init_hw_device", hwaccel] if hwaccel else []
     command = [program, "-v", "error", *device, "-fps_mode", "passthrough", "-version"]
     try:
@@ -228,6 +246,6 @@ def _version(program: str, hwaccel: str | None) -> str:
         raise FFmpegError(str(error)) from error
     first = done.stdout.decode("utf-8", "replace").split("\n")[0]
     if done.returncode or not first.startswith("ffmpeg version "):
-        said = _plain(done.stderr or done.stdout)
-        raise FFmpegError(said[:_WORDS] or f"it ended with status {done.returncode}")
+        output = _one_line(done.stderr or done.stdout)
+        raise FFmpegError(output[:_MAX_MESSAGE] or f"it exited with status {done.returncode}")
     return first.removeprefix("ffmpeg version ").split(" Copyright")[0]

@@ -1,240 +1,141 @@
-"""Decode only what the wanted pictures need: H.264, by the packets' own headers.
+"""Skip the H.264 packets that the selected frames do not need, judged by the packets' own headers.
 
-Two kinds of packets need not be decoded, and leaving them out changes no other picture:
+Two kinds of packets can be skipped without changing any other frame:
 
-- pictures that no other refers to (`nal_ref_idc` 0 in every NAL unit; ITU-T H.264, 7.4.1) and that are not wanted;
-- what follows the last wanted picture of a group of pictures, up to the next IDR picture (NAL type 5), before which
-  nothing is referred to. A mere key frame will not do: in open groups and intra refresh, later pictures reach back.
+- pictures that no other picture refers to (`nal_ref_idc` is 0 in every NAL unit; ITU-T H.264, 7.4.1) and that are not
+  selected;
+- everything after the last selected picture of a group of pictures, up to the next IDR picture (NAL unit type 5), since
+  no picture refers across an IDR picture. Other key frames do not qualify: with open groups and intra refresh, later
+  pictures refer to earlier ones.
 
-Which pictures are wanted follows from the packets' presentation times by the same rule as in a full decode. Anything
-unusual (another codec, missing or odd times, fields, new parameter sets on the way) means a full decode.
+The selected pictures follow from the packets' presentation times by the same rule as in a full decode. Anything unusual
+(another codec, missing or irregular times, interlaced fields, parameter sets that change) leads to a full decode.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 from bmlpipe.pipeline.media.errors import DamageError
-from bmlpipe.pipeline.media.video import Pictures, Shot, Window, pick
+from bmlpipe.pipeline.media.h264_bitstream import (
+    DELIMITER,
+    FILLER,
+    IDR_SLICE,
+    SEI,
+    SLICE,
+    NalUnit,
+    extradata_sps,
+    has_frames_only,
+    is_sps,
+    length_field_size,
+    nal_units,
+)
+from bmlpipe.pipeline.media.video import TimedFrame, VideoDecoder, Window, select_frames_at_instants
 
-_SLICE, _IDR, _SEI, _SPS, _PPS, _DELIMITER, _FILLER = 1, 5, 6, 7, 8, 9, 12  # ITU-T H.264, table 7-1
-_REORDER = 16
-_HIGH_PROFILES = {100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135}  # 7.3.2.1.1
-_PASSIVE = {_SLICE, _SEI, _DELIMITER, _FILLER}
+#: Largest number of pictures decoded before one that is displayed before them (max_num_reorder_frames; E.2.1).
+MAX_REORDER = 16
+
+_SKIPPABLE = {SLICE, SEI, DELIMITER, FILLER}
 
 
-def needed_shots(pictures: Pictures, window: Window, after: int = 0) -> Iterator[Shot]:
-    """The pictures of a clip in display order, as by decoding it whole; those not needed come without their frame.
+def decode_needed_frames(decoder: VideoDecoder, window: Window, lookahead: int = 0) -> Iterator[TimedFrame]:
+    """Yield all frames of a clip in display order, as a full decode does, but decode only those that are needed.
+
+    Frames that are not needed come with `image` None.
 
     Args:
-        pictures: The video, nothing read of it yet.
-        window: The clip.
-        after: Pictures needed after the one shown at each instant.
+        decoder: The video, of which nothing has been read yet.
+        window: The clip's span.
+        lookahead: Number of frames needed after the frame shown at each instant.
 
     Raises:
-        DamageError: A wanted picture did not come out, or out of order: decode the clip whole.
+        DamageError: A needed frame was not decoded, or came out of order: decode the clip in full.
     """
-    packets = pictures.demuxer.packets(pictures.stream)
-    length_size = _length_size(pictures.stream)
-    if pictures.stream.codec_context.name != "h264" or window.instants is None or length_size is None:
-        yield from pictures.decode(packets)
+    packets = decoder.demuxer.packets(decoder.stream)
+    length_size = length_field_size(decoder.stream)
+    if decoder.stream.codec_context.name != "h264" or window.instants is None or length_size is None:
+        yield from decoder.decode(packets)
         return
-    ahead = _read_ahead(packets, pictures.tick(window, window.instants - 1), after)
-    units = [_units(packet, length_size) for packet in ahead]
-    if not _regular(ahead, units, pictures.stream):
-        yield from pictures.decode(chain(ahead, packets))
+    ahead = _read_ahead(packets, decoder.pts_at(window, window.instants - 1), lookahead)
+    units = [nal_units(packet, length_size) for packet in ahead]
+    if not _is_regular(ahead, units, decoder.stream):
+        yield from decoder.decode(chain(ahead, packets))
         return
     visible = [packet for packet in ahead if not packet.is_discard]
-    display = sorted(Shot(packet.pts, None) for packet in visible)
-    end = max(((packet.pts, packet.pts + (packet.duration or pictures.step)) for packet in visible), default=(0, 0))[1]
-    pictures.end = end
-    wanted = {shot.tick for one in pick(pictures, window, after, display) for shot in (one.shown, *one.shots)}
-    needed = _needed(ahead, units, wanted)
-    pictures.skipped = sum(not send for send in needed[: len(needed) - needed[::-1].index(True)])
-    known = iter(display)
-    for shot in pictures.decode(packet for packet, send in zip(ahead, needed) if send):
-        for other in known:
-            if other.tick == shot.tick:
+    display = sorted(TimedFrame(packet.pts, None) for packet in visible)
+    ends = ((packet.pts, packet.pts + (packet.duration or decoder.frame_duration)) for packet in visible)
+    end_pts = max(ends, default=(0, 0))[1]
+    decoder.end_pts = end_pts
+    selected = selected_pts(decoder, window, lookahead, display)
+    needed = _needed(ahead, units, selected)
+    decoder.skipped_packets = sum(not is_needed for is_needed in needed[: len(needed) - needed[::-1].index(True)])
+    expected = iter(display)
+    for frame in decoder.decode(packet for packet, is_needed in zip(ahead, needed) if is_needed):
+        for skipped in expected:
+            if skipped.pts == frame.pts:
                 break
-            _let_pass(other, wanted)
-            yield other
+            if skipped.pts in selected:
+                raise DamageError
+            yield skipped
         else:
             raise DamageError
-        yield shot
-    for other in known:
-        _let_pass(other, wanted)
-        yield other
-    pictures.end = end
+        yield frame
+    for skipped in expected:
+        if skipped.pts in selected:
+            raise DamageError
+        yield skipped
+    decoder.end_pts = end_pts
 
 
-def _let_pass(shot: Shot, wanted: set[int]) -> None:
-    if shot.tick in wanted:
-        raise DamageError
+def selected_pts(decoder: VideoDecoder, window: Window, lookahead: int, display: list[TimedFrame]) -> set[int]:
+    """Presentation times of the frames that are selected from `display`, the frames in display order."""
+    selections = select_frames_at_instants(decoder, window, lookahead, display)
+    return {frame.pts for selection in selections for frame in (selection.shown, *selection.frames)}
 
 
-class _Unit(NamedTuple):
-    """A NAL unit: its reference importance (0: nothing refers to it), its type, and its bytes if a parameter set."""
-
-    importance: int
-    type: int
-    content: bytes
-
-
-def _read_ahead(packets: Iterator[Any], last: int, after: int) -> list[Any]:
-    """Packets from here on until every picture up to tick `last`, and `after` + 1 beyond it, must be among them.
-
-    At most 16 pictures are decoded before another that is shown before them (max_num_reorder_frames, E.2.1).
-    """
+def _read_ahead(packets: Iterator[Any], last: int, lookahead: int) -> list[Any]:
+    """Read packets up to the tick `last` in display order, and far enough for `lookahead` + 1 pictures after it."""
     ahead: list[Any] = []
     beyond = 0
     for packet in packets:
         ahead.append(packet)
         beyond += packet.pts is not None and packet.pts > last
-        if packet.pts is None or beyond > _REORDER + after + 1:
+        if packet.pts is None or beyond > MAX_REORDER + lookahead + 1:
             break
     return ahead
 
 
-def _length_size(stream: Any) -> int | None:
-    """Bytes of the length before each NAL unit (avcC), 0 for start codes (Annex B), None if it cannot be told."""
-    extradata = stream.codec_context.extradata or b""
-    if extradata[:1] == b"\x01":
-        return (extradata[4] & 3) + 1 if len(extradata) > 6 else None
-    return 0 if extradata.startswith((b"\x00\x00\x01", b"\x00\x00\x00\x01")) else None
-
-
-def _units(packet: Any, length_size: int) -> list[_Unit]:
-    """The NAL units of a packet; none if it is not a clean sequence of them."""
-    data = bytes(packet)
-    found = []
-    for begin, end in _bounds_avcc(data, length_size) if length_size else _bounds_annex_b(data):
-        if end > len(data) or begin >= end or data[begin] & 0x80:
-            return []
-        kind = data[begin] & 31
-        content = data[begin:end] if kind in (_SPS, _PPS) else b""
-        found.append(_Unit(data[begin] >> 5 & 3, kind, content))
-    return found
-
-
-def _bounds_avcc(data: bytes, length_size: int) -> Iterator[tuple[int, int]]:
-    at = 0
-    while at < len(data):
-        begin = at + length_size
-        at = begin + int.from_bytes(data[at:begin], "big")
-        yield begin, at
-
-
-def _bounds_annex_b(data: bytes) -> Iterator[tuple[int, int]]:
-    begin = data.find(b"\x00\x00\x01")
-    if begin < 0 or data[:begin].strip(b"\x00"):
-        yield 0, 0  # not Annex B
-        return
-    while begin >= 0:
-        following = data.find(b"\x00\x00\x01", begin + 3)
-        end = len(data) if following < 0 else following
-        yield begin + 3, begin + 3 + len(data[begin + 3 : end].rstrip(b"\x00"))
-        begin = following
-
-
-def _regular(ahead: list[Any], units: list[list[_Unit]], stream: Any) -> bool:
-    """Whether these are frames (not fields) with proper times and NAL units, under one set of parameters."""
-    if not ahead or not all(units) or any(packet.pts is None for packet in ahead):
+def _is_regular(packets: list[Any], units: list[list[NalUnit]], stream: Any) -> bool:
+    """Whether the packets are frames (not fields) with regular times and NAL units, under one set of parameters."""
+    if not packets or not all(units) or any(packet.pts is None for packet in packets):
         return False
-    order = {tick: rank for rank, tick in enumerate(sorted(packet.pts for packet in ahead))}
-    if len(order) < len(ahead) or any(number - order[packet.pts] > _REORDER for number, packet in enumerate(ahead)):
-        return False  # times that repeat or jump back
-    if any(packet.is_corrupt or packet.has_sidedata("new_extradata") for packet in ahead):
+    rank = {pts: number for number, pts in enumerate(sorted(packet.pts for packet in packets))}
+    if len(rank) < len(packets) or any(
+        number - rank[packet.pts] > MAX_REORDER for number, packet in enumerate(packets)
+    ):
+        return False  # presentation times that repeat or jump back
+    if any(packet.is_corrupt or packet.has_sidedata("new_extradata") for packet in packets):
         return False
-    in_band = [tuple(unit.content for unit in found if unit.content) for found in units]
+    in_band = [tuple(unit.parameter_set for unit in found if unit.parameter_set) for found in units]
     if len({sets for sets in in_band if sets}) > 1:
-        return False  # another set further on might be left out with its packet
-    extradata = stream.codec_context.extradata or b""
-    sps = [unit for sets in in_band for unit in sets if unit[0] & 31 == _SPS] + _extradata_sps(extradata)
-    return bool(sps) and all(_frames_only(unit) for unit in set(sps))
+        return False  # a later parameter set could be skipped together with its packet
+    sps = [unit for sets in in_band for unit in sets if is_sps(unit)]
+    sps += extradata_sps(stream.codec_context.extradata or b"")
+    return bool(sps) and all(has_frames_only(unit) for unit in set(sps))
 
 
-def _is_idr(units: list[_Unit]) -> bool:
-    return any(unit.type == _IDR for unit in units)
-
-
-def _needed(ahead: list[Any], units: list[list[_Unit]], wanted: set[int]) -> list[bool]:
-    """Which packets to decode, in decoding order."""
-    needed = [False] * len(ahead)
-    useful = False  # a wanted picture follows before the next IDR picture
-    for number in reversed(range(len(ahead))):
-        here = ahead[number].pts in wanted and not ahead[number].is_discard
-        useful |= here
-        disposable = all(unit.importance == 0 and unit.type in _PASSIVE for unit in units[number])
-        needed[number] = here or (useful and not disposable)
-        if _is_idr(units[number]):
-            useful = False
-    needed[0] = True  # it carries the encoder's own notes, by which the decoder knows old encoders' faults
+def _needed(packets: list[Any], units: list[list[NalUnit]], selected: set[int]) -> list[bool]:
+    """Whether each packet, in decoding order, must be decoded."""
+    needed = [False] * len(packets)
+    precedes_selected = False  # a selected picture follows before the next IDR picture
+    for number in reversed(range(len(packets))):
+        is_selected = packets[number].pts in selected and not packets[number].is_discard
+        precedes_selected |= is_selected
+        skippable = all(unit.ref_idc == 0 and unit.type in _SKIPPABLE for unit in units[number])
+        needed[number] = is_selected or (precedes_selected and not skippable)
+        if any(unit.type == IDR_SLICE for unit in units[number]):
+            precedes_selected = False
+    needed[0] = True  # it carries the encoder's own notes, by which the decoder recognises the bugs of old encoders
     return needed
-
-
-def _extradata_sps(extradata: bytes) -> list[bytes]:
-    """Sequence parameter sets of an avcC record or of Annex B extradata."""
-    if extradata[:1] != b"\x01":
-        units = [extradata[begin:end] for begin, end in _bounds_annex_b(extradata) if end > begin]
-        return [unit for unit in units if unit[0] & 31 == _SPS]
-    found, at = [], 6
-    for _ in range(extradata[5] & 31):
-        size = int.from_bytes(extradata[at : at + 2], "big")
-        found.append(extradata[at + 2 : at + 2 + size])
-        at += 2 + size
-    return found
-
-
-class _Bits:
-    """Reads bits, most significant first.
-
-    Raises:
-        IndexError: Nothing is left.
-    """
-
-    def __init__(self, data: bytes) -> None:
-        self._value, self._left = int.from_bytes(data, "big"), 8 * len(data)
-
-    def take(self, count: int) -> int:
-        if count > self._left:
-            raise IndexError
-        self._left -= count
-        return self._value >> self._left & ((1 << count) - 1)
-
-    def skip(self, *sizes: int) -> None:
-        """Skip fields of so many bits each; 0: an Exp-Golomb code."""
-        for size in sizes:
-            self.take(size) if size else self.golomb()
-
-    def golomb(self) -> int:
-        zeros = 0
-        while not self.take(1):
-            zeros += 1
-        return (1 << zeros) - 1 + self.take(zeros)
-
-
-def _frames_only(sps: bytes) -> bool:
-    """`frame_mbs_only_flag` of a sequence parameter set (ITU-T H.264, 7.3.2.1.1); False if it cannot be read."""
-    bits = _Bits(sps[1:].replace(b"\x00\x00\x03", b"\x00\x00"))
-    try:
-        profile = bits.take(8)
-        bits.skip(16, 0)  # constraints and level; id
-        if profile in _HIGH_PROFILES:
-            if bits.golomb() == 3:  # chroma_format_idc
-                bits.skip(1)
-            bits.skip(0, 0, 1)  # bit depths; transform bypass
-            if bits.take(1):
-                return False  # scaling matrices: rare, and not worth reading
-        bits.skip(0)  # log2_max_frame_num
-        order = bits.golomb()  # pic_order_cnt_type
-        if order == 0:
-            bits.skip(0)
-        elif order == 1:
-            bits.skip(1, 0, 0)
-            bits.skip(*[0] * bits.golomb())
-        bits.skip(0, 1, 0, 0)  # reference frames; gaps allowed; width; height
-        return bits.take(1) == 1
-    except IndexError:
-        return False

@@ -1,18 +1,25 @@
-"""A source file's identity: size, modification time and SHA-256."""
+"""The identity of a source file: its size, modification time and SHA-256."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from bmlpipe.manifests.common.files import sha256_of
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A source file's identity: size and modification time as the quick check, SHA-256 as the sure one."""
+    """The identity of a source file. Size and modification time are the quick check, SHA-256 the sure one.
+
+    Attributes:
+        name: File name without its folder.
+        bytes: Size.
+        mtime_ns: Modification time in nanoseconds since the epoch.
+        sha256: Hexadecimal digest of the contents.
+    """
 
     name: str
     bytes: int
@@ -21,29 +28,22 @@ class SourceFile:
 
     @classmethod
     def of(cls, path: Path) -> SourceFile:
-        """Read a file's identity.
+        """Read the identity of a file.
 
         Raises:
             OSError: The file cannot be read.
         """
-        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe or a device would wait, or do something
-            raise OSError(f"{path} is no file, but a folder, a pipe, a socket or a device")
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe or a device could block or have side effects
+            raise OSError(f"{path} is not a regular file but a folder, pipe, socket or device")
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
-            return cls(path.name, status.st_size, status.st_mtime_ns, _sha256(file))
+            return cls(path.name, status.st_size, status.st_mtime_ns, sha256_of(file))
 
     def same_content(self, path: Path) -> bool:
-        """Whether the file holds the same bytes; it is hashed only where the size is equal and name or time is not."""
+        """Whether `path` holds the same bytes; it is hashed only where the size matches and name or time differs."""
         status = path.stat()
         if status.st_size != self.bytes:
             return False
         if (path.name, status.st_mtime_ns) == (self.name, self.mtime_ns):
             return True
         return SourceFile.of(path).sha256 == self.sha256
-
-
-def _sha256(file: Any) -> str:
-    whole = hashlib.sha256()
-    while block := file.read(1 << 20):
-        whole.update(block)
-    return whole.hexdigest()

@@ -1,6 +1,7 @@
-"""Decode a video with PyAV: its pictures with exact times, and those shown at whole seconds.
+"""Decode a video with PyAV and select the frames shown at whole seconds.
 
-All times are exact: rational seconds, or integer ticks of the stream's time base. A stream's time zero is its start.
+All times are exact: either rational seconds, or integer ticks of the stream's time base. The clip's time zero is the
+start of its stream.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 import av.error
 
-from bmlpipe.pipeline.media.container import Demuxer, missing_end, zero
+from bmlpipe.pipeline.media.container import Demuxer, is_truncated, start_time
 from bmlpipe.pipeline.media.errors import ClipError, DamageError
 
 
@@ -39,219 +40,239 @@ class Window:
         self.instants = min(limits) if limits else None
 
 
-class Shot(NamedTuple):
-    """One picture: the tick at which it is first shown, and its frame (an `av.VideoFrame`); None: not decoded."""
+class TimedFrame(NamedTuple):
+    """A frame and its presentation time.
 
-    tick: int
-    frame: Any
+    Attributes:
+        pts: When the frame is first shown, in ticks of the stream's time base.
+        image: The decoded frame (`av.VideoFrame`); None where the frame was not decoded.
+    """
+
+    pts: int
+    image: Any
 
 
 @dataclass
-class Pictures:
-    """The video of a clip, decoded in display order.
+class VideoDecoder:
+    """Decodes the video of a clip to frames in display order.
 
     Attributes:
         stream: The video stream.
-        demuxer: Where its packets come from.
-        strict: Raise `DamageError` at the first sign of damage; else go on as far as possible and note it.
-        lost: Ticks of pictures that could not be decoded, or not wholly.
-        mended: Times ran backwards and were replaced.
-        end: Tick at which the last picture so far ends.
-        count: Pictures decoded so far.
-        skipped: Packets left out before the last one decoded.
-        rotation: Degrees, counter-clockwise, by which the file asks to turn its pictures.
+        demuxer: Supplies the stream's packets.
+        raise_on_damage: Raise `DamageError` at the first sign of damage. Otherwise decode as far as possible and record
+            the damage in `lost_pts`.
+        lost_pts: Presentation times of frames that could not be decoded, or only in part.
+        timestamps_repaired: Some presentation times did not increase and were replaced.
+        end_pts: When the last frame decoded so far ends.
+        decoded_count: Number of frames decoded so far.
+        skipped_packets: Number of packets left out before the last one that was decoded.
+        rotation: Rotation that the file requests for display, in degrees counter-clockwise.
     """
 
     stream: Any
     demuxer: Demuxer
-    strict: bool = True
-    lost: list[int] = field(default_factory=list)
-    mended: bool = False
-    end: int = 0
-    count: int = 0
-    skipped: int = 0
+    raise_on_damage: bool = True
+    lost_pts: list[int] = field(default_factory=list)
+    timestamps_repaired: bool = False
+    end_pts: int = 0
+    decoded_count: int = 0
+    skipped_packets: int = 0
     rotation: int = 0
 
     @property
-    def step(self) -> int:
-        """Ticks from picture to picture at the nominal rate, 1 where it is unknown."""
+    def frame_duration(self) -> int:
+        """Ticks per frame at the nominal frame rate; 1 where the rate is unknown."""
         rate = self.stream.average_rate
         return max(1, round(1 / (rate * self.stream.time_base))) if rate else 1
 
-    def tick(self, window: Window, instant: int) -> int:
-        """The last tick not after an instant of a clip, in whole seconds from its start."""
+    def pts_at(self, window: Window, instant: int) -> int:
+        """The last tick that is not after an instant, given in whole seconds from the clip's start."""
         base: Fraction = self.stream.time_base
-        return math.floor((zero(self.stream) + window.start + instant) / base)
+        return math.floor((start_time(self.stream) + window.start + instant) / base)
 
-    def seconds(self, tick: int, window: Window) -> float:
-        """A tick as seconds from a clip's start."""
-        return float(tick * self.stream.time_base - zero(self.stream) - window.start)
+    def seconds_from_start(self, pts: int, window: Window) -> float:
+        """Convert a presentation time to seconds from the clip's start."""
+        return float(pts * self.stream.time_base - start_time(self.stream) - window.start)
 
-    def __iter__(self) -> Iterator[Shot]:
+    def __iter__(self) -> Iterator[TimedFrame]:
         return self.decode(self.demuxer.packets(self.stream))
 
-    def decode(self, packets: Iterable[Any]) -> Iterator[Shot]:
-        """Decode packets, in decoding order, to pictures in display order.
+    def decode(self, packets: Iterable[Any]) -> Iterator[TimedFrame]:
+        """Decode packets, given in decoding order, to frames in display order.
 
         Raises:
-            DamageError: A packet cannot be decoded, if `strict`.
+            DamageError: A packet cannot be decoded and `raise_on_damage` is set.
             ClipError: `decoder_error`.
         """
         context = self.stream.codec_context
         context.thread_count = 1
         context.thread_type = "NONE"
-        if self.strict:
+        if self.raise_on_damage:
             context.options = {"err_detect": "explode"}
-        by_dts = self.stream.container.format.name == "avi"  # AVI holds no presentation times: shown as they come out
-        step = self.step
+        # AVI stores no presentation times: frames are timed by the order in which the decoder returns them.
+        by_dts = self.stream.container.format.name == "avi"
+        duration = self.frame_duration
         first = last = delay = None
         for packet in chain(packets, (None,)):
             if first is None and packet is not None:
                 first = packet.dts
-            for frame in self._decode(packet):
-                self.count += 1
-                tick = frame.pts
-                if by_dts or tick is None:
-                    tick = frame.dts
-                    if tick is not None and by_dts:
-                        delay = tick - (first or 0) if delay is None else delay
-                        tick -= delay
-                if tick is None:
-                    tick = (self.stream.start_time or 0) if last is None else last + step
-                if last is not None and tick <= last:
-                    self.mended = True
-                    tick = last + step
-                if frame.is_corrupt:
-                    self._note(tick)
+            for image in self._decode_packet(packet):
+                self.decoded_count += 1
+                pts = image.pts
+                if by_dts or pts is None:
+                    pts = image.dts
+                    if pts is not None and by_dts:
+                        delay = pts - (first or 0) if delay is None else delay
+                        pts -= delay
+                if pts is None:
+                    pts = (self.stream.start_time or 0) if last is None else last + duration
+                if last is not None and pts <= last:
+                    self.timestamps_repaired = True
+                    pts = last + duration
+                if image.is_corrupt:
+                    self._record_loss(pts)
                     continue
-                if self.demuxer.holes and (self.strict or (last is not None and 2 * (tick - last) > 3 * step)):
-                    self._note(tick - 1)  # packets may be missing: before this picture, there were others
+                if self.demuxer.packets_missing and (
+                    self.raise_on_damage or (last is not None and 2 * (pts - last) > 3 * duration)
+                ):
+                    self._record_loss(pts - 1)  # the missing packets may have held frames before this one
                 if last is None:
-                    self.rotation = frame.rotation
-                last, self.end = tick, tick + (frame.duration or step)
-                yield Shot(tick, frame)
+                    self.rotation = image.rotation
+                last, self.end_pts = pts, pts + (image.duration or duration)
+                yield TimedFrame(pts, image)
 
-    def _decode(self, packet: Any) -> list[Any]:
-        """Decode a packet; None takes out what the decoder still holds."""
-        tick = None if packet is None else packet.dts if packet.pts is None else packet.pts
+    def _decode_packet(self, packet: Any) -> list[Any]:
+        """Decode one packet; None flushes the frames that the decoder still holds."""
+        pts = None if packet is None else packet.dts if packet.pts is None else packet.pts
         if packet is not None and packet.is_corrupt:
-            self._note(tick)
+            self._record_loss(pts)
         try:
             return list(self.stream.codec_context.decode(packet))
         except av.error.EOFError:
             return []
         except (av.error.FFmpegError, ValueError) as error:
-            if not self.count and not isinstance(error, av.error.InvalidDataError):
+            if not self.decoded_count and not isinstance(error, av.error.InvalidDataError):
                 name = self.stream.codec_context.name
-                raise ClipError("decoder_error", f"the {name} decoder refused the stream: {error}") from error
-            self._note(tick)
+                raise ClipError("decoder_error", f"the {name} decoder rejected the stream: {error}") from error
+            self._record_loss(pts)
             return []
 
-    def _note(self, tick: int | None) -> None:
-        if self.strict:
+    def _record_loss(self, pts: int | None) -> None:
+        if self.raise_on_damage:
             raise DamageError
-        if tick is not None:
-            self.lost.append(tick)
+        if pts is not None:
+            self.lost_pts.append(pts)
 
 
-class Pick(NamedTuple):
-    """What is shown at one instant.
+class SelectedFrames(NamedTuple):
+    """The frames selected for one instant of a clip.
 
     Attributes:
         instant: Whole seconds from the clip's start.
-        shown: The picture shown at the instant.
-        shots: That picture and the `after` pictures that follow it; fewer follow: the last `after` + 1 pictures.
-        number: Pictures that come before the one shown, from where reading began.
-        late: The first picture comes after the instant.
-        moved: Fewer than `after` pictures follow.
+        shown: The frame on display at the instant.
+        frames: `shown` and the `lookahead` frames that follow it. Where fewer follow: the last `lookahead` + 1 frames.
+        frame_index: Number of frames before `shown`, counted from where decoding began.
+        late: The first decodable frame comes after the instant.
+        moved: `frames` begins before `shown`, because fewer than `lookahead` frames follow it.
     """
 
     instant: int
-    shown: Shot
-    shots: tuple[Shot, ...]
-    number: int
+    shown: TimedFrame
+    frames: tuple[TimedFrame, ...]
+    frame_index: int
     late: bool
     moved: bool
 
-    def window(self, after: int) -> tuple[tuple[Shot, ...], bool]:
-        """`shots` and `moved` as they would be for a smaller `after`."""
-        begin = min(self.shots.index(self.shown), len(self.shots) - 1 - after)
-        return self.shots[begin : begin + after + 1], self.shots[begin] != self.shown
+    def narrowed(self, lookahead: int) -> tuple[tuple[TimedFrame, ...], bool]:
+        """`frames` and `moved` as they would be for a smaller `lookahead`."""
+        begin = min(self.frames.index(self.shown), len(self.frames) - 1 - lookahead)
+        return self.frames[begin : begin + lookahead + 1], self.frames[begin] != self.shown
 
 
-def pick(pictures: Pictures, window: Window, after: int = 0, shots: Iterable[Shot] | None = None) -> Iterator[Pick]:
-    """Pick the picture shown at each whole second of a clip: the last one whose time is not after it.
+def select_frames_at_instants(
+    decoder: VideoDecoder, window: Window, lookahead: int = 0, frames: Iterable[TimedFrame] | None = None
+) -> Iterator[SelectedFrames]:
+    """Select the frame shown at each whole second of a clip: the last one whose presentation time is not after it.
 
-    Stops decoding with the last picture needed. Holds `after` + 2 pictures, more only while windows overlap.
+    Decoding stops with the last frame needed. At most `lookahead` + 2 frames are held in memory, except where the
+    frames of consecutive instants overlap.
 
     Args:
-        pictures: The video.
-        window: The clip.
-        after: Pictures that must follow in each window.
-        shots: The pictures in display order; None: `pictures`, decoded whole.
+        decoder: The video.
+        window: The clip's span.
+        lookahead: Number of frames needed after the frame shown at each instant.
+        frames: The frames in display order; None: every frame of `decoder`.
 
     Raises:
-        ClipError: `no_frames` or `too_few_frames` (fewer than `after` + 1 pictures in all).
-        DamageError: The pictures were sought for and begin after the first instant; or see `Pictures.strict`.
+        ClipError: `no_frames`, or `too_few_frames` where the clip has fewer than `lookahead` + 1 frames.
+        DamageError: After a seek, the first frame comes after the first instant; or `VideoDecoder.raise_on_damage`
+            applies.
     """
-    held: deque[Shot] = deque()  # pictures number `count - len(held)` to `count - 1`
-    pending: deque[tuple[int, int, bool]] = deque()  # instants whose window is not complete: instant, number, late
+    held: deque[TimedFrame] = deque()  # frames number `count - len(held)` to `count - 1`
+    pending: deque[tuple[int, int, bool]] = deque()  # (instant, index, late) of instants that still lack frames
     count = instant = 0
     limit = window.instants
-    target = pictures.tick(window, 0)
+    target = decoder.pts_at(window, 0)
 
-    def made(instant: int, number: int, late: bool) -> Pick:
+    def selected(instant: int, index: int, late: bool) -> SelectedFrames:
         base = count - len(held)
-        begin = min(number, count - 1 - after) - base
-        shots = tuple(held[index] for index in range(begin, begin + after + 1))
-        return Pick(instant, held[number - base], shots, number, late, moved=begin < number - base)
+        begin = min(index, count - 1 - lookahead) - base
+        following = tuple(held[at] for at in range(begin, begin + lookahead + 1))
+        return SelectedFrames(instant, held[index - base], following, index, late, moved=begin < index - base)
 
-    for shot in pictures if shots is None else shots:
-        while shot.tick > target and (limit is None or instant < limit):
-            if not count and pictures.demuxer.sought:
-                raise DamageError  # the seek went too far
+    for frame in decoder if frames is None else frames:
+        while frame.pts > target and (limit is None or instant < limit):
+            if not count and decoder.demuxer.has_seeked:
+                raise DamageError  # the seek landed after the clip's start
             pending.append((instant, max(count - 1, 0), count == 0))
             instant += 1
-            target = pictures.tick(window, instant)
-        held.append(shot)
+            target = decoder.pts_at(window, instant)
+        held.append(frame)
         count += 1
-        while pending and count > pending[0][1] + after:
-            yield made(*pending.popleft())
+        while pending and count > pending[0][1] + lookahead:
+            yield selected(*pending.popleft())
         if limit is not None and instant == limit and not pending:
             return
-        needed = min(pending[0][1] if pending else count - 1, count - 1 - after)
-        while count - len(held) < needed:
+        oldest_needed = min(pending[0][1] if pending else count - 1, count - 1 - lookahead)
+        while count - len(held) < oldest_needed:
             held.popleft()
-    while (limit is None or instant < limit) and count and pictures.tick(window, instant) < pictures.end:
+    while (limit is None or instant < limit) and count and decoder.pts_at(window, instant) < decoder.end_pts:
         pending.append((instant, count - 1, False))
         instant += 1
     if not count:
-        if pictures.demuxer.sought:
-            raise DamageError  # no key frame from there on: there may be one before
-        raise ClipError("no_frames", "not one picture of the video stream can be decoded")
-    if pending and count <= after:
-        raise ClipError("too_few_frames", f"the clip has {count} decodable pictures, {after + 1} are needed")
+        if decoder.demuxer.has_seeked:
+            raise DamageError  # no key frame follows, but there may be one before
+        raise ClipError("no_frames", "no picture of the video stream can be decoded")
+    if pending and count <= lookahead:
+        raise ClipError("too_few_frames", f"the clip has {count} decodable pictures, but {lookahead + 1} are needed")
     while pending:
-        yield made(*pending.popleft())
+        yield selected(*pending.popleft())
 
 
-def check_complete(pictures: Pictures, window: Window, instants: int) -> None:
-    """Refuse a clip whose file ends before what its header promises, so that instants are missing.
+def check_complete(decoder: VideoDecoder, window: Window, instants: int) -> None:
+    """Reject a clip whose file ends before the length in its header, so that instants are missing.
+
+    Args:
+        decoder: The video, decoded to the last frame needed.
+        window: The clip's span.
+        instants: Number of instants that were found.
 
     Raises:
         ClipError: `truncated`, or `start_past_end` where the clip begins after the video's end.
     """
     if instants == window.instants:
         return
-    stream = pictures.stream
+    stream = decoder.stream
     base = stream.time_base
-    if missing_end(stream, pictures.demuxer, pictures.end * base, (zero(stream) + window.start + instants)):
-        end = float(pictures.end * base - zero(stream))
+    end = decoder.end_pts * base
+    end_seconds = float(end - start_time(stream))
+    if is_truncated(stream, decoder.demuxer, end, start_time(stream) + window.start + instants):
         raise ClipError(
-            "truncated", f"the video ends after {end:.2f} s, its header promises more: copy or download it again"
+            "truncated",
+            f"the video ends after {end_seconds:.2f} s, but its header promises more: copy or download it again",
         )
     if not instants:
-        end = float(pictures.end * base - zero(stream))
         raise ClipError(
-            "start_past_end", f"the clip begins at {float(window.start):g} s, the video ends after {end:.2f} s"
+            "start_past_end",
+            f"the clip begins at {float(window.start):g} s, but the video ends after {end_seconds:.2f} s",
         )

@@ -12,11 +12,11 @@ from bmlpipe.pipeline.front_ends.flow import FlowOptions
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
 from bmlpipe.pipeline.front_ends.spectrogram import SpectrogramOptions
 from bmlpipe.pipeline.front_ends.waveform import WaveformOptions
-from bmlpipe.pipeline.media.audio import Sound
-from bmlpipe.pipeline.media.container import Demuxer, open_media, zero
+from bmlpipe.pipeline.media.audio import AudioDecoder
+from bmlpipe.pipeline.media.container import Demuxer, open_media, start_time
 from bmlpipe.pipeline.media.errors import ClipError
 from bmlpipe.pipeline.media.ffmpeg_program import FFmpeg
-from bmlpipe.pipeline.media.video import Pictures, Window, pick
+from bmlpipe.pipeline.media.video import VideoDecoder, Window, select_frames_at_instants
 
 FRAMES = FrameOptions(short_side=80)
 SOUND = SpectrogramOptions()
@@ -25,7 +25,7 @@ SOUND = SpectrogramOptions()
 def samples(path, length=10, start=0.0, rate=16000):
     with open_media(path) as container:
         stream = container.streams.best("audio")
-        sound = Sound(stream, Demuxer(container, [stream]), zero(stream) + start, Fraction(length))
+        sound = AudioDecoder(stream, Demuxer(container, [stream]), start_time(stream) + start, Fraction(length))
         return sound.read([rate])[rate]
 
 
@@ -207,7 +207,9 @@ def samples_from(path, start, length):
         stream = container.streams.best("audio")
         demuxer = Demuxer(container, [stream])
         demuxer.seek(stream, Fraction(repr(start)) - 1)
-        return Sound(stream, demuxer, zero(stream) + Fraction(repr(start)), Fraction(length)).read([16000])[16000]
+        return AudioDecoder(stream, demuxer, start_time(stream) + Fraction(repr(start)), Fraction(length)).read(
+            [16000]
+        )[16000]
 
 
 def test_a_start_need_not_be_a_binary_number(make_clip, frame_number, tmp_path):
@@ -304,10 +306,10 @@ def shown_planes(path):
     """Instant and the MD5 of the picture shown there, decoded whole and leniently."""
     with open_media(path) as container:
         stream = container.streams.best("video")
-        pictures = Pictures(stream, Demuxer(container, [stream]), strict=False)
+        pictures = VideoDecoder(stream, Demuxer(container, [stream]), raise_on_damage=False)
         return [
-            (one.instant, hashlib.md5(one.shown.frame.to_ndarray(format="yuv420p").tobytes()).hexdigest())
-            for one in pick(pictures, Window(0, None, 4))
+            (one.instant, hashlib.md5(one.shown.image.to_ndarray(format="yuv420p").tobytes()).hexdigest())
+            for one in select_frames_at_instants(pictures, Window(0, None, 4))
         ]
 
 

@@ -22,10 +22,10 @@ from bmlpipe.pipeline.front_ends.frames import FrameOptions
 from bmlpipe.pipeline.front_ends.rgb_diff import RgbDiffOptions
 from bmlpipe.pipeline.front_ends.spectrogram import SpectrogramOptions
 from bmlpipe.pipeline.front_ends.waveform import WaveformOptions
-from bmlpipe.pipeline.media.audio import Sound
-from bmlpipe.pipeline.media.container import Demuxer, open_media, zero
+from bmlpipe.pipeline.media.audio import AudioDecoder
+from bmlpipe.pipeline.media.container import Demuxer, open_media, start_time
 from bmlpipe.pipeline.media.errors import ClipError
-from bmlpipe.pipeline.media.ffmpeg_decoder import read_sound
+from bmlpipe.pipeline.media.ffmpeg_decoder import read_audio_with_ffmpeg
 from bmlpipe.pipeline.media.ffmpeg_program import FFmpeg, FFmpegError
 
 HALF_A_SAMPLE = 0.12  # of the tone: older versions round Matroska's milliseconds otherwise
@@ -65,8 +65,10 @@ def compare(clip, ffmpeg, **wanted):
 def samples(path, ffmpeg=None, length=10, start=0.0, rate=16000):
     with open_media(path) as container:
         stream = container.streams.best("audio")
-        sound = Sound(stream, Demuxer(container, [stream]), zero(stream) + Fraction(repr(start)), Fraction(length))
-        found = sound.read([rate]) if ffmpeg is None else read_sound(ffmpeg, path, sound, [rate])
+        sound = AudioDecoder(
+            stream, Demuxer(container, [stream]), start_time(stream) + Fraction(repr(start)), Fraction(length)
+        )
+        found = sound.read([rate]) if ffmpeg is None else read_audio_with_ffmpeg(ffmpeg, path, sound, [rate])
         return found[rate], sound
 
 
@@ -315,7 +317,7 @@ def test_programs_that_will_not_do_are_refused_with_the_reason(tmp_path, text, m
     [
         ("kill -s XCPU $$", "timeout", "CPU time"),
         ("echo 'out of order' >&2; exit 3", "damaged_video", "out of order"),
-        ("head -c 5000 /dev/zero; exit 0", "no_frames", "not one picture"),
+        ("head -c 5000 /dev/zero; exit 0", "no_frames", "no picture"),
         ("kill -9 $$", "decoder_error", "signal 9"),
     ],
 )
@@ -356,7 +358,9 @@ def test_hardware_that_is_not_there(make_clip, tmp_path):
 
 
 def test_the_command_line_opens_the_one_file_alone(tmp_path):
-    line = FFmpeg(cpu_limit=7).command(Path("-clip.mp4"), 2, {"c:v": "rawvideo"}, strict=True, since=Fraction(7, 3))
+    line = FFmpeg(cpu_limit=7).command(
+        Path("-clip.mp4"), 2, {"c:v": "rawvideo"}, exit_on_error=True, seek_time=Fraction(7, 3)
+    )
     before = line[: line.index("-i")]
     assert line[line.index("-i") + 1] == "file:-clip.mp4"
     assert before[before.index("-protocol_whitelist") + 1] == "file"

@@ -6,29 +6,30 @@ import av
 import numpy as np
 import pytest
 
-from bmlpipe.pipeline.media import h264_skip as prune
 from bmlpipe.pipeline.media.container import Demuxer, open_media
 from bmlpipe.pipeline.media.errors import ClipError, DamageError
-from bmlpipe.pipeline.media.video import Pictures, Window, pick
+from bmlpipe.pipeline.media.h264_bitstream import extradata_sps, has_frames_only
+from bmlpipe.pipeline.media.h264_skip import decode_needed_frames
+from bmlpipe.pipeline.media.video import VideoDecoder, Window, select_frames_at_instants
 
 
-def shown(path, *, pruned, start=0.0, duration=None, seconds=10, after=0):
+def shown(path, *, skip, start=0.0, duration=None, seconds=10, after=0):
     """What is picked: instant, time and bytes of each picture; and how many packets were left out."""
     window = Window(start, duration, seconds)
     with open_media(path) as container:
         stream = container.streams.best("video")
-        pictures = Pictures(stream, Demuxer(container, [stream]))
-        shots = prune.needed_shots(pictures, window, after) if pruned else None
+        pictures = VideoDecoder(stream, Demuxer(container, [stream]))
+        shots = decode_needed_frames(pictures, window, after) if skip else None
         found = []
-        for one in pick(pictures, window, after, shots):
-            planes = tuple((shot.tick, shot.frame.to_ndarray().tobytes()) for shot in (one.shown, *one.shots))
+        for one in select_frames_at_instants(pictures, window, after, shots):
+            planes = tuple((frame.pts, frame.image.to_ndarray().tobytes()) for frame in (one.shown, *one.frames))
             found.append((one.instant, planes, one.late, one.moved))
-        return found, pictures.skipped
+        return found, pictures.skipped_packets
 
 
 def compare(path, **window):
-    full, none = shown(path, pruned=False, **window)
-    ours, skipped = shown(path, pruned=True, **window)
+    full, none = shown(path, skip=False, **window)
+    ours, skipped = shown(path, skip=True, **window)
     assert none == 0
     assert ours == full
     return skipped
@@ -111,9 +112,9 @@ def test_streams_cut_anywhere(make_clip, tmp_path, keep_from):
             packet.stream = copy
             target.mux(packet)
     outcomes = []
-    for pruned in (False, True):
+    for skip in (False, True):
         try:
-            outcomes.append(shown(cut, pruned=pruned, seconds=4)[0])
+            outcomes.append(shown(cut, skip=skip, seconds=4)[0])
         except (DamageError, ClipError) as error:
             outcomes.append(type(error))
     assert outcomes[1] in (outcomes[0], DamageError)  # refused at worst: then the file is decoded whole
@@ -139,7 +140,7 @@ def test_parameter_sets_that_change_on_the_way(make_clip, tmp_path):
                         packet.stream = copy
                         target.mux(packet)
     assert compare(joined, seconds=4) == 0
-    assert len(shown(joined, pruned=True, seconds=4)[0]) == 4
+    assert len(shown(joined, skip=True, seconds=4)[0]) == 4
 
 
 def test_fields_are_recognised():
@@ -150,13 +151,13 @@ def test_fields_are_recognised():
         context.options = {"x264-params": f"interlaced={int(interlaced)}:annexb=0"}
         context.flags |= 1 << 22  # global header
         context.open()
-        (sps,) = prune._extradata_sps(bytes(context.extradata))
-        assert prune._frames_only(sps) is not interlaced
+        (sps,) = extradata_sps(bytes(context.extradata))
+        assert has_frames_only(sps) is not interlaced
 
 
 @pytest.mark.parametrize("data", [b"", b"\x67", b"\x67\xff\xff", bytes(20)])
 def test_broken_parameter_sets_mean_a_full_decode(data):
-    assert not prune._frames_only(data)
+    assert not has_frames_only(data)
 
 
 @pytest.mark.real

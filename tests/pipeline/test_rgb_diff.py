@@ -17,7 +17,7 @@ from bmlpipe.pipeline.front_ends.flow import FlowOptions
 from bmlpipe.pipeline.front_ends.frames import FrameOptions, Planes
 from bmlpipe.pipeline.front_ends.rgb_diff import RgbDiffOptions, dequantise, difference
 from bmlpipe.pipeline.media.errors import ClipError
-from bmlpipe.pipeline.media.video import Pick, Shot
+from bmlpipe.pipeline.media.video import SelectedFrames, TimedFrame
 from bmlpipe.shards.reader import ShardReader
 
 SMALL = RgbDiffOptions(short_side=80)
@@ -124,10 +124,10 @@ def test_each_kind_has_its_own_window(make_clip: Callable[..., Path], tmp_path: 
 
 
 def test_a_smaller_window_within_a_pick() -> None:
-    shots = tuple(Shot(tick, None) for tick in range(10, 16))
+    shots = tuple(TimedFrame(tick, None) for tick in range(10, 16))
     for at, after, expected, moved in ((0, 2, [10, 11, 12], False), (4, 1, [14, 15], False), (4, 3, [12, 15], True)):
-        found, was_moved = Pick(0, shots[at], shots, number=99, late=False, moved=at > 0).window(after)
-        ticks = [shot.tick for shot in found]
+        found, was_moved = SelectedFrames(0, shots[at], shots, frame_index=99, late=False, moved=at > 0).narrowed(after)
+        ticks = [frame.pts for frame in found]
         assert (ticks[0], ticks[-1], len(ticks)) == (expected[0], expected[-1], after + 1)
         assert was_moved == moved
 

@@ -10,7 +10,7 @@ import pytest
 from bmlpipe.pipeline.front_ends.frames import Scaler
 from bmlpipe.pipeline.media.container import Demuxer, open_media
 from bmlpipe.pipeline.media.errors import ClipError
-from bmlpipe.pipeline.media.video import Pictures, Window, pick
+from bmlpipe.pipeline.media.video import VideoDecoder, Window, select_frames_at_instants
 
 NTSC, FILM = Fraction(30000, 1001), Fraction(24000, 1001)
 
@@ -18,8 +18,8 @@ NTSC, FILM = Fraction(30000, 1001), Fraction(24000, 1001)
 def picks(path, *, start=0.0, duration=None, seconds=10, after=0, strict=True):
     with open_media(path) as container:
         stream = container.streams.best("video")
-        pictures = Pictures(stream, Demuxer(container, [stream]), strict)
-        chosen = list(pick(pictures, Window(start, duration, seconds), after))
+        pictures = VideoDecoder(stream, Demuxer(container, [stream]), raise_on_damage=strict)
+        chosen = list(select_frames_at_instants(pictures, Window(start, duration, seconds), after))
         pictures.position = container.streams.video.index(stream)
         return chosen, pictures
 
@@ -29,7 +29,7 @@ def luma(frame):
 
 
 def numbers(chosen, frame_number):
-    return [frame_number(luma(one.shown.frame)) for one in chosen]
+    return [frame_number(luma(one.shown.image)) for one in chosen]
 
 
 @pytest.mark.parametrize("fps", [FILM, 25, NTSC, 30, 50, 60])
@@ -65,7 +65,7 @@ def compare_with_ffmpeg(clip, ffmpeg_frames, start=0.0):
     assert chosen
     for one in chosen:
         expected = [digest for time, digest in frames if time <= begin + one.instant][-1]
-        assert hashlib.md5(one.shown.frame.to_ndarray(format="yuv420p").tobytes()).hexdigest() == expected, one.instant
+        assert hashlib.md5(one.shown.image.to_ndarray(format="yuv420p").tobytes()).hexdigest() == expected, one.instant
 
 
 def test_a_variable_rate_shows_each_picture_until_the_next(make_clip, frame_number, tmp_path):
@@ -96,13 +96,13 @@ def test_decoding_stops_after_the_last_picture_needed(make_clip, tmp_path, suffi
     clip = make_clip(tmp_path / f"clip.{suffix}", seconds=8, gop=gop, **CONTAINERS[suffix])
     chosen, pictures = picks(clip, seconds=2)
     assert len(chosen) == 2
-    assert 26 <= pictures.count <= 26 + 17  # the deepest reordering is 16 pictures
+    assert 26 <= pictures.decoded_count <= 26 + 17  # the deepest reordering is 16 pictures
 
 
 def test_flow_windows_hold_consecutive_pictures(make_clip, frame_number, tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", seconds=2.12)  # 53 pictures
     chosen, _ = picks(clip, after=4)
-    shown = [[frame_number(luma(shot.frame)) for shot in one.shots] for one in chosen]
+    shown = [[frame_number(luma(frame.image)) for frame in one.frames] for one in chosen]
     assert shown == [[0, 1, 2, 3, 4], [25, 26, 27, 28, 29], [48, 49, 50, 51, 52]]
     assert [one.moved for one in chosen] == [False, False, True]
     assert numbers(chosen, frame_number) == [0, 25, 50]
@@ -111,7 +111,7 @@ def test_flow_windows_hold_consecutive_pictures(make_clip, frame_number, tmp_pat
 def test_overlapping_flow_windows(make_clip, frame_number, tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", seconds=5, fps=2, audio_codec=None)
     chosen, _ = picks(clip, after=5)
-    shown = [[frame_number(luma(shot.frame)) for shot in one.shots] for one in chosen]
+    shown = [[frame_number(luma(frame.image)) for frame in one.frames] for one in chosen]
     assert shown == [[0, 1, 2, 3, 4, 5], [2, 3, 4, 5, 6, 7], *[[4, 5, 6, 7, 8, 9]] * 3]
 
 
@@ -198,7 +198,7 @@ def test_a_stretch_of_a_real_clip(real_data, ffmpeg_frames):
 
 def test_scaled_luma_is_full_range(make_clip, tmp_path):
     chosen, _ = picks(make_clip(tmp_path / "clip.mp4", seconds=2))
-    levels = luma(chosen[1].shown.frame)
+    levels = luma(chosen[1].shown.image)
     drawn = np.sort(levels[:40].ravel())
     assert 15 < drawn[50] < 45  # drawn with level 30
     assert 205 < drawn[-50] < 235  # drawn with level 220

@@ -14,10 +14,10 @@ import pytest
 
 from bmlpipe.pipeline.front_ends.frames import Scaler
 from bmlpipe.pipeline.media.container import Demuxer, open_media
-from bmlpipe.pipeline.media.ffmpeg_decoder import ffmpeg_shots
+from bmlpipe.pipeline.media.ffmpeg_decoder import decode_with_ffmpeg
 from bmlpipe.pipeline.media.ffmpeg_program import FFmpeg
-from bmlpipe.pipeline.media.h264_skip import needed_shots
-from bmlpipe.pipeline.media.video import Pictures, Window, pick
+from bmlpipe.pipeline.media.h264_skip import decode_needed_frames
+from bmlpipe.pipeline.media.video import VideoDecoder, Window, select_frames_at_instants
 
 QUIET = {"x265-params": "log-level=none"}
 FAST = {"deadline": "realtime", "cpu-used": "8"}
@@ -63,19 +63,25 @@ def picks(path, way, after=0):
     window = Window(0, None, 4)
     with open_media(path) as container:
         stream = container.streams.best("video")
-        pictures = Pictures(stream, Demuxer(container, [stream]))
+        pictures = VideoDecoder(stream, Demuxer(container, [stream]))
         shots = way(path, pictures, window, after)
         return [
-            (one.instant, pictures.seconds(one.shown.tick, window), digest(one.shown.frame), one.late, one.moved)
+            (
+                one.instant,
+                pictures.seconds_from_start(one.shown.pts, window),
+                digest(one.shown.image),
+                one.late,
+                one.moved,
+            )
             if not after
-            else [digest(shot.frame) for shot in one.shots]
-            for one in pick(pictures, window, after, shots)
+            else [digest(frame.image) for frame in one.frames]
+            for one in select_frames_at_instants(pictures, window, after, shots)
         ]
 
 
 WAYS = {
-    "pruned": lambda path, pictures, window, after: needed_shots(pictures, window, after),
-    "ffmpeg": lambda path, pictures, window, after: ffmpeg_shots(FFmpeg(), path, pictures, window, after),
+    "pruned": lambda path, pictures, window, after: decode_needed_frames(pictures, window, after),
+    "ffmpeg": lambda path, pictures, window, after: decode_with_ffmpeg(FFmpeg(), path, pictures, window, after),
 }
 
 
@@ -116,11 +122,11 @@ def numbers(path, way, frame_number, **window):
     window = Window(window.get("start", 0), window.get("duration"), 10)
     with open_media(path) as container:
         stream = container.streams.best("video")
-        pictures = Pictures(stream, Demuxer(container, [stream]))
+        pictures = VideoDecoder(stream, Demuxer(container, [stream]))
         scaler = Scaler(80)
         return [
-            frame_number(scaler.luma(one.shown.frame))
-            for one in pick(pictures, window, 0, way(path, pictures, window, 0))
+            frame_number(scaler.luma(one.shown.image))
+            for one in select_frames_at_instants(pictures, window, 0, way(path, pictures, window, 0))
         ]
 
 

@@ -88,7 +88,7 @@ def refused(path, decoder, reasons=("not_media",), **wanted):
 
 def run_ffmpeg_on(path, **options):
     """The second decoder's own command on a file, which PyAV would have refused before."""
-    line = FFmpeg().command(path, 0, {"c:v": "rawvideo"}, strict=False)
+    line = FFmpeg().command(path, 0, {"c:v": "rawvideo"}, exit_on_error=False)
     for option, value in options.items():
         if option in ("protocol_whitelist", "format_whitelist"):
             at = line.index(f"-{option}")
