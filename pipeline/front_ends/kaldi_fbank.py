@@ -16,9 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bmlpipe.pipeline.front_ends.presets import PRESETS
+
 Floats = npt.NDArray[np.float32]
 
-RATE, WINDOW, HOP, MELS = 16_000, 400, 160, 128
+RATE, WINDOW, HOP, _ = PRESETS["kaldi-fbank"]
+MELS = 128
 _FFT = 512
 _LOW, _HIGH = 20.0, 8000.0  # Hz
 _PREEMPHASIS = 0.97

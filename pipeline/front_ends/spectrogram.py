@@ -1,39 +1,51 @@
-"""Log spectrograms of mono sound: frequency bins by windows.
+"""Spectrograms of mono sound: frequency bins by windows.
 
-| preset | made at | window | every | size for 10 s | for 3 s |
+| preset | sampling rate | window | hop | size for 10 s | for 3 s |
 |---|---|---|---|---|---|
 | `vggsound` | 16 kHz | 512 | 159 | 257 × 1004 | 257 × 299 |
 | `magnitude` | 16 kHz | 512 | 159 | 257 × 1004 | 257 × 299 |
 | `cvpr-cremad` | 22.05 kHz | 512 | 353, centred | 257 × 625 | 257 × 188 |
 | `cvpr-vggsound` | 16 kHz | 256 | 128, centred | 129 × 1251 | 129 × 376 |
 | `kaldi-fbank` | 16 kHz | 400 | 160 | 128 × 998 | 128 × 298 |
+| `log-mel` | 16 kHz | 1024 | 160, centred | 128 × 1001 | 128 × 301 |
+| `mfcc` | 16 kHz | 1024 | 160, centred | 40 × 1001 | 40 × 301 |
 
 `vggsound` (default) is what VGGSound's release computes: `scipy.signal.spectrogram` with its defaults (Tukey window
-with 25 % tapered, constant detrend, one-sided density), log(S + 1e-7), standardised over the clip. The next three are
-log(|STFT| + 1e-7) with a periodic Hann window, as `librosa.stft`: `magnitude` with `center=False`, the others centred
-on sound continued by zeros. `kaldi-fbank`: see `fbank`. The tests compare each with the library that defines it.
+with 25 % tapered, constant detrend, one-sided density), log(S + 1e-7), standardised over the clip. `magnitude`,
+`cvpr-cremad` and `cvpr-vggsound` are log(|STFT| + 1e-7) with a periodic Hann window, as `librosa.stft` computes it:
+`magnitude` with `center=False`, the others centred on sound that is continued by zeros. `kaldi-fbank` is described in
+`bmlpipe.pipeline.front_ends.kaldi_fbank`, `log-mel` and `mfcc` in `bmlpipe.pipeline.front_ends.mel`. The tests compare
+each preset with the library that defines it, or with its definition in float64.
+
+The STFT presets are computed by `scipy.fft` in float32 and not by librosa itself, which takes twice the time and rounds
+differently: of the stored float16 values 0.4 % would differ, nearly all of them in the last bit, and single values of
+almost no energy by up to 1.1. Features that are extracted already stay valid this way.
 
 `cvpr-cremad` and `cvpr-vggsound` are what the CVPR 2022 release (OGM-GE) computes for CREMA-D and for VGGSound. Known
-differences: it resamples by librosa, this by libswresample; it reads 16-bit files. It names no version of librosa:
-before 0.9, librosa continued the sound by reflection, so that the first and the last column differ from these. Of 10 s
-that release takes a random stretch of 5 s, in evaluation too; here the whole sound is stored, and `--seconds 5` gives
-the first 5 s in that release's size, 129 × 626.
+differences: the release resamples with librosa, this module gets sound resampled by libswresample; the release reads
+16-bit files. It states no version of librosa: before 0.9, librosa continued the sound by reflection, so that the first
+and the last column differ from these. Of 10 s the release takes a random stretch of 5 s, in evaluation too; here the
+whole sound is stored, and `--seconds 5` gives the first 5 s in the release's size, 129 × 626.
 
-Stored as float16, which rounds a value between 2^k and 2^(k+1) by at most 2^(k-11). Measured on VGGSound clips, on
-average and at most: 1e-4 and 3.9e-3 for `vggsound` (rare peaks reach 13), 1.1e-3 and 7.8e-3 for the others (-16 to 8).
+Values are stored as float16, which rounds a value between 2^k and 2^(k+1) by at most 2^(k-11). Measured on VGGSound
+clips, on average and at most: 1e-4 and 3.9e-3 for `vggsound` (rare peaks reach 13), 1.1e-3 and 7.8e-3 for the presets
+in natural logarithms (-16 to 8). For `log-mel`, in decibels, the bound is 0.03 dB.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from bmlpipe.manifests.common.errors import OptionError
-from bmlpipe.pipeline.front_ends import kaldi_fbank as fbank
+from bmlpipe.pipeline.front_ends import kaldi_fbank, mel
+from bmlpipe.pipeline.front_ends.features import ArrayFeature
+from bmlpipe.pipeline.front_ends.front_end import SoundOptions
+from bmlpipe.pipeline.front_ends.presets import PRESETS, Layout
 
 RATE = 16_000  # Hz
 
@@ -43,31 +55,18 @@ _FLOOR = 1e-7
 Floats = npt.NDArray[np.float32]
 
 
-class Layout(NamedTuple):
-    """How windows lie in the sound: samples a second, samples a window, samples from window to window, centred."""
-
-    rate: int
-    window: int
-    hop: int
-    centred: bool = False
-
-
-PRESETS = {
-    "vggsound": Layout(RATE, 512, 159),
-    "magnitude": Layout(RATE, 512, 159),
-    "cvpr-cremad": Layout(22_050, 512, 353, centred=True),
-    "cvpr-vggsound": Layout(RATE, 256, 128, centred=True),
-    "kaldi-fbank": Layout(fbank.RATE, fbank.WINDOW, fbank.HOP),
-}
-
-
 @dataclass(frozen=True)
-class SpectrogramOptions:
+class SpectrogramOptions(SoundOptions):
     """Which spectrogram is computed.
 
     Attributes:
         preset: A name of `PRESETS`.
+
+    Raises:
+        OptionError: There is no such preset.
     """
+
+    kind: ClassVar[str] = "spectrogram"
 
     preset: str = "vggsound"
 
@@ -77,18 +76,20 @@ class SpectrogramOptions:
 
     @property
     def rate(self) -> int:
-        """Samples a second of the sound that the spectrogram is made of."""
+        """See `SoundOptions.rate`."""
         return PRESETS[self.preset].rate
 
-    def parameters(self, seconds: int) -> dict[str, Any]:
-        """Everything that the values depend on, for hashing.
+    def make(self, samples: Floats) -> ArrayFeature:
+        """See `SoundOptions.make`."""
+        return ArrayFeature(log_spectrogram(samples, self.preset).astype("float16"))
 
-        Args:
-            seconds: Length that the sound is tiled or cut to.
-        """
+    def parameters(self, seconds: int | None) -> dict[str, Any]:
+        """See `FrontEndOptions.parameters`."""
         layout = PRESETS[self.preset]
         if self.preset == "kaldi-fbank":
-            made = fbank.parameters()
+            made = kaldi_fbank.parameters()
+        elif self.preset in mel.NAMES:
+            made = mel.parameters(self.preset)
         else:
             made = {"rate": layout.rate, "window": layout.window, "hop": layout.hop, "floor": _FLOOR}
         if layout.centred:
@@ -122,7 +123,9 @@ def log_spectrogram(samples: Floats, preset: str = "vggsound") -> Floats:
             f"{samples.size} samples are fewer than one window of {layout.window}: a longer sound is needed"
         )
     if preset == "kaldi-fbank":
-        return np.ascontiguousarray(fbank.log_mel(samples))
+        return np.ascontiguousarray(kaldi_fbank.log_mel(samples))
+    if preset in mel.NAMES:
+        return mel.mel_features(samples, preset)
     return np.ascontiguousarray((_standardised if preset == "vggsound" else _magnitude)(samples, layout).T)
 
 

@@ -164,11 +164,11 @@ def _sound(specimen: Specimen, places: list[Axes]) -> None:
             axes.set_xlim(span)
             axes.set_facecolor("0.85")
             axes.set_xlabel("time (s)", size=9)
-            axes.set_ylabel("frequency (kHz)" + (", mel scale" if found.ticks else ""), size=9)
+            axes.set_ylabel(found.label, size=9)
             if found.ticks:
                 axes.set_yticks(list(found.ticks), list(found.ticks.values()))
             else:
-                axes.yaxis.set_major_formatter(lambda hertz, _: f"{hertz / 1000:g}")
+                axes.yaxis.set_major_formatter(lambda value, _: f"{value / found.unit:g}")
         else:
             axes.set_xlabel("window", size=9)
             axes.set_ylabel("bin", size=9)

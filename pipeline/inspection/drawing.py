@@ -49,11 +49,15 @@ class SpectrogramAxes(NamedTuple):
     """Where the values of a spectrogram lie.
 
     Attributes:
-        extent: Left, right (seconds of the clip), bottom and top (units of the frequency axis).
-        ticks: Of the frequency axis: place → label in kHz; empty: linear in Hz.
+        extent: Left and right (seconds of the clip), bottom and top (units of the vertical axis).
+        label: Of the vertical axis.
+        unit: Units of the vertical axis that are labelled as 1.
+        ticks: Place on the vertical axis → label; empty: the axis is linear.
     """
 
     extent: tuple[float, float, float, float]
+    label: str
+    unit: float
     ticks: dict[float, str]
 
 
@@ -61,14 +65,15 @@ def spectrogram_axes(parameters: Mapping[str, Any], shape: tuple[int, int]) -> S
     """The axes of a spectrogram, by the parameters that it was made with.
 
     A value is drawn around its window's centre and its bin's frequency: bin b of a Fourier transform is at
-    b · rate / window Hz; mel bins are evenly spaced on the scale 1127 · ln(1 + f / 700), where the axis is linear.
+    b · rate / window Hz. Mel bins are evenly spaced on their mel scale, on which the axis is linear. Cepstral
+    coefficients are numbered from 0.
 
     Args:
-        parameters: Of the feature kind, as the index has them.
+        parameters: Parameters of the feature kind, as the index has them.
         shape: F, T.
 
     Returns:
-        None where the parameters do not say.
+        None where the parameters do not state rate, window and hop.
     """
     try:
         rate, window, hop = (int(parameters[name]) for name in ("rate", "window", "hop"))
@@ -77,18 +82,28 @@ def spectrogram_axes(parameters: Mapping[str, Any], shape: tuple[int, int]) -> S
     bins, windows = shape
     left = ((0 if parameters.get("centred") else window) - hop) / 2 / rate
     right = left + windows * hop / rate
+    if "coefficients" in parameters:
+        return SpectrogramAxes((left, right, -0.5, bins - 0.5), "cepstral coefficient", 1, {})
     if "mel_bins" not in parameters:
         half = rate / window / 2
-        return SpectrogramAxes((left, right, -half, (2 * bins - 1) * half), {})
+        return SpectrogramAxes((left, right, -half, (2 * bins - 1) * half), "frequency (kHz)", 1000, {})
+    mel = _MEL_SCALES[parameters.get("mel_scale", "kaldi")]
     low, high = mel(parameters["low_hz"]), mel(parameters["high_hz"])
     half = (high - low) / (bins + 1) / 2
     ticks = {mel(hz): f"{hz / 1000:g}" for hz in _TICKS_HZ if low <= mel(hz) <= high}
-    return SpectrogramAxes((left, right, low + half, high - half), ticks)
+    return SpectrogramAxes((left, right, low + half, high - half), "frequency (kHz), mel scale", 1, ticks)
 
 
-def mel(hz: float) -> float:
-    """Hz on Kaldi's mel scale."""
+def _kaldi_mel(hz: float) -> float:
     return float(1127 * np.log1p(hz / 700))
+
+
+def _slaney_mel(hz: float) -> float:
+    return hz * 3 / 200 if hz < 1000 else float(15 + 27 * np.log(hz / 1000) / np.log(6.4))
+
+
+#: Value of the parameter `mel_scale` → Hz to mel.
+_MEL_SCALES = {"kaldi": _kaldi_mel, "slaney": _slaney_mel}
 
 
 def flow_colours(field: Floats, radius: float) -> Picture:

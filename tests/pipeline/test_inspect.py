@@ -24,7 +24,8 @@ from PIL import Image
 from bmlpipe.pipeline.cli import main
 from bmlpipe.pipeline.demo.specimens import Choice, Specimen, from_features, from_shards
 from bmlpipe.pipeline.front_ends.flow import quantise
-from bmlpipe.pipeline.front_ends.spectrogram import PRESETS, SpectrogramOptions, log_spectrogram
+from bmlpipe.pipeline.front_ends.presets import PRESETS
+from bmlpipe.pipeline.front_ends.spectrogram import SpectrogramOptions, log_spectrogram
 from bmlpipe.pipeline.front_ends.waveform import encode_waveform
 from bmlpipe.pipeline.inspection import contact_sheet as sheet
 from bmlpipe.pipeline.inspection.drawing import flow_colours, flow_wheel, rows_of, spectrogram_axes
@@ -78,7 +79,7 @@ def drawn(specimen: Specimen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("hertz", [440, 3000])
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", PRESETS.keys() - {"mfcc"})  # which has no axis of frequencies
 def test_a_tone_lies_at_its_place_on_the_frequency_axis(
     preset: str, hertz: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,7 +93,7 @@ def test_a_tone_lies_at_its_place_on_the_frequency_axis(
     values = np.asarray(image.get_array())
     row = int(values.mean(axis=1).argmax())
     place = bottom + (row + 0.5) * (top - bottom) / len(values)
-    if preset == "kaldi-fbank":
+    if preset in ("kaldi-fbank", "log-mel"):
         ticks = [(axes.get_yticks()[n], float(label.get_text())) for n, label in enumerate(axes.get_yticklabels())]
         assert [khz for _, khz in ticks] == [0.1, 0.25, 0.5, 1, 2, 4, 8]
         places, labels = zip(*ticks)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from bmlpipe.pipeline.front_ends.spectrogram import PRESETS, SpectrogramOptions, fit, log_spectrogram, windows
+from bmlpipe.pipeline.front_ends.presets import PRESETS
+from bmlpipe.pipeline.front_ends.spectrogram import SpectrogramOptions, fit, log_spectrogram, windows
 
 
 def natural(seconds, seed=0):
@@ -48,7 +49,9 @@ def test_rounding_to_float16_is_as_stated():
     error = np.abs(exact - exact.astype(np.float16))
     assert error.mean() < 2e-4
     assert (error <= np.maximum(np.abs(exact), 2**-10) * 2**-11).all()
-    for preset in PRESETS.keys() - {"vggsound"}:
+    decibel = log_spectrogram(natural(10), "log-mel")
+    assert np.abs(decibel - decibel.astype(np.float16)).max() <= 2**-5
+    for preset in PRESETS.keys() - {"vggsound", "log-mel", "mfcc"}:
         values = log_spectrogram(natural_at(preset), preset)
         assert values.min() >= -16.2
         assert values.max() <= 8
@@ -146,6 +149,62 @@ def test_kaldi_fbank_is_that_of_kaldi_native_fbank(scale):
     assert np.sqrt(((ours - theirs) ** 2).mean()) < 1e-3
 
 
+def slaney_hertz(mel):
+    """Slaney's mel scale (Auditory Toolbox): 200/3 Hz per mel up to 1 kHz, then a factor of 6.4 in 27 mels."""
+    return 200 / 3 * mel if mel < 15 else 1000 * 6.4 ** ((mel - 15) / 27)
+
+
+def decibels(samples):
+    """128 log-mel bins straight from their definition, window by window and bin by bin, in float64."""
+    highest = 15 + 27 * np.log(8) / np.log(6.4)
+    corners = [slaney_hertz(mel) for mel in np.linspace(0, highest, 130)]
+    taper = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(1024) / 1024)
+    padded = np.pad(samples.astype(np.float64), 512)
+    power = np.stack(
+        [
+            np.abs(np.fft.rfft(padded[160 * column : 160 * column + 1024] * taper)) ** 2
+            for column in range(samples.size // 160 + 1)
+        ],
+        axis=1,
+    )
+    values = np.empty((128, power.shape[1]))
+    for row in range(128):
+        left, middle, right = corners[row : row + 3]
+        energy = 0.0
+        for number in range(513):
+            hertz = 15.625 * number
+            if left < hertz < right:
+                height = (hertz - left) / (middle - left) if hertz < middle else (right - hertz) / (right - middle)
+                energy = energy + 2 / (right - left) * height * power[number]
+        values[row] = 10 * np.log10(np.maximum(energy, 1e-10))
+    return np.maximum(values, values.max() - 80)
+
+
+@pytest.mark.parametrize("samples", [natural(2), 1e-3 * natural(1, 1), tone(1000, seconds=1), np.zeros(16000)])
+def test_log_mel_is_its_definition(samples):
+    samples = samples.astype(np.float32)
+    assert np.abs(log_spectrogram(samples, "log-mel") - decibels(samples)).max() < 1e-3
+
+
+def test_mfccs_are_the_cosine_transform_of_log_mel():
+    samples = natural(2)
+    number, row = np.arange(40)[:, None], np.arange(128)
+    cosines = np.sqrt(2 / 128) * np.cos(np.pi * number * (row + 0.5) / 128)
+    cosines[0] /= np.sqrt(2)
+    assert np.abs(log_spectrogram(samples, "mfcc") - cosines @ decibels(samples)).max() < 1e-3
+
+
+@pytest.mark.parametrize("preset", ["log-mel", "mfcc"])
+def test_stored_mel_values_do_not_depend_on_threads(preset):
+    """A matrix product of float32 would: its sums are grouped by thread."""
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    stored = []
+    for threads in (1, 2):
+        with threadpoolctl.threadpool_limits(threads):
+            stored.append(log_spectrogram(natural(10), preset).astype(np.float16))
+    assert np.array_equal(*stored)
+
+
 @pytest.mark.parametrize(
     ("preset", "bins", "columns"),
     [
@@ -154,6 +213,8 @@ def test_kaldi_fbank_is_that_of_kaldi_native_fbank(scale):
         ("cvpr-cremad", 257, {10: 625, 3: 188}),
         ("cvpr-vggsound", 129, {10: 1251, 5: 626, 3: 376}),
         ("kaldi-fbank", 128, {10: 998, 3: 298}),
+        ("log-mel", 128, {10: 1001, 3: 301}),
+        ("mfcc", 40, {10: 1001, 3: 301}),
     ],
 )
 def test_shapes(preset, bins, columns):
@@ -172,6 +233,7 @@ def test_shapes(preset, bins, columns):
         ("cvpr-cremad", (23, 93, 23)),
         ("cvpr-vggsound", (16, 64, 12)),
         ("kaldi-fbank", (43, 96, 34)),
+        ("log-mel", (42, 99, 30)),
     ],
 )
 def test_a_tone_falls_into_its_bin_and_only_at_the_right_rate(preset, bins):
@@ -186,7 +248,8 @@ def test_a_tone_falls_into_its_bin_and_only_at_the_right_rate(preset, bins):
 
 def test_silence_is_finite():
     assert np.array_equal(log_spectrogram(np.zeros(48000, np.float32)), np.zeros((257, 299)))
-    for preset in PRESETS.keys() - {"vggsound"}:
+    assert (log_spectrogram(np.zeros(48000, np.float32), "log-mel") == -100).all()
+    for preset in PRESETS.keys() - {"vggsound", "log-mel", "mfcc"}:
         floor = np.log(np.float32(2.0**-23 if preset == "kaldi-fbank" else 1e-7))
         assert (log_spectrogram(np.zeros(48000, np.float32), preset) == floor).all()
 
@@ -210,7 +273,7 @@ def test_wrong_values_are_refused():
 
 def test_parameters_name_what_changes_the_values():
     assert SpectrogramOptions().parameters(10) != SpectrogramOptions().parameters(3)
-    assert len({str(SpectrogramOptions(preset).parameters(10)) for preset in PRESETS}) == 5
+    assert len({str(SpectrogramOptions(preset).parameters(10)) for preset in PRESETS}) == len(PRESETS)
     assert SpectrogramOptions().parameters(10) == {
         "version": 1,
         "preset": "vggsound",
