@@ -38,7 +38,7 @@ from torch.utils._pytree import tree_leaves
 from bmlpipe.train.models.encoders.registry import ResNet18
 from bmlpipe.train.models.fusion import make_fusion
 from bmlpipe.train.modulation import OGM, OPM, Modulation
-from bmlpipe.train.modulation.scores import scores, unimodal_logits
+from bmlpipe.train.modulation.scores import unimodal_logits, unimodal_scores
 
 MODALITIES = ("audio", "visual")
 CLASSES = 31
@@ -86,7 +86,7 @@ class Bench:
         """The step with it."""
         features = self.encode()
         with self.own():
-            alone = scores(unimodal_logits(self.head, features), self.labels)
+            alone = unimodal_scores(unimodal_logits(self.head, features), self.labels)
             features = balance.forward(features, alone, self.ids)
         loss = cross_entropy(self.head(features), self.labels)
         self.optimizer.zero_grad()
@@ -172,7 +172,7 @@ class Bench:
             features = self.encode()
             with Allocations() as forward:
                 features = balance.forward(
-                    features, scores(unimodal_logits(self.head, features), self.labels), self.ids
+                    features, unimodal_scores(unimodal_logits(self.head, features), self.labels), self.ids
                 )
             loss = cross_entropy(self.head(features), self.labels)
         self.optimizer.zero_grad()

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from bmlpipe.train.distributed.process_group import Place, all_equal, process_group
+from bmlpipe.train.distributed.process_group import ProcessInfo, all_equal, process_group
 from bmlpipe.train.modulation import OGM, OPM, Modulation
-from bmlpipe.train.modulation.scores import scores, unimodal_logits
+from bmlpipe.train.modulation.scores import unimodal_logits, unimodal_scores
 
 GLOBAL_BATCH = 48
 
@@ -35,23 +35,23 @@ class Balanced(TwoViews):
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """The loss of this rank's share of a batch."""
         features = self.encode(batch)
-        alone = scores(unimodal_logits(self.head, features), batch["labels"])
+        alone = unimodal_scores(unimodal_logits(self.head, features), batch["labels"])
         features = self.balance.forward(features, alone, batch["ids"])
         return cross_entropy(self.head(features), batch["labels"])
 
 
-def train(place: Place, epochs: int) -> tuple[Balanced, list[Tensor]]:
+def train(process: ProcessInfo, epochs: int) -> tuple[Balanced, list[Tensor]]:
     """Train on this rank's share of each batch."""
     data = Digits("train")
     balance = Modulation(MODALITIES, OPM(), OGM(), seed=0)
-    model = Balanced(balance).to(place.device)
-    wrapped = DistributedDataParallel(model) if place.world > 1 else model
+    model = Balanced(balance).to(process.device)
+    wrapped = DistributedDataParallel(model) if process.world_size > 1 else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     rows = []
     for epoch in range(epochs):
         balance.epoch = epoch
         for ids in torch.randperm(len(data), generator=torch.Generator().manual_seed(epoch)).split(GLOBAL_BATCH):
-            mine = {name: value.to(place.device) for name, value in data[ids[place.rank :: place.world]].items()}
+            mine = {name: value.to(process.device) for name, value in data[ids[process.rank :: process.world_size]].items()}
             optimizer.zero_grad()
             loss = wrapped(mine)
             balance.reduce()  # optional: the step's one small collective runs beside the backward pass
@@ -68,14 +68,14 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--save", type=Path, help="write each rank's weights and journal here, as <rank>.pt")
     options = parser.parse_args()
-    with process_group("cpu") as place:
-        model, rows = train(place, options.epochs)
+    with process_group("cpu") as process:
+        model, rows = train(process, options.epochs)
         if not all_equal(model):
             raise RuntimeError("the replicas differ")
-        if place.first:
-            show({f"{place.world} rank{'s'[: place.world > 1]}": figures(model, model.balance, rows)})
+        if process.is_main:
+            show({f"{process.world_size} rank{'s'[: process.world_size > 1]}": figures(model, model.balance, rows)})
         if options.save is not None:
-            torch.save({"model": model.state_dict(), "rows": torch.stack(rows)}, options.save / f"{place.rank}.pt")
+            torch.save({"model": model.state_dict(), "rows": torch.stack(rows)}, options.save / f"{process.rank}.pt")
 
 
 if __name__ == "__main__":

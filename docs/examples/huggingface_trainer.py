@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from bmlpipe.train.modulation import OGM, OPM, Modulation, Rule
-from bmlpipe.train.modulation.scores import scores, unimodal_logits
+from bmlpipe.train.modulation.scores import unimodal_logits, unimodal_scores
 
 
 class Balanced(TwoViews):
@@ -35,7 +35,7 @@ class Balanced(TwoViews):
         """The loss and the logits, as the Trainer wants them."""
         features = self.encode({"pixels": pixels, "spectrum": spectrum})
         if self.training:
-            alone = scores(unimodal_logits(self.head, features), labels)
+            alone = unimodal_scores(unimodal_logits(self.head, features), labels)
             features = self.balance.forward(features, alone, ids)
         logits = self.head(features)
         return {"loss": cross_entropy(logits, labels), "logits": logits}

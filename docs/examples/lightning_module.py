@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, DistributedSampler
 
 from bmlpipe.train.modulation import OGM, OPM, Modulation, Rule
-from bmlpipe.train.modulation.scores import scores, unimodal_logits
+from bmlpipe.train.modulation.scores import unimodal_logits, unimodal_scores
 
 
 class Balanced(lightning.LightningModule):
@@ -42,7 +42,7 @@ class Balanced(lightning.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The loss of a (micro-)batch."""
         features = self.model.encode(batch)
-        alone = scores(unimodal_logits(self.model.head, features), batch["labels"])  # +
+        alone = unimodal_scores(unimodal_logits(self.model.head, features), batch["labels"])  # +
         features = self.balance.forward(features, alone, batch["ids"])  # + measure, drop
         return cross_entropy(self.model.head(features), batch["labels"])
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bmlpipe.train.modulation import OGM, OPM, Modulation, Rule  # +
-from bmlpipe.train.modulation.scores import scores, unimodal_logits  # +
+from bmlpipe.train.modulation.scores import unimodal_logits, unimodal_scores  # +
 
 
 class Training:
@@ -35,7 +35,7 @@ class Training:
         for ids in torch.randperm(len(self.data), generator=torch.Generator().manual_seed(number)).split(32):
             batch = self.data[ids]
             features = model.encode(batch)
-            alone = scores(unimodal_logits(model.head, features), batch["labels"])  # + each modality's own score
+            alone = unimodal_scores(unimodal_logits(model.head, features), batch["labels"])  # + score of each modality
             features = balance.forward(features, alone, ids)  # + ρ is measured, features are dropped (OPM)
             loss = cross_entropy(model.head(features), batch["labels"])
             self.optimizer.zero_grad()

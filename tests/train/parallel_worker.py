@@ -21,15 +21,14 @@ from torch.multiprocessing import start_processes
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from bmlpipe.train.distributed.process_group import Place, all_equal, differing, process_group
+from bmlpipe.train.distributed.process_group import ProcessInfo, all_equal, process_group, unequal_tensors
 from bmlpipe.train.models.fusion import make_fusion
 from bmlpipe.train.models.multimodal import MultimodalModel
 from bmlpipe.train.modulation import OGM, OPM, Modulation, Rule
-from bmlpipe.train.modulation.rules.dropout import Dropout
-from bmlpipe.train.modulation.rules.evolutional import EvolutionalDropout
+from bmlpipe.train.modulation.rules.dropouts import Dropout, EvolutionalDropout
 from bmlpipe.train.modulation.rules.moddrop import ModDrop
-from bmlpipe.train.modulation.rules.ogm_star import OGMStar
-from bmlpipe.train.modulation.scores import scores, unimodal_logits
+from bmlpipe.train.modulation.rules.ogm import OGMStar
+from bmlpipe.train.modulation.scores import unimodal_logits, unimodal_scores
 
 NAMES = ("audio", "visual")
 STEPS = 8
@@ -59,16 +58,16 @@ class OwnNoise(Rule):
                 parameter.grad.add_(torch.randn_like(parameter))
 
 
-def train(place: Place, rules: tuple[Rule, ...], micro: int = 1) -> dict[str, Any]:
+def train(process: ProcessInfo, rules: tuple[Rule, ...], micro: int = 1) -> dict[str, Any]:
     """A few steps on this rank's share of each global batch."""
     torch.manual_seed(0)
     encoders = {m: nn.Sequential(nn.Flatten(1, 2), nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten()) for m in NAMES}
     model = MultimodalModel(encoders, make_fusion("concat", dict.fromkeys(NAMES, 64), 3))
-    wrapped = DistributedDataParallel(model) if place.world > 1 else model
+    wrapped = DistributedDataParallel(model) if process.world_size > 1 else model
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     modulation = Modulation(NAMES, *rules, seed=3)
     data = torch.Generator().manual_seed(1)
-    torch.manual_seed(place.rank)  # from here on the ranks' own generators differ
+    torch.manual_seed(process.rank)  # from here on the ranks' own generators differ
     rows, extras = [], []
     for index in range(STEPS):
         labels = torch.randint(3, (GLOBAL_BATCH,), generator=data)
@@ -76,19 +75,19 @@ def train(place: Place, rules: tuple[Rule, ...], micro: int = 1) -> dict[str, An
         inputs["audio"][torch.arange(GLOBAL_BATCH), 0, 0, :, labels] += 2
         ids = torch.arange(GLOBAL_BATCH) + GLOBAL_BATCH * index
         optimizer.zero_grad()
-        mine = torch.arange(GLOBAL_BATCH)[place.rank :: place.world]
+        mine = torch.arange(GLOBAL_BATCH)[process.rank :: process.world_size]
         loss = torch.zeros(())
         parts = mine.chunk(micro)
         for part in parts:
 
             def between(features: Any, part: Any = part, labels: Any = labels, ids: Any = ids) -> Any:
-                alone = scores(unimodal_logits(model.head, features), labels[part])
+                alone = unimodal_scores(unimodal_logits(model.head, features), labels[part])
                 return modulation.forward(features, alone, ids[part])
 
             seen = modulation.inputs({m: value[part] for m, value in inputs.items()}, ids[part])
             loss = cross_entropy(wrapped(seen, between), labels[part])
             if part is parts[-1]:
-                modulation.reduce(torch.stack([loss, torch.tensor(float(place.rank))]))
+                modulation.reduce(torch.stack([loss, torch.tensor(float(process.rank))]))
             (loss / micro).backward()
         modulation.backward(model.encoders)
         modulation.update(optimizer.step, model.encoders)
@@ -101,7 +100,7 @@ def train(place: Place, rules: tuple[Rule, ...], micro: int = 1) -> dict[str, An
         "parameters": parameters.tolist(),
         "sha256": hashlib.sha256(parameters.numpy().tobytes()).hexdigest(),
         "all_equal": all_equal(model),
-        "differing": differing(model),
+        "differing": unequal_tensors(model),
     }
 
 
@@ -111,15 +110,15 @@ def rank_main(rank: int, world: int, port: str, folder: Path) -> None:
     if world > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    with process_group("cpu", timeout=timedelta(seconds=30)) as place:
-        result: dict[str, Any] = {"place": [place.rank, place.world, place.local_rank, str(place.device)]}
-        result |= {name: train(place, rules) for name, rules in RULES.items()}
-        result["accumulated"] = train(place, RULES["opm+ogm"], micro=2)
-        result["own noise"] = train(place, (OwnNoise(),))
+    with process_group("cpu", timeout=timedelta(seconds=30)) as process:
+        result: dict[str, Any] = {"place": [process.rank, process.world_size, process.local_rank, str(process.device)]}
+        result |= {name: train(process, rules) for name, rules in RULES.items()}
+        result["accumulated"] = train(process, RULES["opm+ogm"], micro=2)
+        result["own noise"] = train(process, (OwnNoise(),))
         layer = nn.BatchNorm1d(3)
-        if place.rank == 1:
+        if process.rank == 1:
             layer.running_mean[1] = -0.0  # equal to 0.0, but not bitwise
-        result["buffers"] = differing(layer)
+        result["buffers"] = unequal_tensors(layer)
         result["group"] = torch.distributed.is_initialized()
     result["group after"] = torch.distributed.is_initialized()
     (folder / f"{world}-{rank}.json").write_text(json.dumps(result))

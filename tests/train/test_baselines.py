@@ -17,11 +17,15 @@ from scipy import stats
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bmlpipe.train.modulation import Modulation, Rule, Step
-from bmlpipe.train.modulation.rules.annealed import AnnealedDropout
-from bmlpipe.train.modulation.rules.curriculum import CurriculumDropout
-from bmlpipe.train.modulation.rules.dropout import Dropout
-from bmlpipe.train.modulation.rules.evolutional import EvolutionalDropout, drawn, probabilities
+from bmlpipe.train.modulation import Modulation, Rule, StepContext
+from bmlpipe.train.modulation.rules.dropouts import (
+    AnnealedDropout,
+    CurriculumDropout,
+    Dropout,
+    EvolutionalDropout,
+    draw_counts,
+    draw_probabilities,
+)
 from bmlpipe.train.modulation.rules.moddrop import ModDrop
 
 NAMES = ("audio", "visual", "flow")
@@ -40,10 +44,10 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def step(count: int, *, names: int = 2, ids: Tensor | None = None, **key: Any) -> Step:
+def step(count: int, *, names: int = 2, ids: Tensor | None = None, **key: Any) -> StepContext:
     given = {"seed": 0, "epoch": 0, "index": 7} | key
     ids = torch.arange(count) if ids is None else ids
-    return Step(NAMES[:names], ratio=torch.ones(names, dtype=torch.float64), neutral=1.0, ids=ids, **given)
+    return StepContext(NAMES[:names], rho=torch.ones(names, dtype=torch.float64), neutral=1.0, ids=ids, **given)
 
 
 def features(count: int, dims: tuple[int, ...] = (6, 4)) -> dict[str, Tensor]:
@@ -84,7 +88,7 @@ def test_moddrop_does_not_rescale_nor_ask_for_the_ratio() -> None:
     outs = []
     for ratio in (1.0, 9.0):
         now = step(200)
-        now.ratio = torch.tensor([ratio, 1 / ratio], dtype=torch.float64)
+        now.rho = torch.tensor([ratio, 1 / ratio], dtype=torch.float64)
         outs.append(ModDrop().forward(given, now))
     for m, out in outs[0].items():
         assert torch.equal(out, outs[1][m])
@@ -170,15 +174,15 @@ def test_curriculum_dropout_retains_by_its_equation() -> None:
 def test_evolutional_probabilities_are_the_papers() -> None:
     x = features(500)["audio"].numpy().astype(np.float64)
     roots = np.sqrt((x**2).mean(axis=0))
-    p = probabilities(torch.from_numpy((x**2).sum(axis=0)))  # sums and means give the same
+    p = draw_probabilities(torch.from_numpy((x**2).sum(axis=0)))  # sums and means give the same
     np.testing.assert_allclose(p, roots / roots.sum(), rtol=1e-12)
-    np.testing.assert_allclose(probabilities(torch.zeros(5, dtype=torch.float64)), 0.2)
+    np.testing.assert_allclose(draw_probabilities(torch.zeros(5, dtype=torch.float64)), 0.2)
 
 
 def test_the_draws_are_multinomial() -> None:
     p = np.array([0.5, 0.3, 0.15, 0.05])
     numbers = torch.from_numpy(np.random.default_rng(0).random((20_000, 6)))
-    counts = drawn(torch.from_numpy(p), numbers).numpy()
+    counts = draw_counts(torch.from_numpy(p), numbers).numpy()
     assert (counts.sum(axis=1) == 6).all()
     assert stats.chisquare(counts.sum(axis=0), p * counts.sum()).pvalue > 1e-6
     for i in range(4):  # each neuron's count is binomial
@@ -187,7 +191,9 @@ def test_the_draws_are_multinomial() -> None:
         tail = 1 + np.flatnonzero(expected * len(counts) > 50)[-1]  # counts above that go into one bin
         found, expected = (np.append(values[:tail], values[tail:].sum()) for values in (found, expected))
         assert stats.chisquare(found[expected > 0], expected[expected > 0] * len(counts)).pvalue > 1e-6
-    edges = drawn(torch.from_numpy(p), torch.tensor([[0.0, np.nextafter(1, 0)], [0.5, 0.4999]], dtype=torch.float64))
+    edges = draw_counts(
+        torch.from_numpy(p), torch.tensor([[0.0, np.nextafter(1, 0)], [0.5, 0.4999]], dtype=torch.float64)
+    )
     assert edges.tolist() == [[1, 0, 0, 1], [1, 1, 0, 0]]
 
 

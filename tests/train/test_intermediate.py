@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,13 +13,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bmlpipe.train.models import intermediate as module
 from bmlpipe.train.models.encoders.networks import CNN4, ResNet18
 from bmlpipe.train.models.fusion import make_fusion
-from bmlpipe.train.models.intermediate import EXCHANGES, MMTM, CrossModalAttention, make_exchange
+from bmlpipe.train.models.intermediate import INTERMEDIATE_FUSIONS, MMTM, CrossModalAttention, make_exchange
 from bmlpipe.train.models.multimodal import MultimodalModel
 from bmlpipe.train.modulation import OGM, OPM, Modulation
-from bmlpipe.train.modulation.scores import scores, unimodal_logits
+from bmlpipe.train.modulation.scores import unimodal_logits, unimodal_scores
 
 WIDTHS = {"audio": (2, 4), "visual": (3, 6), "flow": (1, 5)}
 #: A spectrogram (one frame) beside clips of three and two frames.
@@ -180,7 +180,7 @@ LABELS = torch.tensor([0, 1, 2, 3])
 
 
 @pytest.mark.parametrize("names", [PAIR, TRIPLE])
-@pytest.mark.parametrize("name", sorted(EXCHANGES))
+@pytest.mark.parametrize("name", sorted(INTERMEDIATE_FUSIONS))
 def test_gradients_reach_every_parameter_and_cross_between_the_encoders(name: str, names: tuple[str, ...]) -> None:
     model = make_model(name, names=names)
     given = {m: value.requires_grad_() for m, value in inputs(names).items()}
@@ -199,7 +199,7 @@ def test_gradients_reach_every_parameter_and_cross_between_the_encoders(name: st
     assert gradient.count_nonzero() == 0
 
 
-@pytest.mark.parametrize("name", sorted(EXCHANGES))
+@pytest.mark.parametrize("name", sorted(INTERMEDIATE_FUSIONS))
 def test_a_sample_is_encoded_alike_whatever_the_batch(name: str) -> None:
     model, given = make_model(name).eval(), inputs()
     whole = model.encode(given)
@@ -209,7 +209,7 @@ def test_a_sample_is_encoded_alike_whatever_the_batch(name: str) -> None:
             torch.testing.assert_close(one[m][0], whole[m][i], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(EXCHANGES))
+@pytest.mark.parametrize("name", sorted(INTERMEDIATE_FUSIONS))
 def test_reading_scores_between_changes_nothing_but_the_step_itself(name: str) -> None:
     given, states, logits = inputs(), [], []
     for read in (False, True):
@@ -230,13 +230,13 @@ def test_reading_scores_between_changes_nothing_but_the_step_itself(name: str) -
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-@pytest.mark.parametrize("name", sorted(EXCHANGES))
+@pytest.mark.parametrize("name", sorted(INTERMEDIATE_FUSIONS))
 def test_modulation_leaves_the_exchange_alone(name: str) -> None:
     model, given = make_model(name), inputs()
     balance = Modulation(TRIPLE, OPM(), OGM(alpha=1.0))
 
     def between(features: dict[str, Tensor]) -> dict[str, Tensor]:
-        return balance.forward(features, scores(unimodal_logits(model.head, features), LABELS), torch.arange(4))
+        return balance.forward(features, unimodal_scores(unimodal_logits(model.head, features), LABELS), torch.arange(4))
 
     nn.functional.cross_entropy(model(given, between), LABELS).backward()
     before = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
@@ -248,7 +248,7 @@ def test_modulation_leaves_the_exchange_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", sorted(EXCHANGES))
+@pytest.mark.parametrize("name", sorted(INTERMEDIATE_FUSIONS))
 def test_autocast_runs_and_stays_close(name: str, dtype: torch.dtype) -> None:
     model, given = make_model(name), inputs()
     model(given)
@@ -266,7 +266,7 @@ def test_autocast_runs_and_stays_close(name: str, dtype: torch.dtype) -> None:
     assert all(b.dtype in {torch.float32, torch.int64} and b.isfinite().all() for b in model.buffers())
 
 
-@pytest.mark.parametrize("name", sorted(EXCHANGES))
+@pytest.mark.parametrize("name", sorted(INTERMEDIATE_FUSIONS))
 def test_channels_last_is_kept_from_stage_to_stage(name: str) -> None:
     model, given = make_model(name).eval(), inputs()
     plain = model.encode(given)
@@ -280,7 +280,7 @@ def test_channels_last_is_kept_from_stage_to_stage(name: str) -> None:
     torch.testing.assert_close(last, plain, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(EXCHANGES))
+@pytest.mark.parametrize("name", sorted(INTERMEDIATE_FUSIONS))
 def test_the_model_compiles_as_one_graph(name: str) -> None:
     names = ("audio", "flow")
     model, given = make_model(name, "lowrank", names), inputs(names)
@@ -299,7 +299,7 @@ def alone_in_a_group(tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("alone_in_a_group")
 @pytest.mark.parametrize("fusion", ["concat", "lowrank", "centralnet"])
-@pytest.mark.parametrize("name", ["none", *sorted(EXCHANGES)])
+@pytest.mark.parametrize("name", ["none", *sorted(INTERMEDIATE_FUSIONS)])
 def test_data_parallel_finds_no_unused_parameter(name: str, fusion: str) -> None:
     model, given = make_model(name, fusion), inputs()
     wrapped = DistributedDataParallel(model)
@@ -317,7 +317,7 @@ def test_refusals_name_the_value() -> None:
     assert make_exchange("none", encoders) is None
     with pytest.raises(ValueError, match="'early'; known: none, attention, mmtm"):
         make_exchange("early", encoders)
-    for name in EXCHANGES:
+    for name in INTERMEDIATE_FUSIONS:
         with pytest.raises(ValueError, match=r"between modalities, there is only \['audio'\]"):
             make_exchange(name, {"audio": encoders["audio"]})
     with pytest.raises(ValueError, match="solo must be one of audio, visual, flow or None, not 'text'"):
@@ -333,11 +333,7 @@ def test_an_exchange_of_another_package_is_made_by_its_name(monkeypatch: pytest.
         def forward(self, maps: dict[str, Tensor], stage: int) -> dict[str, Tensor]:
             return {m: value / 2 for m, value in maps.items()} if stage == -1 else maps
 
-    def known(group: str, own: Mapping[str, object]) -> dict[str, object]:
-        assert group == "bmlpipe.exchanges"
-        return {**own, "halve": Halve}
-
-    monkeypatch.setattr(module, "known", known)
+    monkeypatch.setattr(INTERMEDIATE_FUSIONS, "plugins", lambda: {"halve": SimpleNamespace(load=lambda: Halve)})
     encoders = {"audio": CNN4(1, width=2).eval(), "visual": CNN4(3, width=1).eval()}
     model = MultimodalModel(
         encoders, make_fusion("sum", {"audio": 8, "visual": 4}, 3), make_exchange("halve", encoders)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from bmlpipe.train.models.fusion import make_fusion
-from bmlpipe.train.modulation import OGM, OPM, Modulation, OGMStar, Rule, Step, make_modulation
+from bmlpipe.train.modulation import OGM, OPM, Modulation, OGMStar, Rule, StepContext, make_modulation
 from bmlpipe.train.modulation.discrepancy import NEUTRAL, discrepancy
-from bmlpipe.train.modulation.scores import scores, unimodal_logits
+from bmlpipe.train.modulation.scores import unimodal_logits, unimodal_scores
 
 NAMES = ("audio", "visual", "flow", "rgb_diff")
 DIMS = (3, 5, 4, 6)
@@ -107,7 +107,7 @@ def test_scores(fusion: str, modalities: int, shares: str) -> None:
         "half": [0.5] * modalities,
         "own": [1.5, -0.25, 0.0, 0.7][:modalities],
     }[shares]
-    got = scores(unimodal_logits(head, features, None if shares == "default" else gamma), y)
+    got = unimodal_scores(unimodal_logits(head, features, None if shares == "default" else gamma), y)
     np.testing.assert_allclose(np.stack([got[m].numpy() for m in features]), reference(gamma), rtol=3e-5)
 
 
@@ -144,7 +144,7 @@ def test_a_step_from_features_to_coefficients(text: str, modalities: int, form: 
     last = None
     for part in (slice(0, 8), slice(8, SAMPLES)):
         own = {m: value[part] for m, value in features.items()}
-        modulation.forward(own, scores(unimodal_logits(head, own), y[part]), torch.arange(SAMPLES)[part])
+        modulation.forward(own, unimodal_scores(unimodal_logits(head, own), y[part]), torch.arange(SAMPLES)[part])
         modulation.backward(encoders)
         row = {name: value.item() for name, value in modulation.telemetry().items()}
         S = s[:, part].sum(axis=1)
@@ -248,7 +248,7 @@ class Lose(Rule):
     def __init__(self, masks: list[Tensor]) -> None:
         self.masks = masks
 
-    def inputs(self, inputs: dict[str, Tensor], step: Step) -> dict[str, Tensor]:
+    def inputs(self, inputs: dict[str, Tensor], step: StepContext) -> dict[str, Tensor]:
         step.dropped = self.masks[step.index]
         return inputs
 
@@ -297,7 +297,7 @@ def test_the_samples_worked_out_in_the_documentation() -> None:
     log4 = math.log(4)
     features = {"audio": torch.tensor([[log4], [-log4]]), "visual": torch.tensor([[0.0], [2 * log4]])}
     labels = torch.tensor([0, 1])
-    alone = scores(unimodal_logits(head, features), labels)
+    alone = unimodal_scores(unimodal_logits(head, features), labels)
     assert alone["audio"].tolist() == pytest.approx([0.8, 0.8])
     assert alone["visual"].tolist() == pytest.approx([0.5, 0.2])
     modulation = Modulation(("audio", "visual"))

@@ -14,7 +14,8 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from bmlpipe.train.modulation import OGM, OPM, OGMStar, Rule, Step, keyed
+from bmlpipe.manifests.common.errors import OptionError
+from bmlpipe.train.modulation import OGM, OPM, OGMStar, Rule, StepContext, keyed
 from bmlpipe.train.modulation.discrepancy import NEUTRAL, discrepancy
 
 NAMES = ("audio", "visual")
@@ -46,9 +47,9 @@ def assert_normal(numbers: np.ndarray, deviation: float) -> None:
     assert stats.kstest(scaled, "norm").pvalue > ERROR
 
 
-def step(ratio: list[float], *, ids: Tensor | None = None, seed: int = 0, epoch: int = 0, index: int = 0) -> Step:
-    names = ("audio", "visual", "flow", "rgb_diff")[: len(ratio)]
-    return Step(names, seed, epoch, index, torch.tensor(ratio, dtype=torch.float64), 1.0, ids)
+def step(rho: list[float], *, ids: Tensor | None = None, seed: int = 0, epoch: int = 0, index: int = 0) -> StepContext:
+    names = ("audio", "visual", "flow", "rgb_diff")[: len(rho)]
+    return StepContext(names, seed, epoch, index, torch.tensor(rho, dtype=torch.float64), 1.0, ids)
 
 
 def ones(samples: int, dims: tuple[int, ...] = (2, 3)) -> dict[str, Tensor]:
@@ -111,7 +112,7 @@ def test_the_share_of_dropped_samples_is_q(ratio: list[float], target: str) -> N
     now = step(ratio, ids=torch.arange(samples))
     given = ones(samples, (2, 3, 1, 2)[: len(ratio)])
     out = rule.forward(given, now) if target == "feature" else rule.inputs(given, now)
-    q = rule.probability(now.ratio)
+    q = rule.probability(now.rho)
     assert torch.equal(now.q, q)
     for i, m in enumerate(now.modalities):
         lost = dropped(out[m])
@@ -184,7 +185,7 @@ def test_the_batch_unit_drops_all_or_none() -> None:
     for index in range(steps):
         now = step([1.7, 0.5], ids=torch.arange(4), index=index)
         lost.append(dropped(OPM(q_base=0.3, unit="batch").forward(ones(4), now)["audio"]).mean())
-    q = float(OPM(q_base=0.3).probability(now.ratio)[0])
+    q = float(OPM(q_base=0.3).probability(now.rho)[0])
     assert set(lost) == {0.0, 1.0}
     assert_share(sum(lost), steps, q)
 
@@ -376,8 +377,8 @@ def test_channels_last_gradients_keep_their_layout() -> None:
         (OPM, {"z": "relu"}, "z must be one of tanh, sigmoid, not 'relu'"),
         (OPM, {"unit": "clip"}, "unit must be one of sample, batch, not 'clip'"),
         (OPM, {"target": "image"}, "target must be one of feature, input, not 'image'"),
-        (OPM, {"target": "input", "same_step": True}, "this step's ratio is not known before the encoders"),
-        (OPM, {"target": "input", "q_base": 0.5, "lam": 1}, r"q_base · \(1 \+ lam\) is 1 .* is not measured any more"),
+        (OPM, {"target": "input", "same_step": True}, "not known before the encoders"),
+        (OPM, {"target": "input", "q_base": 0.5, "lam": 1}, r"q_base · \(1 \+ lam\) is 1 .* never measured again"),
         (OPM, {"same_step": "off"}, "same_step must be true or false, not 'off'"),
         (OPM, {"rescale": 1}, "rescale must be true or false, not 1"),
         (OPM, {"q_base": True}, "q_base must be .* not True"),
@@ -395,5 +396,5 @@ def test_channels_last_gradients_keep_their_layout() -> None:
     ],
 )
 def test_options_out_of_range_are_refused(rule: type[Rule], options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(OptionError, match=message):
         rule(**options)

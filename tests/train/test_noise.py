@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bmlpipe.train.modulation import OGM, Step
-from bmlpipe.train.modulation.rules.ogm import _stds
+from bmlpipe.train.modulation import OGM, StepContext
+from bmlpipe.train.modulation.rules.gradient_factor import gradient_stds
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -17,7 +17,7 @@ def test_the_deviation_is_exact_to_rounding(layout: torch.memory_format, offset:
     shapes = {"large": (512, 512, 3, 3), "first": (64, 3, 7, 7), "pair": (2, 1, 1, 1)}
     gradients = {n: 1e-3 * (offset + torch.randn(shape, generator=generator)) for n, shape in shapes.items()}
     gradients = {name: gradient.contiguous(memory_format=layout) for name, gradient in gradients.items()}
-    found = _stds({**gradients, "bias": torch.randn(512)})
+    found = gradient_stds({**gradients, "bias": torch.randn(512)})
     assert list(found) == list(shapes)
     for name, gradient in gradients.items():
         assert found[name].item() == pytest.approx(gradient.double().std().item(), rel=3e-5 if offset else 1e-6)
@@ -28,7 +28,7 @@ def test_the_deviation_of_other_precisions_neither_underflows_nor_overflows(dtyp
     generator = torch.Generator().manual_seed(0)
     for size in (1e-6, 1e3):
         gradient = (size * torch.randn(300, 300, generator=generator)).to(dtype)
-        found = _stds({"weight": gradient})["weight"]
+        found = gradient_stds({"weight": gradient})["weight"]
         assert found.item() == pytest.approx(gradient.double().std().item(), rel=1e-5)
 
 
@@ -36,8 +36,9 @@ def test_the_noise_of_a_parameter_does_not_depend_on_the_others() -> None:
     def noise(encoder: nn.Module) -> dict[str, Tensor]:
         for parameter in encoder.parameters():
             parameter.grad = torch.linspace(-1, 1, parameter.numel()).view_as(parameter)
-        ratio = torch.tensor([0.5, 0.5], dtype=torch.float64)  # nothing is damped
-        OGM().backward({"audio": encoder, "visual": nn.Identity()}, Step(("audio", "visual"), 0, 0, 3, ratio, 1.0))
+        rho = torch.tensor([0.5, 0.5], dtype=torch.float64)  # nothing is damped
+        step = StepContext(("audio", "visual"), 0, 0, 3, rho, 1.0)
+        OGM().backward({"audio": encoder, "visual": nn.Identity()}, step)
         return {
             name: parameter.grad - torch.linspace(-1, 1, parameter.numel()).view_as(parameter)
             for name, parameter in encoder.named_parameters()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bmlpipe.train.models.fusion import FUSIONS, Concatenation, Gated, Summation, make_fusion
-from bmlpipe.train.modulation.scores import scores, unimodal_logits, zero_out
+from bmlpipe.train.modulation.scores import unimodal_logits, unimodal_scores, zero_out
 
 DIMS = {"audio": 5, "visual": 7}
 CLASSES = 4
@@ -103,10 +103,10 @@ def test_modes_are_put_back_after_an_error() -> None:
 def test_scores_are_float32_under_autocast(name: str) -> None:
     head, given = make_fusion(name, DIMS, CLASSES), features()
     labels = torch.tensor([0, 1, 2, 3, 0, 1])
-    plain, logits = scores(unimodal_logits(head, given), labels), head(given)
+    plain, logits = unimodal_scores(unimodal_logits(head, given), labels), head(given)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not torch.equal(head(given).float(), logits)  # the head itself does compute in bfloat16
-        inside = scores(unimodal_logits(head, given), labels)
+        inside = unimodal_scores(unimodal_logits(head, given), labels)
     for m in DIMS:
         assert inside[m].dtype == torch.float32
         assert torch.equal(inside[m], plain[m])
@@ -125,8 +125,8 @@ def test_a_score_is_the_probability_of_the_right_class() -> None:
         "audio": torch.tensor([[0.0, np.log(3.0)], [1.0, 1.0]]),
         "visual": torch.tensor([[5.0, 5.0], [200.0, 0.0]]),
     }
-    got = scores(logits, torch.tensor([1, 0]))
+    got = unimodal_scores(logits, torch.tensor([1, 0]))
     torch.testing.assert_close(got, {"audio": torch.tensor([0.75, 0.5]), "visual": torch.tensor([0.5, 1.0])})
-    assert scores({"audio": logits["audio"].bfloat16().requires_grad_()}, torch.tensor([1, 0]))["audio"].dtype == (
+    assert unimodal_scores({"audio": logits["audio"].bfloat16().requires_grad_()}, torch.tensor([1, 0]))["audio"].dtype == (
         torch.float32
     )

@@ -9,8 +9,8 @@ from torch.optim import Optimizer
 
 from bmlpipe.train.modulation.discrepancy import NEUTRAL, Form
 from bmlpipe.train.modulation.modulation import Modulation
+from bmlpipe.train.modulation.rules.gradient_factor import GradientFactor
 from bmlpipe.train.modulation.rules.ogm import OGM
-from bmlpipe.train.modulation.rules.ogm_star import OGMStar
 from bmlpipe.train.modulation.rules.opm import OPM
 
 # Optimisers that divide each gradient by its own size, by a word in the name of the class.
@@ -27,7 +27,7 @@ def optimizer_advice(modulation: Modulation, optimizer: Optimizer) -> str | None
     """A warning where the optimiser undoes OGM, else None."""
     names = [base.__name__ for base in type(optimizer).__mro__]
     adaptive = any(word in name.lower() for name in names for word in _ADAPTIVE)
-    undone = [rule for rule in modulation.rules if isinstance(rule, OGM | OGMStar) and rule.apply == "gradient"]
+    undone = [rule for rule in modulation.rules if isinstance(rule, GradientFactor) and rule.apply == "gradient"]
     if not adaptive or not undone:
         return None
     return (

@@ -39,5 +39,5 @@ def discrepancy(sums: Tensor, form: Form = "ratio") -> Tensor:
 
 
 def z(rho: Tensor, shape: Shape, neutral: float) -> Tensor:
-    """z(ρ), entry by entry: tanh(ρ − neutral), which is tanh(ρ − 1) for the ratio form, or sigmoid(ρ)."""
+    """The function z of ρ: tanh(ρ − neutral), which is tanh(ρ − 1) for the ratio form, or sigmoid(ρ) (Table 15)."""
     return torch.tanh(rho - neutral) if shape == "tanh" else torch.sigmoid(rho)

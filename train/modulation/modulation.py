@@ -1,4 +1,4 @@
-"""One object for a training loop: it measures the discrepancy over all ranks and lets rules act on it."""
+"""The object that a training loop holds: it measures the discrepancy over all ranks and applies rules."""
 
 from __future__ import annotations
 
@@ -10,44 +10,46 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bmlpipe.manifests.common.errors import OptionError
-from bmlpipe.train.modulation.discrepancy import NEUTRAL, Form, check_choice
-from bmlpipe.train.modulation.measurement import Meter, count, union
-from bmlpipe.train.modulation.rule import Rule, Step
-from bmlpipe.train.modulation.totals import Totals
+from bmlpipe.train.modulation.checks import check_choice
+from bmlpipe.train.modulation.discrepancy import NEUTRAL, Form
+from bmlpipe.train.modulation.measurement import DiscrepancyMeter, StepTotals, count_samples, union
+from bmlpipe.train.modulation.rule import Rule, StepContext
 
 _T = TypeVar("_T")
 
 
 class Modulation:
-    """Measures ρ at every step and applies rules, in their order.
+    """Measures ρ at every step and applies rules in the order in which they are given.
 
-    A step is: `inputs` and `forward` for each micro-batch (one, without gradient accumulation), the backward passes
-    of the loss, `backward` once, `update` around the optimiser's step. `inputs` and `update` may be left out where no
-    rule acts there. `reduce`, between the last `forward` and `backward`, starts the step's only collective early, so
-    that it runs beside the loss's backward pass.
+    The calls of one step are: `inputs` and `forward` for each micro-batch (a single one without gradient
+    accumulation), the backward passes of the loss, `backward` once, and `update` around the optimiser's step. `inputs`
+    and `update` may be left out if no rule acts there. `reduce`, called between the last `forward` and the last
+    backward pass, starts the step's only collective early, so that it overlaps with the backward pass of the loss.
 
-    The global batch is that of all ranks and micro-batches. Every rank calls the same methods in the same order. All
-    (M,) tensors follow `modalities`; nothing here waits for the device, gloo's collective aside.
+    The global batch is the batch of all ranks and all micro-batches. Every rank makes the same calls in the same
+    order. All (M,) tensors follow the order of `modalities`. Apart from gloo's collective, nothing waits for the
+    device.
 
     Args:
-        modalities: Names; two or more where there are rules.
-        rules: What acts. None: ρ is only measured.
-        seed: Of the run; keys the drops and the noise, equal on all ranks.
-        form: Of ρ.
-        group: Process group of the data-parallel ranks; None: the default one, or none at all.
+        modalities: Names of the modalities; two or more if there are rules.
+        rules: Rules to apply. None: ρ is only measured.
+        seed: Seed of the run, the same on all ranks; drops and noise are functions of it.
+        form: How ρ is formed (`bmlpipe.train.modulation.discrepancy.Form`).
+        group: Process group of the data-parallel ranks. None: the default group, if there is one.
 
     Attributes:
-        epoch: Set it at the beginning of each epoch, counted from 0: it keys the drops and the rules' windows.
-        index: Steps done.
+        epoch: Set it at the beginning of each epoch, counted from 0: drops and the rules' windows depend on it.
+        index: Number of finished steps.
         columns: Names of the entries of `row`.
-        row: What the last step did, (len(columns),), float64, on the device: `score/m` the mean score, `rho/m` (absent
-            for one modality), `q/m` used for this step's drops, `k/m`, `dropped/m` samples of the global batch,
-            `grad_norm/m` of the encoder's gradient before it was modulated. Of several rules `q` is the chance that
-            one of them drops, `k` the product, `dropped` what any of them dropped.
-        extra: What `reduce` was given, summed over the ranks, float64.
+        row: What the last step measured and did, (len(columns),), float64, on the device: `score/m` the mean score,
+            `rho/m` (absent for one modality), `q/m` the drop probabilities of this step, `k/m` the gradient factors,
+            `dropped/m` the number of samples of the global batch that lost m, `grad_norm/m` the norm of the encoder's
+            gradient before modulation. With several rules `q` is the probability that one of them drops, `k` their
+            product, and `dropped` counts what any of them dropped.
+        extra: What `reduce` was given, summed over the ranks, (E,), float64.
 
     Raises:
-        OptionError: No modality, one twice, rules for a single one, or an unknown form.
+        OptionError: No modality, a modality given twice, rules for a single modality, or an unknown form.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class Modulation:
             raise OptionError(f"modalities must be one or more different names, not {list(modalities)}")
         if rules and len(modalities) == 1:
             raise OptionError(
-                f"{type(rules[0]).__name__} balances two or more modalities, there is only {modalities[0]!r}; "
+                f"{type(rules[0]).__name__} balances two or more modalities, but there is only {modalities[0]!r}; "
                 "train one modality without modulation"
             )
         check_choice("form", form, Form)
@@ -73,43 +75,43 @@ class Modulation:
         self.group = group
         self.epoch = 0
         self.index = 0
-        kinds = ["score", *(["rho"] if len(modalities) > 1 else []), "q", "k", "dropped", "grad_norm"]
-        self.columns = tuple(f"{kind}/{m}" for kind in kinds for m in modalities)
+        quantities = ["score", *(["rho"] if len(modalities) > 1 else []), "q", "k", "dropped", "grad_norm"]
+        self.columns = tuple(f"{quantity}/{m}" for quantity in quantities for m in modalities)
         self.row = torch.full((len(self.columns),), torch.nan, dtype=torch.float64)
         self.extra = torch.empty(0, dtype=torch.float64)
         self._same_step = any(rule.same_step for rule in rules)
         self._on_inputs = any(rule.acts_on_inputs for rule in rules)
         self._on_update = any(rule.acts_on_update for rule in rules)
-        self._meter = Meter(self.modalities, form, self._on_inputs)
-        self._totals: Totals | None = None
-        self._begun: list[Step] | None = None  # each rule's, of a micro-batch whose inputs it has seen
-        self._done: list[Step] | None = None  # each rule's, of a step that waits for `update`
+        self._meter = DiscrepancyMeter(self.modalities, form, self._on_inputs)
+        self._totals: StepTotals | None = None  # sums of the step in progress, from its first forward() on
+        self._await_forward: list[StepContext] | None = None  # one per rule, between inputs() and forward()
+        self._await_update: list[StepContext] | None = None  # one per rule, between backward() and update()
 
     def bind(self, model: nn.Module) -> None:
-        """Show the rules the model (not its wrapper) once before training; most can do without."""
+        """Pass the model, not its wrapper, to the rules. Call it once before training; few rules need it."""
         for rule in self.rules:
             rule.bind(model)
 
     def inputs(self, inputs: Mapping[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
-        """Let the rules change a (micro-)batch's inputs, before the encoders.
+        """Let the rules change the inputs of a (micro-)batch, before the encoders.
 
         Args:
-            inputs: {m: (B, …)}, as the encoders take them: normalised, so that 0 means nothing.
-            ids: As in `forward`, which must follow.
+            inputs: {m: (B, …)}, normalised as the encoders read them, so that 0 carries no information.
+            ids: Ids of the samples as in `forward`, which must follow.
 
         Returns:
-            {m: (B, …)} for the encoders; what was given where no rule acts on inputs.
+            {m: (B, …)} for the encoders; unchanged if no rule acts on inputs.
 
         Raises:
-            OptionError: Inputs of other modalities than these.
-            RuntimeError: The last step was not finished.
+            OptionError: The inputs are of other modalities.
+            RuntimeError: The last step still waits for `update`.
         """
         self._check(inputs, "inputs")
         changed = dict(inputs)
         if self._on_inputs:
             self._meter.to(changed[self.modalities[0]].device)
-            self._begun = [self._step(ids) for _ in self.rules]
-            for rule, step in zip(self.rules, self._begun, strict=True):
+            self._await_forward = [self._context(ids) for _ in self.rules]
+            for rule, step in zip(self.rules, self._await_forward, strict=True):
                 changed = rule.inputs(changed, step)
         return changed
 
@@ -123,95 +125,97 @@ class Modulation:
         """Measure a (micro-)batch of this rank, then let the rules change its features.
 
         Args:
-            features: {m: (B, D_m)}, as the encoders gave them.
-            scores: {m: (B,)}, s_i^m of these features (`bmlpipe.train.modulation.scores`).
-            ids: Ids of the samples, (B,), int64, on any device: the same sample has the same id in every epoch.
-            weights: (B,), on the device of the scores: 0 for samples that only pad the batch, else 1. The former add
-                nothing to S^m, nor to the numbers of samples and drops. None: all are real.
+            features: {m: (B, D_m)}, the outputs of the encoders.
+            scores: {m: (B,)}, s_i^m of these features (`bmlpipe.train.modulation.scores.scores`).
+            ids: Ids of the samples, (B,), int64, on any device. A sample has the same id in every epoch.
+            weights: (B,), on the device of the scores: 0 for samples that only pad the batch, which count neither
+                towards S^m nor towards the numbers of samples and drops, else 1. None: no sample is padding.
 
         Returns:
             {m: (B, D_m)} for the head.
 
         Raises:
-            OptionError: Features or scores of other modalities than these.
-            RuntimeError: A micro-batch after `reduce`, or a second one under a rule with `same_step`; `inputs` or
-                `update` was left out, which a rule needs.
+            OptionError: The features or the scores are of other modalities.
+            RuntimeError: A micro-batch after `reduce`, or a second micro-batch under a rule with `same_step`; or a
+                rule needs `inputs` or `update`, and that call was left out.
         """
         self._check(features, "features")
         self._check(scores, "scores")
-        if self._on_inputs and self._begun is None:
+        if self._on_inputs and self._await_forward is None:
             raise RuntimeError("a rule acts on the inputs: call inputs() before the encoders, in each micro-batch")
-        steps, self._begun = self._begun or [self._step(ids) for _ in self.rules], None
-        totals = self._observe(scores, weights, union(step.dropped for step in steps) if self._on_inputs else None)
-        last = self._meter.ratio
+        steps, self._await_forward = self._await_forward or [self._context(ids) for _ in self.rules], None
+        totals = self._add_scores(scores, weights, union(step.dropped for step in steps) if self._on_inputs else None)
+        last_rho = self._meter.rho
         if self._same_step:
-            totals.reduce_sums(self.group)
-            self._meter.take(totals.sums)
+            totals.reduce_scores(self.group)
+            self._meter.measure(totals.sums)
         changed = dict(features)
         for rule, step in zip(self.rules, steps, strict=True):
-            step.ratio, step.weights = self._meter.ratio if rule.same_step else last, weights
+            step.rho, step.weights = self._meter.rho if rule.same_step else last_rho, weights
             changed = rule.forward(changed, step)
-        chances = [step.q for step in steps if step.q is not None]
-        if chances:
-            totals.q = chances[0] if len(chances) == 1 else 1 - torch.stack([1 - q for q in chances]).prod(dim=0)
+        probabilities = [step.q for step in steps if step.q is not None]
+        if len(probabilities) == 1:
+            totals.q = probabilities[0]
+        elif probabilities:
+            totals.q = 1 - torch.stack([1 - q for q in probabilities]).prod(dim=0)
         dropped = union(step.dropped for step in steps)
         if dropped is not None:
-            totals.dropped = totals.dropped + count(dropped, weights)
+            totals.dropped = totals.dropped + count_samples(dropped, weights)
         return changed
 
     def reduce(self, extra: Tensor | None = None) -> None:
-        """Start the step's collective; `backward` waits for it, and starts it where this was not called.
+        """Start the step's collective early. `backward` waits for it, and starts it if this was not called.
 
         Args:
-            extra: Numbers of the loop's own to sum over the ranks in the same collective, such as a loss or a request
-                to stop: (E,), on the device of the scores.
+            extra: Numbers of the training loop to sum over the ranks in the same collective, such as a loss or a
+                request to stop, (E,), on the device of the scores.
 
         Raises:
-            RuntimeError: Before `forward`, or twice in a step.
+            RuntimeError: It is called before `forward`, or twice in a step.
         """
         if self._totals is None:
-            raise RuntimeError("reduce() comes after forward()")
+            raise RuntimeError("reduce() must be called after forward()")
         self._totals.reduce(extra, self.group)
 
     @torch.no_grad()
     def backward(self, encoders: Mapping[str, nn.Module]) -> None:
-        """Form ρ and modulate the gradients, in place; then `row` and `extra` tell of this step.
+        """Form ρ and modulate the gradients in place. Afterwards `row` and `extra` describe this step.
 
-        Call it when the last `loss.backward()` has returned and gradients are unscaled, before they are clipped.
+        Call it after the last `loss.backward()`, on unscaled gradients, before they are clipped.
 
         Args:
-            encoders: Modality → encoder (a `ModuleDict` will do).
+            encoders: Modality → encoder (a `ModuleDict` is accepted).
 
         Raises:
-            RuntimeError: Before `forward`.
+            RuntimeError: It is called before `forward`.
         """
         totals = self._totals
         if totals is None:
-            raise RuntimeError("backward() comes once a step, after forward()")
+            raise RuntimeError("backward() must be called once per step, after forward()")
         self.extra = totals.wait(self.group)
         if not self._same_step:
-            self._meter.take(totals.sums)
-        norms = torch.stack([_norm(encoders[m]).to(totals.q) for m in self.modalities])
-        steps = [self._step(None) for _ in self.rules]
+            self._meter.measure(totals.sums)
+        norms = torch.stack([_gradient_norm(encoders[m]).to(totals.q) for m in self.modalities])
+        steps = [self._context(None) for _ in self.rules]
         for rule, step in zip(self.rules, steps, strict=True):
             rule.backward(encoders, step)
         factors = [step.k for step in steps if step.k is not None]
         k = torch.stack(factors).prod(dim=0) if factors else torch.ones_like(norms)
-        ratio = [self._meter.ratio] if len(self.modalities) > 1 else []
-        self.row = torch.cat([self._meter.means, *ratio, totals.q, k, totals.dropped, norms])
+        rho = [self._meter.rho] if len(self.modalities) > 1 else []
+        self.row = torch.cat([self._meter.means, *rho, totals.q, k, totals.dropped, norms])
         self.index += 1
-        self._totals = None
-        self._done = steps if self._on_update else None
+        self._totals = self._await_forward = None
+        self._await_update = steps if self._on_update else None
 
     @torch.no_grad()
     def update(self, step: Callable[[], _T], encoders: Mapping[str, nn.Module]) -> _T:
-        """Make the optimiser's step and let the rules change what it did to the encoders.
+        """Make the optimiser's step and let the rules change its effect on the encoders.
 
-        Where no rule acts on the update, this only calls `step`, so a loop may always use it.
+        If no rule acts on the update, this only calls `step`, so a training loop may always use it.
 
         Args:
-            step: `optimizer.step`, or for example `lambda: scaler.step(optimizer)`. Skip a step by giving what does
-                nothing.
+            step: `optimizer.step`, or for example `lambda: scaler.step(optimizer)`. To skip a step, pass a function
+                that does nothing.
             encoders: As in `backward`.
 
         Returns:
@@ -222,78 +226,83 @@ class Modulation:
         """
         if not self._on_update:
             return step()
-        if self._done is None:
-            raise RuntimeError("update() comes once a step, after backward()")
-        pairs = zip(self.rules, self._done, strict=True)
+        if self._await_update is None:
+            raise RuntimeError("update() must be called once per step, after backward()")
+        pairs = zip(self.rules, self._await_update, strict=True)
         afterwards = [after for after in (rule.update(encoders, done) for rule, done in pairs) if after is not None]
         result = step()
         for after in reversed(afterwards):
             after()
-        self._done = None
+        self._await_update = None
         return result
 
     def telemetry(self) -> dict[str, Tensor]:
-        """The last step's `columns` and `row` as a mapping to tensors without dimensions, on the device."""
+        """`columns` and `row` of the last step as a mapping to tensors without dimensions, on the device."""
         return dict(zip(self.columns, self.row.unbind(), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next step depends on: plain values and tensors (ours on the CPU). Take it between steps."""
+        """What the next step depends on: plain values and tensors (those of this class on the CPU).
+
+        Call it between steps.
+        """
         return {
             "modalities": list(self.modalities),
             "form": self.form,
             "index": self.index,
-            "ratio": self._meter.ratio.cpu(),
+            "ratio": self._meter.rho.cpu(),
             "means": self._meter.means.cpu(),
             "rules": [type(rule).__name__ for rule in self.rules],
             "memories": [rule.state_dict() for rule in self.rules],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a `state_dict` was taken; a step in progress is forgotten.
+        """Restore what `state_dict` returned; a step in progress is forgotten.
 
         Raises:
-            OptionError: The state is of other modalities, another form or other rules, or of another version.
+            OptionError: The state belongs to other modalities, another form, other rules or another version.
         """
         mine = self.state_dict()
         if state.keys() != mine.keys():
-            raise OptionError(f"the state has {sorted(state)}, not {sorted(mine)}: it is another version's")
+            raise OptionError(f"the state has the keys {sorted(state)}, not {sorted(mine)}: it is of another version")
         for what in ("modalities", "form", "rules"):
             if state[what] != mine[what]:
-                raise OptionError(f"the state is of {what} {state[what]}, not {mine[what]}")
-        for rule, own in zip(self.rules, state["memories"], strict=True):
-            rule.load_state_dict(own)
+                raise OptionError(f"the state was saved with {what} {state[what]}, but here they are {mine[what]}")
+        for rule, memory in zip(self.rules, state["memories"], strict=True):
+            rule.load_state_dict(memory)
         self.index = int(state["index"])
-        self._meter.ratio = state["ratio"].to(dtype=torch.float64, copy=True)
+        self._meter.rho = state["ratio"].to(dtype=torch.float64, copy=True)
         self._meter.means = state["means"].to(dtype=torch.float64, copy=True)
-        self._totals = self._begun = self._done = None
+        self._totals = self._await_forward = self._await_update = None
 
     @torch.no_grad()
-    def _observe(self, scores: Mapping[str, Tensor], weights: Tensor | None, lost: Tensor | None) -> Totals:
-        """Add a micro-batch's scores to the step's; `lost` are the inputs that rules dropped, (M, B)."""
+    def _add_scores(self, scores: Mapping[str, Tensor], weights: Tensor | None, dropped: Tensor | None) -> StepTotals:
+        """Add the scores of a micro-batch to those of the step; `dropped` marks inputs that rules dropped, (M, B)."""
         if self._totals is not None and self._totals.closed:
             raise RuntimeError(
-                "forward() after the step's scores were reduced: call backward() once after the last micro-batch; "
-                "gradient accumulation does not go with same_step"
+                "forward() was called after the scores of the step were reduced: call backward() once after the last "
+                "micro-batch; gradient accumulation does not work with same_step"
             )
         self._meter.to(scores[self.modalities[0]].device)
-        sums = self._meter.sums(scores, weights, lost)
-        self._totals = self._totals or Totals(sums, len(self.modalities))
+        sums = self._meter.sums(scores, weights, dropped)
+        self._totals = self._totals or StepTotals(sums, len(self.modalities))
         self._totals.sums = self._totals.sums + sums
         return self._totals
 
-    def _step(self, ids: Tensor | None) -> Step:
-        about = (self.modalities, self.seed, self.epoch, self.index)
-        return Step(*about, self._meter.ratio, NEUTRAL[self.form], ids)
+    def _context(self, ids: Tensor | None) -> StepContext:
+        key = (self.modalities, self.seed, self.epoch, self.index)
+        return StepContext(*key, self._meter.rho, NEUTRAL[self.form], ids)
 
     def _check(self, given: Mapping[str, Tensor], what: str) -> None:
         if given.keys() != set(self.modalities):
-            raise OptionError(f"{what} of {sorted(given)}, but the modulation is of {sorted(self.modalities)}")
-        if self._done is not None:
-            raise RuntimeError("a rule acts on the update: call update(optimizer.step, encoders), not optimizer.step()")
+            raise OptionError(f"{what} are of {sorted(given)}, but the modulation is of {sorted(self.modalities)}")
+        if self._await_update is not None:
+            raise RuntimeError(
+                "a rule acts on the update: call update(optimizer.step, encoders) instead of optimizer.step()"
+            )
 
 
-def _norm(encoder: nn.Module) -> Tensor:
-    """Euclidean norm of all gradients of a module; 0 where there is none."""
+def _gradient_norm(encoder: nn.Module) -> Tensor:
+    """Euclidean norm of all gradients of a module, without dimensions; 0 if there is none."""
     gradients = [parameter.grad for parameter in encoder.parameters() if parameter.grad is not None]
     if not gradients:
         return torch.zeros(())

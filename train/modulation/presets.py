@@ -1,6 +1,6 @@
-"""Published settings by name: the paper's, and those of its authors' two releases where they differ.
+"""Published settings by name: the paper's, and those of the two releases of its authors where they differ.
 
-One thing of the releases is not offered: choosing the epoch by the test split.
+One thing of the releases is not offered: choosing the best epoch on the test split.
 """
 
 from __future__ import annotations
@@ -15,28 +15,24 @@ class Preset:
     """A published setting.
 
     Attributes:
-        options: Options of a run (`python -m bmlpipe.train.run --help`) → values.
+        options: Training option (`bmlpipe train --help`) → value.
         rules: Name of a modulation → its options.
-        summation_gamma: With summation, the share of its own bias that a modality's score gets; None: all of it.
+        summation_gamma: Share γ of its own bias in each modality's score, for the fusion `sum`; None: the whole bias.
     """
 
     options: Mapping[str, Any]
     rules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     summation_gamma: float | None = None
 
-    def of_run(self, fusion: str, modalities: int) -> dict[str, Any]:
-        """The options of a run with this fusion, and `gamma` where the setting has one for it."""
+    def gamma(self, fusion: str, modalities: int) -> tuple[float, ...] | None:
+        """γ of each modality (Eq. 6) where the setting fixes it for this fusion, else None."""
         if fusion != "sum" or self.summation_gamma is None:
-            return dict(self.options)
-        return {**self.options, "gamma": (self.summation_gamma,) * modalities}
+            return None
+        return (self.summation_gamma,) * modalities
 
 
 _PAPER = {
-    "ratio": "ratio",
-    "q_base": 0.5,
-    "lam": 0.5,
-    "alpha": 0.8,
-    "noise": "all",
+    "discrepancy": "ratio",
     "optimizer": "sgd",
     "lr": 1e-3,
     "momentum": 0.9,
@@ -48,29 +44,21 @@ _PAPER = {
 _RELEASED_OGM = {"form": "cvpr", "parameters": "convolutions"}
 
 PRESETS: dict[str, Preset] = {
-    # Sec. 3 and 4.1; the rules' own defaults.
+    # Sec. 3 and 4.1: the defaults of the options and of the rules.
     "paper": Preset(options=_PAPER),
-    # The release drops by the same step's ratio, which for an input takes a second pass through the encoders; here the
-    # last step's drives it.
+    # The release drops by the ratio of the same step, which for an input takes a second pass through the encoders.
+    # Here the ratio of the previous step drives the drop.
     "tpami-release": Preset(
-        options={
-            **_PAPER,
-            "noise": "off",
-            "optimizer": "adamw",
-            "lr": 5e-5,
-            "weight_decay": 0.01,
-            "lr_step": 40,
-            "lr_gamma": 0.1,
-        },
+        options={**_PAPER, "optimizer": "adamw", "lr": 5e-5, "weight_decay": 0.01, "lr_step": 40, "lr_gamma": 0.1},
         rules={
             "opm": {"unit": "batch", "target": "input", "p_exe": 0.7, "rescale": True, "epochs": (6, None)},
-            "ogm": {**_RELEASED_OGM, "epochs": (0, 61)},
-            "ogm-star": {"parameters": "convolutions", "epochs": (0, 61)},
-            "ogm-ge": {"epochs": (0, 61)},
+            "ogm": {**_RELEASED_OGM, "noise": "off", "epochs": (0, 61)},
+            "ogm-star": {"parameters": "convolutions", "noise": "off", "epochs": (0, 61)},
+            "ogm-ge": {"noise": "off", "epochs": (0, 61)},
         },
         summation_gamma=0.5,
     ),
-    # OGM-GE: k by the form of 2022, on convolutions, in epochs 0 to 50; noise for every encoder.
+    # OGM-GE: the factor k in the form of 2022, on convolutions, in epochs 0 to 50; noise for every encoder.
     "cvpr2022-release": Preset(
         options=_PAPER,
         rules={"ogm": {**_RELEASED_OGM, "epochs": (0, 51)}, "ogm-ge": {"epochs": (0, 51)}},

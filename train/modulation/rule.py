@@ -8,11 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bmlpipe.manifests.common.errors import BmlpipeError
-
-
-class StateError(BmlpipeError, ValueError):
-    """A saved state belongs to other modalities, other rules or another version."""
+from bmlpipe.manifests.common.errors import OptionError
 
 
 @dataclass
@@ -79,7 +75,7 @@ class Rule:
         return features
 
     def backward(self, encoders: Mapping[str, nn.Module], step: StepContext) -> None:
-        """Change the gradients of the encoders in place. (Assigning a new `.grad` would break DDP's bucket views.)"""
+        """Change the gradients of the encoders in place; a new `.grad` would break the bucket views of DDP."""
 
     def update(self, encoders: Mapping[str, nn.Module], step: StepContext) -> Callable[[], None] | None:
         """Prepare for the optimiser's step.
@@ -101,7 +97,7 @@ class Rule:
         """Restore what `state_dict` returned.
 
         Raises:
-            StateError: The state belongs to another rule.
+            OptionError: The state belongs to another rule.
         """
         if state:
-            raise StateError(f"{type(self).__name__} keeps no state, but the saved one has {', '.join(sorted(state))}")
+            raise OptionError(f"{type(self).__name__} keeps no state, but the saved one has {', '.join(sorted(state))}")

@@ -65,7 +65,7 @@ def zero_out(head: nn.Module, features: Mapping[str, Tensor]) -> dict[str, Tenso
             module.training = True
 
 
-def scores(logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+def unimodal_scores(logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
     """s_i^m = softmax(logits^m_i)[y_i].
 
     Args:

@@ -1,7 +1,7 @@
-"""Gradient-Blending, offline: a classifier a modality besides the joint one, and a weighted sum of their losses.
+"""Gradient-Blending, offline: a classifier per modality beside the joint one, and a weighted sum of their losses.
 
 Wang, Tran, Feiszli, "What makes training multi-modal classification networks hard?", CVPR 2020. The weights come from
-finished trainings of each modality alone and of all together (`bmlpipe.train.engine.objective`).
+finished runs of each modality alone and of all modalities together (`bmlpipe.train.engine.objective`).
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bmlpipe.manifests.common.errors import OptionError
-from bmlpipe.train.modulation.discrepancy import check_choice
+from bmlpipe.train.modulation.checks import check_choice
 from bmlpipe.train.modulation.rule import Rule
 
-#: Name of the classifier on all features, among those of the modalities.
+#: Name of the classifier on all features, beside the names of the modalities.
 JOINT = "joint"
 
-#: Epoch of the reference runs that is compared with their beginning.
+#: Epoch of the reference runs that is compared with their start.
 Until = Literal["last", "lowest"]
 
-# A gap between validation and training loss smaller than this share of the largest one counts as that share.
+# Lower bound of a gap between validation and training loss, as a share of the largest gap.
 _LEAST_GAP = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class GBlending(Rule):
-    """By this name a run takes a `BlendedHead`; no feature and no gradient is modulated.
+    """Makes a run use a `BlendedHead`. The rule itself changes no feature and no gradient.
 
     Attributes:
-        blend_until: Measure the reference runs to their `last` epoch (paper), or to that of the `lowest` validation
-            loss, where training went on so long that the loss rose above where it began.
+        blend_until: Measure the reference runs up to their `last` epoch (paper), or up to the epoch of the `lowest`
+            validation loss, for runs so long that the loss rose above its start.
     """
 
     blend_until: Until = "last"
@@ -48,7 +48,7 @@ class Losses:
     """Mean cross-entropies of a reference run.
 
     Attributes:
-        start: Of the untrained model, on training and validation samples alike.
+        start: Of the untrained model, taken to be the same for training and validation samples.
         train: On the training samples at the end.
         val: On the validation samples at the end.
     """
@@ -64,16 +64,16 @@ class Losses:
 
     @property
     def overfitting(self) -> float:
-        """O: by how much the gap between validation and training loss grew from the 0 that it is at the start."""
+        """O: by how much the gap between validation and training loss grew from 0 at the start."""
         return self.val - self.train
 
 
 def blend_weights(losses: Mapping[str, Losses]) -> dict[str, float]:
-    """w_k = (1/Z) · G_k / O_k², with Z so that they sum to 1.
+    """The weights of the losses, w_k = (1/Z) · G_k / O_k², with Z such that they sum to 1.
 
-    G_k ≤ 0, a run that did not generalise at all, gives weight 0. |O_k| counts as at least a tenth of the largest
-    one: a smaller gap is within the error of the losses, and would take all the weight. Where every O is 0 the weights
-    are as the G.
+    A run that did not generalise, G_k ≤ 0, has weight 0. |O_k| counts as at least a tenth of the largest one: a smaller
+    gap is within the error of the losses, and would take all the weight. If every O is 0, the weights are proportional
+    to G.
 
     Args:
         losses: `JOINT` and each modality → the losses of its reference run.
@@ -89,25 +89,26 @@ def blend_weights(losses: Mapping[str, Losses]) -> dict[str, float]:
     if not 0 < total < float("inf"):
         shown = ", ".join(f"{name}: from {one.start:.4g} to {one.val:.4g}" for name, one in losses.items())
         raise OptionError(
-            f"no reference run lowered its validation loss ({shown}), so there is nothing to weight: "
-            "train them for fewer epochs or at a lower rate, or take blend_until=lowest"
+            f"no reference run lowered its validation loss ({shown}), so there is nothing to weight. "
+            "Train them for fewer epochs or at a lower learning rate, or use blend_until=lowest"
         )
     return {name: value / total for name, value in raw.items()}
 
 
 class BlendedHead(nn.Module):
-    """Any fusion head with a linear classifier a modality beside it.
+    """A fusion head and, beside it, one linear classifier per modality.
 
-    Scores of the modalities are read from the fusion head, as without blending; evaluation uses it alone.
+    The scores of the modalities are read from the fusion head, as without blending. Evaluation uses only the head.
 
     Args:
         head: {m: (B, D_m)} → (B, K).
         dims: Modality → length D_m of its feature.
         classes: K.
-        weights: Of the losses, of `JOINT` and each modality; None: they come with a state dict (NaN until then).
+        weights: Weights of the losses of `JOINT` and of each modality. None: they are loaded with a state dict, and
+            are NaN until then.
 
     Raises:
-        OptionError: Weights of others than these.
+        OptionError: The weights do not belong to `JOINT` and these modalities.
     """
 
     weights: Tensor
@@ -118,7 +119,7 @@ class BlendedHead(nn.Module):
         super().__init__()
         names = (JOINT, *dims)
         if weights is not None and set(weights) != set(names):
-            raise OptionError(f"weights are of {', '.join(weights)}, the losses of {', '.join(names)}")
+            raise OptionError(f"the weights are of {', '.join(weights)}, but the losses of {', '.join(names)}")
         self.modalities = tuple(dims)
         self.joint = head
         self.branches = nn.ModuleDict({m: nn.Linear(dim, classes) for m, dim in dims.items()})
@@ -133,12 +134,12 @@ class BlendedHead(nn.Module):
         return torch.stack([joint, *(self.branches[m](features[m]) for m in self.modalities)], dim=1)
 
     def objective(self, output: Tensor, labels: Tensor) -> Tensor:
-        """w_joint · L(joint) + Σ_m w_m · L(branch m) of each sample: (B, 1 + M, K) and (B,) → (B,), float32."""
+        """Loss w_joint · L(joint) + Σ_m w_m · L(branch m) of each sample: (B, 1 + M, K) and (B,) → (B,), float32."""
         each = labels[:, None].expand(-1, output.shape[1])
         losses = functional.cross_entropy(output.float().transpose(1, 2), each, reduction="none")
         return losses @ self.weights.to(losses)
 
     @property
     def split_logits(self) -> Any:
-        """The fusion head's own method; there is none where that one has none."""
+        """The method of the fusion head. If the head has none, this attribute does not exist either."""
         return self.joint.split_logits

@@ -1,4 +1,4 @@
-"""Greedy: balanced multi-modal learning by conditional learning speeds, for models with MMTM.
+"""Greedy: balanced multi-modal learning by conditional learning speeds, for models with MMTM layers.
 
 Wu, Jastrzębski, Cho, Geras, "Characterizing and overcoming the greedy nature of learning in multi-modal deep neural
 networks", ICML 2022.
@@ -15,87 +15,93 @@ import torch
 from torch import Tensor, nn
 
 from bmlpipe.manifests.common.errors import OptionError
-from bmlpipe.train.modulation.discrepancy import check_range
-from bmlpipe.train.modulation.rule import Rule, Step
+from bmlpipe.train.modulation.checks import check_count, check_range
+from bmlpipe.train.modulation.rule import Rule, StepContext
 
-# Steps between a number's making on the device and its reading on the host; by then it has long arrived.
+# Steps between computing a number on the device and reading it on the host, so that the host need not wait for it.
 _LAG = 2
 
 
 @dataclass(kw_only=True, eq=False)
 class Greedy(Rule):
-    """Train the encoder that learns slowest alone for some steps, whenever the learning speeds differ too much.
+    """Train only the encoder that learns slowest for some steps, whenever the learning speeds differ too much.
 
-    The conditional learning speed in the branch of modality m, of what it gets from the other modalities, is
-    s^m = log10( Σ_t |g(θ'^m)|²/|θ'^m|² / Σ_t |g(θ^m)|²/|θ^m|² ), with the encoder's parameters θ^m, those of MMTM that
-    act on it θ'^m (its own and the shared ones) and all regular steps t so far. A high s^m says that the branch lives
-    on the others. When max s − min s exceeds the tolerance (for two modalities |s^1 − s^2|), re-balancing steps
-    follow: MMTM gives the branch m of the highest s the others' running averages only (`solo(m)`), and of the whole
-    model only encoder m is updated. Then comes a regular step, and the next decision.
+    The conditional learning speed of modality m compares how fast its branch learns from the other modalities with how
+    fast it learns from its own:
 
-    A decision is taken on the numbers that have arrived on the host, those of two steps before or the last regular
-    ones before that, so that nothing waits for the device. Gradients and parameters being the same on all ranks, so
-    are the decisions.
+        s^m = log10( Σ_t |g(θ'^m)|²/|θ'^m|² / Σ_t |g(θ^m)|²/|θ^m|² )
 
-    The loop calls `bind` once, before training. A step whose gradients are not finite adds nothing to the sums.
-    Outside of training's forward passes MMTM is as ever, so that evaluation is not touched.
+    θ^m are the parameters of its encoder, θ'^m those of MMTM that act on the branch (its own and the shared ones), and
+    t runs over all regular steps so far. A high s^m means that the branch relies on the other modalities. If
+    max s − min s exceeds the tolerance (|s^1 − s^2| for two modalities), re-balancing steps follow: MMTM gives the
+    branch m of the highest s only the running averages of the other modalities (`MMTM.solo(m)`), and only encoder m of
+    the whole model is updated. After them comes a regular step, and the next decision.
+
+    A decision uses the numbers that have arrived on the host: those of two steps before, or of the last regular steps
+    before that. So nothing waits for the device. Gradients and parameters are the same on all ranks, and so are the
+    decisions.
+
+    `bind` must be called once before training. A step whose gradients are not finite adds nothing to the sums. Outside
+    the forward passes of training MMTM is unchanged, so evaluation is not affected.
 
     Attributes:
-        greedy_tolerance: Largest difference of the speeds that is left alone, ≥ 0 (release: 0.01).
-        greedy_window: Re-balancing steps in a row, 1 or more (release: 5).
-        greedy_warmup: Epochs before the first re-balancing step (release: 1).
+        greedy_tolerance: Largest difference of the speeds (log10) that is tolerated, ≥ 0 (release: 0.01).
+        greedy_window: Number of consecutive re-balancing steps, 1 or more (release: 5).
+        greedy_warmup: Number of epochs before the first re-balancing step, 0 or more (release: 1).
+
+    Raises:
+        OptionError: An option is outside its range.
     """
 
     greedy_tolerance: float = 0.01
     greedy_window: int = 5
     greedy_warmup: int = 1
 
-    #: MMTM works inside the encoders, so it is set before them.
+    #: MMTM works inside the encoders, so it is set before they run.
     acts_on_inputs = True
 
     def __post_init__(self) -> None:
         check_range("greedy_tolerance", self.greedy_tolerance, 0)
-        if self.greedy_window < 1 or self.greedy_warmup < 0:
-            raise OptionError(
-                "greedy_window must be at least 1 and greedy_warmup at least 0, "
-                f"not {self.greedy_window} and {self.greedy_warmup}"
-            )
+        check_count("greedy_window", self.greedy_window, 1)
+        check_count("greedy_warmup", self.greedy_warmup, 0)
         self._model: nn.Module | None = None
         self._gates: list[Any] = []
-        self._effort: Tensor | None = None  # Σ_t |g|²/|θ|²: of the encoders, then of what MMTM does to them, (2, M)
+        self._effort: Tensor | None = (
+            None  # Σ_t |g|²/|θ|² of the encoders, then of MMTM's parameters that act on them, (2, M)
+        )
         self._arriving: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
-        self._speeds: list[float] | None = None  # the last that have arrived, (M,)
+        self._speeds: list[float] | None = None  # the last ones on the host, (M,)
         self._alone: str | None = None
         self._left = 0
 
     def bind(self, model: nn.Module) -> None:
-        """Make the model known, the one that DistributedDataParallel wraps and not the wrapper.
+        """Receive the model, the one that DistributedDataParallel wraps and not the wrapper.
 
         Raises:
-            OptionError: It has no MMTM.
+            OptionError: The model has no MMTM layer.
         """
         self._gates = [module for module in model.modules() if callable(getattr(module, "solo", None))]
         if not self._gates:
             raise OptionError(
-                f"greedy compares the encoders with MMTM's layers between them, and {type(model).__name__} has none: "
+                f"greedy compares the encoders with the MMTM layers between them, but {type(model).__name__} has none: "
                 "train it with --intermediate mmtm"
             )
         self._model = model
 
-    def inputs(self, inputs: dict[str, Tensor], step: Step) -> dict[str, Tensor]:
-        """Set MMTM to what this step is."""
+    def inputs(self, inputs: dict[str, Tensor], step: StepContext) -> dict[str, Tensor]:
+        """Set MMTM up for a regular or a re-balancing step."""
         if self._model is None:
-            raise RuntimeError("greedy has not been shown the model: call its bind(model) once before training")
+            raise RuntimeError("greedy does not know the model: call bind(model) once before training")
         self._solo(self._alone)
         return inputs
 
-    def forward(self, features: dict[str, Tensor], step: Step) -> dict[str, Tensor]:
-        """Set MMTM back, the encoders having gone through it."""
+    def forward(self, features: dict[str, Tensor], step: StepContext) -> dict[str, Tensor]:
+        """Reset MMTM, which the encoders have passed."""
         self._solo(None)
         return features
 
-    def backward(self, encoders: Mapping[str, nn.Module], step: Step) -> None:
-        """Measure after a regular step, update one encoder only in a re-balancing one, and decide what is next."""
+    def backward(self, encoders: Mapping[str, nn.Module], step: StepContext) -> None:
+        """Measure a regular step, keep one encoder's gradients in a re-balancing step, and decide on the next step."""
         alone = self._alone
         if alone is None:
             self._measure(encoders, step)
@@ -103,7 +109,7 @@ class Greedy(Rule):
             assert self._model is not None
             self._left -= 1
             _keep_gradients(self._model, encoders[alone])
-            step.k = torch.zeros_like(step.ratio)
+            step.k = torch.zeros_like(step.rho)
             step.k[step.modalities.index(alone)] = 1
         while self._arriving and self._arriving[0][0] <= step.index - _LAG:
             self._speeds = _read(self._arriving.popleft())
@@ -116,7 +122,7 @@ class Greedy(Rule):
                 self._alone = step.modalities[self._speeds.index(highest)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Sums, numbers on their way and the window in progress; waits for the device."""
+        """Sums, numbers on their way to the host and the window in progress. Waits for the device."""
         return {
             "effort": None if self._effort is None else self._effort.cpu(),
             "arriving": [(waiting[0], _read(waiting)) for waiting in self._arriving],
@@ -126,9 +132,13 @@ class Greedy(Rule):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a `state_dict` was taken."""
+        """Restore what `state_dict` returned.
+
+        Raises:
+            OptionError: The state belongs to another rule.
+        """
         if missing := sorted(self.state_dict().keys() - state.keys()):
-            raise OptionError(f"the state is not of greedy: {', '.join(missing)} missing")
+            raise OptionError(f"the state does not belong to greedy: {', '.join(missing)} is missing")
         self._effort = state["effort"]
         self._arriving = deque(
             (index, torch.tensor(speeds, dtype=torch.float64), None) for index, speeds in state["arriving"]
@@ -139,17 +149,17 @@ class Greedy(Rule):
         for gate in self._gates:
             gate.solo(alone)
 
-    def _measure(self, encoders: Mapping[str, nn.Module], step: Step) -> None:
-        """Add this step's gradients to the sums, and send the speeds to the host."""
+    def _measure(self, encoders: Mapping[str, nn.Module], step: StepContext) -> None:
+        """Add the gradients of this step to the sums, and start to copy the speeds to the host."""
         own = [encoders[m].parameters() for m in step.modalities]
         crossing = [self._crossing(m, step.modalities) for m in step.modalities]
-        effort = torch.stack([_effort(part, step.ratio.device) for part in [*own, *crossing]]).view(2, -1)
+        effort = torch.stack([_effort(part, step.rho.device) for part in [*own, *crossing]]).view(2, -1)
         effort = torch.where(effort.isfinite().all(), effort, 0.0)
         self._effort = effort if self._effort is None else self._effort.to(effort.device) + effort
         self._arriving.append((step.index, *_sent(torch.log10(self._effort[1] / self._effort[0]))))
 
     def _crossing(self, modality: str, modalities: tuple[str, ...]) -> list[nn.Parameter]:
-        """Parameters of MMTM that act on a modality: those under its name, and those under none's."""
+        """Parameters of MMTM that act on a modality: those under its name, and those that all modalities share."""
         others = set(modalities) - {modality}
         return [
             parameter
@@ -160,7 +170,7 @@ class Greedy(Rule):
 
 
 def _effort(parameters: Iterable[nn.Parameter], device: torch.device) -> Tensor:
-    """|g|²/|θ|² of the parameters that have a gradient, float64, without dimensions; NaN where there is none."""
+    """|g|²/|θ|² of the parameters that have a gradient, float64, without dimensions; NaN if none has one."""
     trained = [parameter for parameter in parameters if parameter.grad is not None]
     if not trained:
         return torch.full((), torch.nan, dtype=torch.float64, device=device)
@@ -174,7 +184,7 @@ def _norm(tensors: Any) -> Tensor:
 
 
 def _keep_gradients(model: nn.Module, encoder: nn.Module) -> None:
-    """Take the gradients of all other parameters away, so that no optimiser moves them, not even by momentum."""
+    """Remove the gradients of all other parameters, so that no optimiser moves them, not even by momentum."""
     kept = {id(parameter) for parameter in encoder.parameters()}
     for parameter in model.parameters():
         if id(parameter) not in kept:
@@ -182,7 +192,7 @@ def _keep_gradients(model: nn.Module, encoder: nn.Module) -> None:
 
 
 def _sent(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """The values on their way to the host, and the event of their arrival."""
+    """A host tensor to which the values are being copied, and the event of their arrival (None: they are there)."""
     if not values.is_cuda:
         return values, None
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)

@@ -1,0 +1,25 @@
+"""The names of modulation rules, and where each is made; nothing of them is imported here."""
+
+from __future__ import annotations
+
+from bmlpipe.manifests.common.plugins import Registry
+
+_RULES = "bmlpipe.train.modulation.rules"
+
+#: Makers of a rule. Their keyword arguments are the rule's options.
+MODULATIONS = Registry(
+    "bmlpipe.modulations",
+    {
+        "opm": f"{_RULES}.opm:OPM",
+        "ogm": f"{_RULES}.ogm:OGM",
+        "ogm-star": f"{_RULES}.ogm:OGMStar",
+        "ogm-ge": f"{_RULES}.ogm:ogm_ge",
+        "moddrop": f"{_RULES}.moddrop:ModDrop",
+        "dropout": f"{_RULES}.dropouts:Dropout",
+        "annealed-dropout": f"{_RULES}.dropouts:AnnealedDropout",
+        "curriculum-dropout": f"{_RULES}.dropouts:CurriculumDropout",
+        "evolutional-dropout": f"{_RULES}.dropouts:EvolutionalDropout",
+        "greedy": f"{_RULES}.greedy:Greedy",
+        "gblending": f"{_RULES}.gblending:GBlending",
+    },
+)
