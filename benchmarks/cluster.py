@@ -24,6 +24,7 @@ import psutil
 from _measure import ratios, show, write
 from extract import WITHOUT_FLOW, make_clips
 
+from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.schema import Clip, Manifest
 from bmlpipe.pipeline.extraction import run as extract
 from bmlpipe.pipeline.extraction.worker import extract_batch
@@ -74,7 +75,7 @@ def on_pool(plan: extract.Plan, workers: int, watch: Stopwatch) -> None:
 
 def on_dask(plan: extract.Plan, workers: int, watch: Stopwatch) -> None:
     """The run behind `bmlpipe extract --workers`."""
-    with extract.claimed(plan.out):
+    with exclusive_folder(plan.out, "extraction"):
         extract.run(plan, workers=workers, batch=BATCH, progress=watch.batch)
 
 

@@ -24,8 +24,9 @@ from pathlib import Path
 
 from _measure import machine
 
+from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.datasets import read_manifest
-from bmlpipe.pipeline.extraction.run import claimed, make_plan, run
+from bmlpipe.pipeline.extraction.run import make_plan, run
 from bmlpipe.pipeline.extraction.worker import Recipe
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
 
@@ -57,7 +58,7 @@ def measure(rows: int, present: int) -> dict[str, float]:
         manifest = read_manifest("vggsound", annotation)
         read, planned = peak(), time.process_time()
         for _ in range(2):
-            with claimed(out):
+            with exclusive_folder(out, "extraction"):
                 plan = make_plan(manifest, videos, out, recipe)
                 if present == rows:
                     continue

@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 from bmlpipe.manifests.common.errors import BmlpipeError
-from bmlpipe.manifests.common.tables import write_rows
+from bmlpipe.manifests.common.tables import write_csv
 
 SPLITS = ("train", "val", "test")
 
@@ -91,8 +91,7 @@ class Manifest:
 
 def write_clips(clips: Iterable[Clip], path: Path) -> None:
     """Write clips as CSV, columns in the order of `Clip`; `read_clips` reads them back exactly."""
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        write_rows(file, chain([_COLUMNS], map(_cells, clips)))
+    write_csv(path, chain([_COLUMNS], map(_cells, clips)))
 
 
 def _cells(clip: Clip) -> list[str]:

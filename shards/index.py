@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bmlpipe.manifests.common.files import file_sha256
+from bmlpipe.manifests.common.files import sha256_of
 from bmlpipe.shards.errors import ShardError
 from bmlpipe.shards.sample import FORMAT, VERSION, digest
 from bmlpipe.shards.targets import CLASS
@@ -125,7 +125,7 @@ def write_index(folder: Path, index: Index) -> None:
         **({} if index.flags is None else {"flags": index.flags}),
         **({"dropped": index.dropped} if index.dropped else {}),
         "seed": index.seed,
-        "samples": {"file": SAMPLES_FILE, "count": len(index.samples), "sha256": file_sha256(folder / SAMPLES_FILE)},
+        "samples": {"file": SAMPLES_FILE, "count": len(index.samples), "sha256": sha256_of(folder / SAMPLES_FILE)},
         "shards": [asdict(shard) for shard in index.shards],
         "sha256": _UNSIGNED,
     }

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import click
 
 from bmlpipe.manifests.common.errors import BmlpipeError, OptionError
+from bmlpipe.manifests.common.help_texts import GENERAL, GroupedOption, HelpedCommand, HelpedGroup
 from bmlpipe.manifests.common.logs import ENVIRONMENT, FORMATS, configure, log_settings
 from bmlpipe.manifests.common.signals import exit_status, signals_raised
 
@@ -34,6 +35,8 @@ def log_options(target: _Target) -> _Target:
     options = (
         click.option(
             "--log-format",
+            cls=GroupedOption,
+            group=GENERAL,
             type=click.Choice(FORMATS),
             default="text",
             envvar=ENVIRONMENT,
@@ -47,6 +50,8 @@ def log_options(target: _Target) -> _Target:
         click.option(
             "--verbose/--quiet",
             "loud",
+            cls=GroupedOption,
+            group=GENERAL,
             default=None,
             is_eager=True,
             expose_value=False,
@@ -67,7 +72,7 @@ def _configure(context: click.Context, option: click.Parameter, value: Any) -> N
     configure(given.get("log_format", "text"), level)
 
 
-class Program(click.Command):
+class Program(HelpedCommand):
     """A command that reports errors and signals as the module docstring describes.
 
     Args:
@@ -128,7 +133,7 @@ class Program(click.Command):
         sys.exit(status if isinstance(status, int) else 0)
 
 
-class ProgramGroup(Program, click.Group):
+class ProgramGroup(Program, HelpedGroup):
     """A program of several commands. Each has the log options, and SIGTERM and SIGHUP stop it like Ctrl-C."""
 
     command_class = Program

@@ -45,24 +45,25 @@ class Registry(Mapping[str, Factory]):
             module, _, attribute = self._own[name].partition(":")
             made: Factory = getattr(import_module(module), attribute)
             return made
-        return _load(self._plugins()[name])
+        return _load(self.plugins()[name])
 
     def __contains__(self, name: object) -> bool:
-        return name in self._own or name in self._plugins()
+        return name in self._own or name in self.plugins()
 
     def __iter__(self) -> Iterator[str]:
         yield from self._own
-        yield from self._plugins()
+        yield from self.plugins()
 
     def __len__(self) -> int:
-        return len(self._own) + len(self._plugins())
+        return len(self._own) + len(self.plugins())
 
     @property
     def own(self) -> tuple[str, ...]:
         """Names of bmlpipe's own components."""
         return tuple(self._own)
 
-    def _plugins(self) -> dict[str, EntryPoint]:
+    def plugins(self) -> dict[str, EntryPoint]:
+        """Components of other packages by name, not yet imported."""
         found: dict[str, EntryPoint] = {}
         for entry in entry_points(group=self.group):
             if entry.name in self._own:

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a log line now and then elsewhere."""
+"""Progress of long work: one line that is renewed in place on a terminal, a log line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -13,85 +13,143 @@ from typing import TYPE_CHECKING, Any
 from bmlpipe.manifests.common.logs import log_settings
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.live import Live
 
 _logger = logging.getLogger(__name__)
 
-_EVERY = 15.0  # seconds between lines
+_BAR_WIDTH = 30  # characters
 
 
-class Meter:
-    """Counts finished items on stderr; use it as a context manager.
+class StatusLine:
+    """Shows the state of long work on stderr; use it as a context manager.
 
-    There is a bar where stderr is a terminal and log lines are for people, else a line every 15 s and at the end.
+    On a terminal it is a bar and one line below the log, renewed in place. Where stderr is not a terminal, and where
+    the log is JSON, it is a line of the log.
 
     Args:
-        what: What is counted, in the plural: `clips`.
-        total: How many there will be; None: not known yet (`expect`).
+        on_terminal: Seconds between two updates on a terminal.
+        in_log: Seconds between two log lines.
+        transient: Remove the line from the terminal at the end.
     """
 
-    def __init__(self, what: str, total: int | None = None) -> None:
-        self._what, self._total = what, total
-        self._done = 0
-        self._failures: Counter[str] = Counter()
-        self._bar: Progress | None = None
+    def __init__(self, *, on_terminal: float = 0.2, in_log: float = 15.0, transient: bool = False) -> None:
+        self._intervals, self._transient = (on_terminal, in_log), transient
+        self._live: Live | None = None
 
-    def __enter__(self) -> Meter:
-        self._start = self._said = time.monotonic()
-        if sys.stderr.isatty() and log_settings().format == "text" and _logger.isEnabledFor(logging.INFO):
-            self._bar = _bar()
-            self._task = self._bar.add_task(self._what, total=self._total)
-            self._bar.start()
+    def __enter__(self) -> StatusLine:
+        if log_settings().format == "text" and _logger.isEnabledFor(logging.INFO) and sys.stderr.isatty():
+            self._live = _live(self._transient)
+        self._shown_at = time.monotonic()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        elif self._done:
-            self._say()
+        if self._live is not None:
+            self._live.stop()
+
+    def due(self) -> bool:
+        """Whether it is time for the next update."""
+        return time.monotonic() - self._shown_at >= self._intervals[self._live is None]
+
+    def show(self, text: str, *, share: float | None = None, fields: Mapping[str, Any] | None = None) -> None:
+        """Show a line now.
+
+        Args:
+            text: The line.
+            share: Share of the work that is done, from 0 to 1; None if it is not known.
+            fields: The same as values, for the log in JSON.
+        """
+        self._shown_at = time.monotonic()
+        if self._live is not None:
+            self._live.update(_renderable(text, share), refresh=True)
+        else:
+            _logger.info("%s", text, extra=dict(fields or {}))
+
+
+class ProgressMeter:
+    """Counts finished items and shows their number, rate and remaining time; use it as a context manager.
+
+    Args:
+        unit: What is counted, in the plural: `clips`.
+        total: Expected number of items; None if it is not known yet (see `expect`).
+    """
+
+    def __init__(self, unit: str, total: int | None = None) -> None:
+        self._unit, self._total = unit, total
+        self._done = 0
+        self._failures: Counter[str] = Counter()
+        self._line = StatusLine()
+
+    def __enter__(self) -> ProgressMeter:
+        self._start = time.monotonic()
+        self._line.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._done:
+            self._show()
+        self._line.__exit__(kind, error, trace)
 
     def expect(self, total: int) -> None:
-        """Say how many there will be."""
+        """Set the expected number of items."""
         self._total = total
-        if self._bar is not None:
-            self._bar.update(self._task, total=total)
 
     def advance(self, count: int = 1, failures: Mapping[str, int] | None = None) -> None:
-        """Count finished items, and failures by their reason."""
+        """Count finished items, and those of them that failed, by reason."""
         self._done += count
         self._failures.update(failures or {})
-        if self._bar is not None:
-            self._bar.update(
-                self._task, advance=count, description=f"{self._rate():.1f} {self._what}/s{self._failed()}"
-            )
-        elif time.monotonic() - self._said > _EVERY:
-            self._said = time.monotonic()
-            self._say()
+        if self._line.due():
+            self._show()
 
-    def _rate(self) -> float:
-        return self._done / max(time.monotonic() - self._start, 1e-9)
-
-    def _failed(self) -> str:
-        return "".join(f"  {reason} {count}" for reason, count in self._failures.most_common(4))
-
-    def _say(self) -> None:
-        line = f"{self._done} of {self._total or '?'} {self._what}  {self._rate():.1f}/s"
-        fields: dict[str, Any] = {"done": self._done, "total": self._total, "per_second": round(self._rate(), 3)}
+    def _show(self) -> None:
+        rate = self._done / max(time.monotonic() - self._start, 1e-9)
+        text = f"{self._done} of {self._total or '?'} {self._unit}  {rate:.1f}/s"
+        fields: dict[str, Any] = {"done": self._done, "total": self._total, "per_second": round(rate, 3)}
         if self._total and self._done < self._total:
-            left = int((self._total - self._done) / self._rate())
-            line += f"  {left // 60} min {left % 60:02d} s left"
-            fields["seconds_left"] = left
+            fields["seconds_left"] = int((self._total - self._done) / rate)
+            text += f"  {duration_text(fields['seconds_left'])} left"
         if self._failures:
             fields["failures"] = dict(self._failures)
-        _logger.info("%s", line + self._failed(), extra=fields)
+        text += "".join(f"  {reason} {count}" for reason, count in self._failures.most_common(4))
+        self._line.show(text, share=self._done / self._total if self._total else None, fields=fields)
 
 
-def _bar() -> Progress:
+def duration_text(seconds: float) -> str:
+    """A duration for people.
+
+    >>> duration_text(67), duration_text(3720)
+    ('1 min 07 s', '1 h 02 min')
+    """
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
+
+
+def _live(transient: bool) -> Live | None:
+    """A started display on stderr; None on a terminal that cannot move its cursor."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.live import Live
 
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    text = TextColumn("{task.description}", markup=False)
-    return Progress(BarColumn(), MofNCompleteColumn(), text, TimeRemainingColumn(), console=console)
+    console = Console(stderr=True, highlight=False, markup=False)
+    if not console.is_terminal or console.is_dumb_terminal:
+        return None
+    live = Live(console=console, auto_refresh=False, transient=transient, redirect_stdout=False)
+    live.start()
+    return live
+
+
+def _renderable(text: str, share: float | None) -> Any:
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    line = Text(text, no_wrap=True, overflow="ellipsis")
+    if share is None:
+        return line
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(width=_BAR_WIDTH)
+    grid.add_column(no_wrap=True, overflow="ellipsis")
+    grid.add_row(ProgressBar(total=1.0, completed=share, width=_BAR_WIDTH), line)
+    return grid

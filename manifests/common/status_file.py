@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from bmlpipe.manifests.common.files import write_atomically
+
 _logger = logging.getLogger(__name__)
 
 STATUS_FILE = "status.json"
@@ -94,9 +96,7 @@ class StatusFile:
         texts |= {name: text(content) for name, text in self._beside.items()}
         try:
             for name, text in texts.items():
-                temporary = self._folder / f"{name}.writing"
-                temporary.write_text(text, encoding="utf-8")
-                temporary.replace(self._folder / name)
+                write_atomically(self._folder / name, text)
         except OSError as error:
             _logger.debug("%s not written: %s", STATUS_FILE, error)
 

@@ -18,7 +18,7 @@ from bmlpipe.pipeline.cli.options import FOLDER
 @click.option("--processes", default=2, show_default=True, type=click.IntRange(1), help="Training processes.")
 def demo(out: Path, clips: int, epochs: int, processes: int) -> None:
     """Make a small synthetic data set of video files; extract, shard, train with and without OPM."""
-    from bmlpipe.manifests.common.progress import Meter
+    from bmlpipe.manifests.common.progress import ProgressMeter
     from bmlpipe.pipeline.demo.run import commands, make_clips, run_command, start_afresh
 
     part = clips // 6
@@ -28,7 +28,7 @@ def demo(out: Path, clips: int, epochs: int, processes: int) -> None:
         "and keypad tones in noise. The data is synthetic: on purpose, sound is easy here, but fainter in the "
         "test split, and pictures are hard."
     )
-    with Meter("clips", clips) as meter:
+    with ProgressMeter("clips", clips) as meter:
         counts = {"train": clips - 2 * part, "val": part, "test": part}
         annotation = make_clips(out / "clips", counts, meter.advance)
     for words in commands(out, annotation, epochs=epochs, processes=processes):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import statistics
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -135,7 +134,7 @@ def _one(
     workers: int | None,
 ) -> _Result:
     """Evaluate one checkpoint and write its files; each split is predicted once."""
-    from bmlpipe.manifests.common.progress import Meter
+    from bmlpipe.manifests.common.progress import ProgressMeter
     from bmlpipe.train.evaluation import export as files
     from bmlpipe.train.evaluation import results as evaluation
 
@@ -155,7 +154,7 @@ def _one(
         absent = tuple(dict.fromkeys(m for one in rates for m in one if one[m] > 0)) if name == split else ()
         features = probe or (name == split and export_features is not None)
         count = math.ceil(len(restored.index.split_range(name)) / restored.process.world_size)
-        with Meter("samples", count) if restored.process.is_main else nullcontext() as meter:
+        with ProgressMeter("samples", count) if restored.process.is_main else nullcontext() as meter:
             return restored.predict(
                 name,
                 features=features,
@@ -193,9 +192,15 @@ def _shown(path: Path) -> str:
 
 def _show(results: Sequence[_Result]) -> None:
     """Print a table of the metrics, one of the sweeps and one of the probes, in %."""
-    _table("", *_metrics(results))
-    _table("Missing modalities (mean ± standard deviation over draws)", *_missing(results))
-    _table("Linear probes of the frozen encoders", *_probes(results))
+    from bmlpipe.manifests.common.tables import print_table
+
+    for caption, (header, rows) in {
+        "": _metrics(results),
+        "Missing modalities (mean ± standard deviation over draws)": _missing(results),
+        "Linear probes of the frozen encoders": _probes(results),
+    }.items():
+        if rows:
+            print_table(header, rows, caption=caption)
 
 
 def _metrics(results: Sequence[_Result]) -> tuple[list[str], list[list[str]]]:
@@ -235,22 +240,3 @@ def _percent(values: Sequence[float]) -> str:
         return "-"
     mean = f"{100 * statistics.fmean(values):.1f}"
     return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
-
-
-def _table(caption: str, titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table for the eye on a terminal, Markdown elsewhere; nothing where there are no rows."""
-    rows = list(rows)
-    if not rows:
-        return
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-
-        shown = Table(*titles, title=caption or None, title_justify="left")
-        for row in rows:
-            shown.add_row(*row)
-        Console().print(shown)
-    else:
-        from bmlpipe.train.report import markdown
-
-        click.echo((f"\n{caption}\n\n" if caption else "") + markdown(titles, rows), nl=False)

@@ -21,6 +21,7 @@ from bmlpipe.pipeline.cli.options import (
     dataset_option,
     kinds_option,
 )
+from bmlpipe.pipeline.front_ends.presets import PRESETS
 
 if TYPE_CHECKING:
     from bmlpipe.pipeline.store.ledger import Row
@@ -43,7 +44,7 @@ _MANY = 200
     "--preset",
     default="vggsound",
     show_default=True,
-    type=click.Choice(["vggsound", "magnitude", "cvpr-cremad", "cvpr-vggsound", "kaldi-fbank"]),
+    type=click.Choice(list(PRESETS)),
     help="Spectrogram.",
 )
 @click.option(
@@ -135,10 +136,11 @@ def extract(
     disk_check: bool,
 ) -> None:
     """Clips → features: 1-fps frames, spectrograms, optical flow, RGB differences, from one decode of each clip."""
-    from bmlpipe.manifests.common.progress import Meter
+    from bmlpipe.manifests.common.locks import exclusive_folder
+    from bmlpipe.manifests.common.progress import ProgressMeter
     from bmlpipe.manifests.datasets import read_manifest
     from bmlpipe.pipeline.extraction.estimate import estimate
-    from bmlpipe.pipeline.extraction.run import claimed, make_plan, run
+    from bmlpipe.pipeline.extraction.run import make_plan, run
     from bmlpipe.pipeline.extraction.status import ExtractionStatus
     from bmlpipe.pipeline.extraction.worker import Recipe
     from bmlpipe.pipeline.front_ends.flow import FlowOptions
@@ -177,7 +179,7 @@ def extract(
     )
     for note in manifest.notes:
         _logger.info("%s", note)
-    with nullcontext() if dry_run else claimed(out):
+    with nullcontext() if dry_run else exclusive_folder(out, "extraction"):
         plan = make_plan(manifest, videos, out, recipe, retry_failed=retry_failed)
         _logger.info("%s", plan)
         processes = _cores() if workers is None else workers
@@ -193,7 +195,7 @@ def extract(
             meter.advance(len(rows), Counter(row.reason for row in rows if row.reason))
             status.add(rows)
 
-        with status.file, Meter("clips", len(plan.tasks)) as meter:
+        with status.file, ProgressMeter("clips", len(plan.tasks)) as meter:
             counts = run(
                 plan,
                 workers=processes,

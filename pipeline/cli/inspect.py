@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import sys
 from collections import Counter, defaultdict
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bmlpipe.manifests.common.command import Program
+from bmlpipe.manifests.common.tables import write_csv_rows
 from bmlpipe.pipeline.cli.options import EXISTING_FOLDER, PICTURE, flags_option
 
 if TYPE_CHECKING:
@@ -77,10 +77,10 @@ def inspect(
 
 def _sheet(place: Path | str, choice: Choice, out: Path) -> None:
     """Write a contact sheet."""
-    from bmlpipe.manifests.common.progress import Meter
+    from bmlpipe.manifests.common.progress import ProgressMeter
     from bmlpipe.pipeline.inspection.contact_sheet import write_sheet
 
-    with Meter("samples read") if choice.flags else nullcontext() as meter:
+    with ProgressMeter("samples read") if choice.flags else nullcontext() as meter:
         found = _specimens(place, choice, meter.advance if meter else lambda: None)
         if out.suffix.lower() == ".html":
             from bmlpipe.pipeline.inspection.html import write_page
@@ -124,10 +124,8 @@ def _failed(place: Path | str, as_csv: bool) -> None:
         _logger.warning("the extraction into %s goes on or was interrupted: this is how things stand", place)
     bad = [row for row in rows.values() if row.status != "ok"]
     if as_csv:
-        table = csv.writer(sys.stdout, lineterminator="\n")
         columns = ("id", "split", "status", "reason", "message", "source")
-        table.writerow(columns)
-        table.writerows([getattr(row, column) for column in columns] for row in bad)
+        write_csv_rows(sys.stdout, [columns, *([getattr(row, column) for column in columns] for row in bad)])
         return
     counts = Counter(row.status for row in rows.values())
     click.echo(f"{len(rows)} clips: " + ", ".join(f"{name} {counts[name]}" for name in ("ok", "failed", "absent")))

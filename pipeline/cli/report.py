@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,20 +21,11 @@ def show(folders: Sequence[Path], *files: Path | None, reference: Path | None = 
         files: .html: the page; anything else: the picture of ρ and accuracies. None: nothing.
         reference: Folder of the run that the page compares classes with; None: the same without modulation.
     """
-    from bmlpipe.train.report import markdown, picture, read_run, table
+    from bmlpipe.manifests.common.tables import print_table
+    from bmlpipe.train.report import picture, read_run, table
 
     runs = [read_run(folder) for folder in folders]
-    titles, rows = table(runs)
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-
-        shown = Table(*titles)
-        for row in rows:
-            shown.add_row(*row)
-        Console().print(shown)
-    else:
-        click.echo(markdown(titles, rows), nl=False)
+    print_table(*table(runs))
     for file in filter(None, files):
         if file.suffix.lower() in _PAGES:
             from bmlpipe.train.report.page import write_page

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import sys
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bmlpipe.manifests.common.command import Program
+from bmlpipe.manifests.common.tables import print_table, write_csv_rows
 from bmlpipe.pipeline.cli.options import (
     EXISTING_FOLDER,
     FOLDER,
@@ -50,10 +50,10 @@ def shard(
     drop_flags: tuple[str, ...],
 ) -> None:
     """Features → WebDataset tar shards with an index."""
-    from bmlpipe.manifests.common.progress import Meter
+    from bmlpipe.manifests.common.progress import ProgressMeter
     from bmlpipe.pipeline.sharding.write import write_shards
 
-    with Meter("samples") as meter:
+    with ProgressMeter("samples") as meter:
         counts = write_shards(
             dataset,
             features,
@@ -86,11 +86,11 @@ def verify(shards: Path | str, workers: int | None) -> None:
     """
     from dask.system import CPU_COUNT  # this process's affinity and its container's quota
 
-    from bmlpipe.manifests.common.progress import Meter
+    from bmlpipe.manifests.common.progress import ProgressMeter
     from bmlpipe.shards.verify.compare import verify as compare
 
     faults, about = 0, ""
-    with Meter("samples") as meter:
+    with ProgressMeter("samples") as meter:
 
         def start(index: Index) -> None:
             nonlocal about
@@ -127,9 +127,8 @@ def stats(shards: Path | str, samples: int, as_json: bool, as_csv: bool) -> None
     if as_json:
         click.echo(json.dumps(about, indent=1, ensure_ascii=False))
     elif as_csv:
-        table = csv.writer(sys.stdout, lineterminator="\n")
-        table.writerow(["class", *about["splits"]])
-        table.writerows([name, *counts] for name, counts in _by_class(about).items())
+        rows = ([name, *map(str, counts)] for name, counts in _by_class(about).items())
+        write_csv_rows(sys.stdout, [["class", *about["splits"]], *rows])
     else:
         _print(str(reader.folder), about)
 
@@ -142,24 +141,13 @@ def _by_class(about: Mapping[str, Any]) -> dict[str, list[int]]:
 
 
 def _print(where: str, about: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
-
     def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        table = Table(title=title, title_justify="left")
-        for number, column in enumerate(columns):
-            table.add_column(column, justify="right" if number else "left")
-        for row in rows:
-            table.add_row(*map(str, row))
-        console.print(table)
+        print_table(columns, [list(map(str, row)) for row in rows], caption=title)
 
     classes, read = _by_class(about), about["read"]
-    console.print(
+    click.echo(
         f"{where}: {about['dataset']}, format version {about['version']}, {about['samples']} samples of "
         f"{len(classes)} classes, {_size(about['bytes'])}",
-        soft_wrap=True,
     )
     show(
         "splits",
@@ -189,7 +177,7 @@ def _print(where: str, about: Mapping[str, Any]) -> None:
     if read["seconds"]:
         length = read["seconds"]
         told = f"seconds: {length['shortest']:.4g} to {length['longest']:.4g}, median {length['median']:.4g}"
-        console.print(f"{told}, about {length['mean'] * about['samples'] / 3600:.3g} hours in all", soft_wrap=True)
+        click.echo(f"{told}, about {length['mean'] * about['samples'] / 3600:.3g} hours in all")
     counts = {name: split["flags"] for name, split in about["splits"].items() if split["flags"] is not None}
     carried = Counter[str]()
     for of_split in counts.values():
@@ -197,13 +185,13 @@ def _print(where: str, about: Mapping[str, Any]) -> None:
     many = about["samples"] if counts else read["samples"]
     shares = Counter(carried if counts else read["flags"]).most_common()
     flags = ", ".join(f"{flag} {count / many:.1%}" for flag, count in shares)
-    console.print(f"flags: {flags or 'none'}{'' if counts else ', of the samples read'}", soft_wrap=True)
+    click.echo(f"flags: {flags or 'none'}{'' if counts else ', of the samples read'}")
     if carried:
         rows = [(flag, *(of_split.get(flag, 0) for of_split in counts.values())) for flag, _ in shares]
         show("samples that carry a flag", ["flag", *counts], rows)
     if about["dropped"]:
         dropped = ", ".join(f"{flag} {count}" for flag, count in about["dropped"].items())
-        console.print(f"clips left out by their flags when this was written: {dropped}", soft_wrap=True)
+        click.echo(f"clips left out by their flags when this was written: {dropped}")
 
 
 def _spread(counts: Collection[int]) -> tuple[int, int, int]:

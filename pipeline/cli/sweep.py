@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,9 +72,10 @@ def sweep(
 
     RECIPE is a YAML file, or the name of a bundled recipe (--list). After a stop or a kill the same command goes on.
     """
+    from bmlpipe.manifests.common.locks import exclusive_folder
     from bmlpipe.train.runs.trackers import check_installed
     from bmlpipe.train.sweep.devices import make_slots, visible_gpus
-    from bmlpipe.train.sweep.folder import check_shards, claimed, state_of
+    from bmlpipe.train.sweep.folder import check_shards, state_of
     from bmlpipe.train.sweep.recipe_file import find_recipe, overrides, read_recipe, whole_numbers
     from bmlpipe.train.sweep.run_jobs import run_jobs
 
@@ -98,8 +98,8 @@ def sweep(
         for job, state in zip(planned, states):
             click.echo(f"{state:9} {job}")
         return
-    with claimed(out) as inherit:
-        failed = run_jobs(planned, slots, inherit=inherit)
+    with exclusive_folder(out, "sweep") as lock:
+        failed = run_jobs(planned, slots, inherit=[] if lock is None else [lock])
     _tell(plan, planned, failed, out=out, pairs=pairs, picture=picture, page=page)
     if failed:
         names = "; ".join(map(str, failed))
@@ -120,6 +120,7 @@ def _tell(
     page: Path | None,
 ) -> None:
     """Print the tables and the commands to go on with, and write what was asked for."""
+    from bmlpipe.manifests.common.tables import print_table
     from bmlpipe.train.sweep.folder import result_of
     from bmlpipe.train.sweep.paper_table import side_by_side
 
@@ -132,22 +133,8 @@ def _tell(
         for job in succeeded:
             rows[job.name] += filter(None, [result_of(job.folder)])
         click.echo(f"\nThe paper on {DATASETS[jobs[0].config.dataset].title}, and these runs, test split, %:\n")
-        _print(*side_by_side(paper, rows))
+        print_table(*side_by_side(paper, rows))
         if pairs:
             click.echo(f"\nThese runs are not in the paper's setting: {', '.join(pairs)}.")
     if lines := plan.commands(out, jobs):
         click.echo("\nTo go on:\n" + "\n".join(f"  {line}" for line in lines))
-
-
-def _print(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table: drawn on a terminal, as Markdown elsewhere."""
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-
-        shown = Table(*titles)
-        for row in rows:
-            shown.add_row(*row)
-        Console().print(shown)
-    else:
-        click.echo("\n".join(f"| {' | '.join(line)} |" for line in (titles, ["---"] * len(titles), *rows)))

@@ -8,7 +8,6 @@ The data is synthetic; its numbers say nothing about any real task.
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 import subprocess
@@ -25,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bmlpipe.manifests.common.errors import BmlpipeError
+from bmlpipe.manifests.common.tables import write_csv
 
 SECONDS, FPS, SIZE, RATE = 3, 10, 64, 16_000
 
@@ -152,10 +152,7 @@ def make_clips(folder: Path, counts: dict[str, int], progress: Callable[[], None
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(make, plans))
     annotation = folder / "clips.csv"
-    with annotation.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", "label", "split"])
-        writer.writerows([plan.file, plan.digit, plan.split] for plan in plans)
+    write_csv(annotation, [["path", "label", "split"], *([plan.file, str(plan.digit), plan.split] for plan in plans)])
     return annotation
 
 

@@ -5,17 +5,17 @@ Rows of the manifest = ok + failed + absent, whatever happens in between.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from bmlpipe.manifests.common.files import write_atomically
 from bmlpipe.manifests.schema import write_clips
 from bmlpipe.pipeline.cluster.batches import map_batches
 from bmlpipe.pipeline.extraction.clip_timeout import TimeLimit
@@ -26,39 +26,14 @@ from bmlpipe.pipeline.store.feature_file import FeatureStore, writing
 from bmlpipe.pipeline.store.ledger import Ledger, Row
 from bmlpipe.pipeline.store.versions import software
 
-__all__ = ["DATASET_FILE", "MANIFEST_FILE", "ExtractionError", "Plan", "claimed", "make_plan", "run"]
+__all__ = ["DATASET_FILE", "MANIFEST_FILE", "ExtractionError", "Plan", "make_plan", "run"]
 
 _logger = logging.getLogger(__name__)
 
 MANIFEST_FILE = "manifest.csv"
-_LOCK_FILE = ".lock"
 _HUNG_FOLDER = ".hung"
 
 Progress = Callable[[Sequence[Row]], None]
-
-
-@contextmanager
-def claimed(out: Path) -> Iterator[None]:
-    """Hold the feature folder for this run; it is made where it does not exist.
-
-    Raises:
-        ExtractionError: Another run holds it, or it cannot be written.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        file = (out / _LOCK_FILE).open("w")
-    except OSError as error:
-        raise ExtractionError(f"{out} cannot be written ({error.strerror}): choose another --out or mend it") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ExtractionError(
-                f"another extraction is writing into {out}: wait for it, or choose another --out"
-            ) from error
-        except OSError as error:  # some network file systems
-            _logger.warning("%s cannot be locked (%s): start no second extraction into it", out, error.strerror)
-        yield
 
 
 def run(
@@ -70,7 +45,7 @@ def run(
     time_limit: float | None = None,
     progress: Progress = lambda rows: None,
 ) -> Counter[str]:
-    """Do what the plan says; make the plan and call this inside `claimed`.
+    """Do what the plan says; make the plan and call this inside `exclusive_folder`.
 
     Args:
         plan: From `make_plan`.
@@ -145,9 +120,5 @@ def _describe(plan: Plan) -> None:
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    temporary = plan.out / f"{DATASET_FILE}.writing"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(plan.out / DATASET_FILE)
-    temporary = plan.out / f"{MANIFEST_FILE}.writing"
-    write_clips(manifest.clips, temporary)
-    temporary.replace(plan.out / MANIFEST_FILE)
+    write_atomically(plan.out / DATASET_FILE, text)
+    write_clips(manifest.clips, plan.out / MANIFEST_FILE)

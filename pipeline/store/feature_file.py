@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -27,12 +26,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bmlpipe.manifests.common.errors import BmlpipeError
+from bmlpipe.manifests.common.files import TEMPORARY_SUFFIX, write_atomically
 from bmlpipe.pipeline.front_ends.features import Features, Flow, Frames, RgbDiff, Spectrogram, Waveform
 from bmlpipe.pipeline.media.source_file import SourceFile
 from bmlpipe.shards.sample import digest, key_of
 
 _FORMAT, _VERSION = "bmlpipe-features", 1
-_TEMPORARY = ".writing"
 
 _Step = TypeVar("_Step")
 
@@ -102,14 +101,9 @@ class FeatureStore:
             StoreWriteError: The disk is full or the folder cannot be written.
         """
         path = self.path(stored.id)
-        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{_TEMPORARY}")
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                temporary.write_bytes(_image(stored))
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            write_atomically(path, _image(stored), concurrent=True)
 
     def read(self, clip_id: str, kinds: Iterable[str] | None = None) -> Stored:
         """Read a clip's features.
@@ -134,7 +128,7 @@ class FeatureStore:
 
     def sweep(self) -> int:
         """Remove temporary files that a killed run left; returns their number."""
-        rest = list((self.folder / "clips").glob(f"??/*{_TEMPORARY}"))
+        rest = list((self.folder / "clips").glob(f"??/*{TEMPORARY_SUFFIX}"))
         for path in rest:
             path.unlink(missing_ok=True)
         return len(rest)

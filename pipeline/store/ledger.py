@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +21,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from bmlpipe.manifests.common.errors import BmlpipeError
-from bmlpipe.manifests.common.tables import write_rows
+from bmlpipe.manifests.common.tables import write_csv
 from bmlpipe.pipeline.store.feature_file import writing
 
 LEDGER_FILE = "ledger.csv"
@@ -77,7 +76,7 @@ _cells: Callable[[Row], tuple[str, ...]] = attrgetter(*_COLUMNS)
 
 
 class Ledger:
-    """The ledger of one run; use it as a context manager. Only one run at a time may write it (`extract.claimed`).
+    """The ledger of one run; use it as a context manager. Only one run at a time may write it (`exclusive_folder`).
 
     Of the rows of a run only their places in the log are held in memory: the table is written from stream to stream.
 
@@ -216,12 +215,7 @@ def _write_csv(folder: Path, rows: Iterable[Sequence[str]]) -> Counter[str]:
             counts[cells[_STATUS]] += 1
             yield cells
 
-    temporary = folder / f"{LEDGER_FILE}.writing"
-    with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        write_rows(file, counted())
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / LEDGER_FILE)
+    write_csv(folder / LEDGER_FILE, counted(), sync=True)
     return counts
 
 

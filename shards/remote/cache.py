@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 import re
 import shutil
@@ -20,7 +19,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from bmlpipe.manifests.common.locks import locked, same, unlock
+from bmlpipe.manifests.common.files import sha256_of
+from bmlpipe.manifests.common.locks import locked, refers_to, release, try_lock
 from bmlpipe.shards.errors import ShardError
 
 _PART = ".part"
@@ -132,16 +132,16 @@ class Cache:
         path = self._part(entry)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if (part := locked(path)) is None:
+            if (part := try_lock(path)) is None:
                 return None
             try:
                 while (found := self.find(entry)) is None and self._make_room(entry, part, keep):
                     self._fill(entry, part, fill, keep)
                 return found
             finally:
-                if same(part, path):
+                if refers_to(part, path):
                     path.unlink(missing_ok=True)
-                unlock(part)
+                release(part)
         except OSError as error:
             raise self._unusable(error) from error
 
@@ -159,7 +159,7 @@ class Cache:
             with suppress(BlockingIOError):
                 fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 if os.fstat(descriptor).st_nlink:
-                    if not check or _sha256(descriptor) == entry.sha256:
+                    if not check or sha256_of(descriptor) == entry.sha256:
                         return descriptor
                     self.forget(entry, descriptor)
                     wrong += 1
@@ -168,7 +168,7 @@ class Cache:
 
     def forget(self, entry: Entry, descriptor: int) -> None:
         """Remove an entry whose bytes, read through the descriptor, are wrong; a newer one of that name stays."""
-        if same(descriptor, self.path(entry)):
+        if refers_to(descriptor, self.path(entry)):
             self.path(entry).unlink(missing_ok=True)
 
     def touch(self, entry: Entry, place: int = 0) -> bool:
@@ -255,36 +255,22 @@ class Cache:
     def _remove(self, name: str) -> bool:
         """Remove a file unless a process holds it."""
         path = self.folder / name
-        descriptor = locked(path, create=False)
+        descriptor = try_lock(path, create=False)
         if descriptor is None:
             return not path.exists()
         with suppress(PermissionError):
             path.unlink(missing_ok=True)
-        unlock(descriptor)
+        release(descriptor)
         return not path.exists()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Only one process at a time makes room: they would all count on the same free bytes."""
-        end = time.monotonic() + self.patience
-        while (descriptor := locked(self.folder / "lock")) is None:
-            if time.monotonic() > end:
-                raise ShardError(f"{self.folder / 'lock'} was held for {self.patience:g} s: stop who holds it")
-            time.sleep(_POLL)
-        try:
+        with locked(self.folder / "lock", patience=self.patience):
             yield
-        finally:
-            unlock(descriptor)
 
     def _unusable(self, error: OSError) -> ShardError:
         return ShardError(f"the cache {self.folder} cannot be used ({error}): choose another --cache (BMLPIPE_CACHE)")
-
-
-def _sha256(descriptor: int) -> str:
-    found = hashlib.sha256()
-    while part := os.read(descriptor, 1 << 20):
-        found.update(part)
-    return found.hexdigest()
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:

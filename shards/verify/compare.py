@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from isal.isal_zlib import crc32
 
-from bmlpipe.manifests.common.files import file_sha256
+from bmlpipe.manifests.common.files import sha256_of
 from bmlpipe.shards.errors import ShardError
 from bmlpipe.shards.index import INDEX_FILE, SAMPLES_FILE, Index, read_index
 from bmlpipe.shards.order import splitmix64
@@ -92,7 +92,7 @@ def _compared(
     for stray in sorted(path.name for path in folder.iterdir() if path.name[0] != "." and path.name not in listed):
         yield Fault(stray, "", "", "is not in the index")
     records = np.asarray(index.samples)
-    if file_sha256(folder / SAMPLES_FILE) == index.samples_sha256:
+    if sha256_of(folder / SAMPLES_FILE) == index.samples_sha256:
         yield from _repeated(index)
     else:
         yield Fault(SAMPLES_FILE, "", "", f"its SHA-256 is not the one in {INDEX_FILE}: what it says is not used")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.locate import Source
 from bmlpipe.manifests.schema import Clip, Manifest
 from bmlpipe.pipeline.cluster import batches as cluster_module
@@ -243,7 +244,7 @@ def test_a_clip_that_kills_its_worker_becomes_a_row(
     clips = [Clip(str(number), "train", "x", f"{number}.mp4") for number in range(12)]
     manifest, recipe = Manifest("folder", ("x",), clips), Recipe(3, FrameOptions())
     out, batches = tmp_path / "out", list[int]()
-    with extract.claimed(out):
+    with exclusive_folder(out, "extraction"):
         plan = extract.make_plan(manifest, videos, out, recipe)
         counts = extract.run(plan, workers=2, batch=4, progress=lambda rows: batches.append(len(rows)))
     assert counts == {"ok": 11, "failed": 1}
@@ -276,7 +277,7 @@ def test_a_clip_that_hangs_becomes_a_row_and_the_others_are_not_lost(
     clips = [Clip(str(number), "train", "x", f"{number}.mp4") for number in range(8)]
     manifest, recipe = Manifest("folder", ("x",), clips), Recipe(3, FrameOptions())
     out = tmp_path / "out"
-    with extract.claimed(out):
+    with exclusive_folder(out, "extraction"):
         plan = extract.make_plan(manifest, videos, out, recipe)
         counts = extract.run(plan, workers=2, batch=4, time_limit=0.5)
     assert counts == {"ok": 7, "failed": 1}

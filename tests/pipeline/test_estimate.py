@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.schema import Clip, Manifest
 from bmlpipe.pipeline.extraction import estimate as module
 from bmlpipe.pipeline.extraction.estimate import estimate
-from bmlpipe.pipeline.extraction.run import ExtractionError, Plan, claimed, make_plan, run
+from bmlpipe.pipeline.extraction.run import ExtractionError, Plan, make_plan, run
 from bmlpipe.pipeline.extraction.worker import Recipe
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
 
@@ -34,7 +35,7 @@ def test_the_estimate_is_near_what_the_run_writes_and_writes_nothing_itself(plan
     judged = estimate(plan, sample=13)
     assert not plan.out.exists()
     assert (judged.clips, judged.sampled, judged.failures) == (13, 13, {"not_media": 1})
-    with claimed(plan.out):
+    with exclusive_folder(plan.out, "extraction"):
         run(plan, workers=0)
     written = sum(path.stat().st_size for path in plan.out.rglob("*.h5"))
     assert judged.bytes == pytest.approx(written, rel=0.01)

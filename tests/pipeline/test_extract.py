@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,9 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.schema import Clip, Manifest, read_clips
 from bmlpipe.pipeline.extraction import worker as work
-from bmlpipe.pipeline.extraction.run import ExtractionError, Plan, claimed, make_plan, run
+from bmlpipe.pipeline.extraction.run import ExtractionError, Plan, make_plan, run
 from bmlpipe.pipeline.extraction.worker import Recipe
 from bmlpipe.pipeline.front_ends.features import Features, Flow, Frames, RgbDiff, Spectrogram, Waveform
 from bmlpipe.pipeline.front_ends.flow import FlowOptions
@@ -111,7 +111,7 @@ MANIFEST = manifest_of(["b/four.mp4", "a/one.mp4", "a/gone.mp4", "b/bad.mp4", "a
 def extract(
     videos: Path, out: Path, recipe: Recipe = BOTH, manifest: Manifest = MANIFEST, retry: str | None = None
 ) -> Plan:
-    with claimed(out):
+    with exclusive_folder(out, "extraction"):
         plan = make_plan(manifest, videos, out, recipe, retry_failed=retry)
         counts = run(plan, workers=0, batch=2)
     assert counts.total() == len(manifest.clips)
@@ -370,35 +370,6 @@ def test_the_folder_of_another_data_set_is_refused(videos: Path, tmp_path: Path,
     (tmp_path / "out" / "dataset.json").write_text('{"dataset": "folder"}')
     with pytest.raises(ExtractionError, match="is damaged"):
         make_plan(MANIFEST, videos, tmp_path / "out", BOTH)
-
-
-def test_two_runs_into_the_same_folder_are_refused(tmp_path: Path) -> None:
-    with (
-        claimed(tmp_path),
-        pytest.raises(ExtractionError, match="another extraction is writing into"),
-        claimed(tmp_path),
-    ):
-        pass
-    with claimed(tmp_path):  # free again
-        pass
-
-
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ExtractionError, match="cannot be written"), claimed(tmp_path / "file" / "out"):
-        pass
-
-
-def test_a_file_system_without_locks_is_used_with_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def no_locks(*_: object) -> None:
-        raise OSError(38, "Function not implemented")
-
-    monkeypatch.setattr("fcntl.flock", no_locks)
-    with caplog.at_level(logging.WARNING), claimed(tmp_path):
-        pass
-    assert "start no second extraction" in caplog.text
 
 
 def test_a_name_that_is_not_utf8_goes_through(tmp_path: Path, decoder: Decoder) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import simplejpeg
 
+from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.schema import Clip, Manifest
-from bmlpipe.pipeline.extraction.run import claimed, make_plan, run
+from bmlpipe.pipeline.extraction.run import make_plan, run
 from bmlpipe.pipeline.extraction.worker import Recipe
 from bmlpipe.pipeline.front_ends.features import Features
 from bmlpipe.pipeline.front_ends.flow import FlowOptions
@@ -53,7 +54,7 @@ class Runs:
 
     def again(self, images: Path | None = None) -> str:
         """Run; the clip's reason."""
-        with claimed(self.out):
+        with exclusive_folder(self.out, "extraction"):
             run(make_plan(self.manifest, self.videos, self.out, self.recipe(images)), workers=0)
         return read_ledger(self.out)[0].reason
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.datasets import read_manifest
 from bmlpipe.manifests.schema import Clip, Manifest
-from bmlpipe.pipeline.extraction.run import claimed, make_plan, run
+from bmlpipe.pipeline.extraction.run import make_plan, run
 from bmlpipe.pipeline.extraction.worker import Recipe
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
 from bmlpipe.pipeline.store.ledger import NOT_TRIED, KnownRows, Ledger, Row, read_ledger
@@ -76,7 +77,7 @@ def test_a_plan_after_a_plan_says_what_the_ledger_says(tmp_path: Path) -> None:
     for number in range(0, 30, 3):
         (videos / f"{number}.mp4").write_bytes(b"x")
     for step in range(3):
-        with claimed(out):
+        with exclusive_folder(out, "extraction"):
             plan = make_plan(manifest, videos, out, RECIPE)
             planned = list(plan.rows)
             assert [row.id for row in planned] == [clip.id for clip in clips]
@@ -116,7 +117,7 @@ def test_a_row_costs_few_bytes_and_no_more_of_them_where_there_are_many(tmp_path
 
         def both() -> object:
             for _ in range(2):
-                with claimed(out):  # noqa: B023
+                with exclusive_folder(out, "extraction"):  # noqa: B023
                     plan = make_plan(manifests[0], tmp_path / "videos", out, RECIPE)  # noqa: B023
                     run(plan, workers=0)
             return plan

@@ -20,8 +20,9 @@ import pytest
 import simplejpeg
 import webdataset
 
+from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.datasets import read_manifest
-from bmlpipe.pipeline.extraction.run import ExtractionError, claimed, make_plan, run
+from bmlpipe.pipeline.extraction.run import ExtractionError, make_plan, run
 from bmlpipe.pipeline.extraction.worker import Recipe
 from bmlpipe.pipeline.front_ends.flow import FlowOptions
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
@@ -70,7 +71,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory, make_clip: Callable[..., Pat
 
 def extract(clips: Path, out: Path, recipe: Recipe = RECIPE, *, workers: int = 0, batch: int = 3) -> Path:
     manifest = read_manifest("folder", clips / "clips.csv", videos=clips)
-    with claimed(out):
+    with exclusive_folder(out, "extraction"):
         run(make_plan(manifest, clips, out, recipe), workers=workers, batch=batch)
     return out
 
@@ -259,7 +260,7 @@ def test_clips_that_lack_a_kind_are_named_with_the_remedy(
         make_clip(folder / "x" / name, seconds=1.2, size=(48, 32), codec=codec)
     manifest = read_manifest("folder", None, videos=folder)
     for recipe in (RECIPE.only({"frames"}), RECIPE.only({"spectrogram"})):
-        with claimed(out):
+        with exclusive_folder(out, "extraction"):
             run(make_plan(manifest, folder, out, recipe), workers=0)
     with pytest.raises(StoreError, match="holds spectrogram and no frames: extract these kinds in one command"):
         write_shards("folder", out, tmp_path / "shards")
@@ -270,7 +271,7 @@ def test_nothing_ok_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "videos" / "x").mkdir(parents=True)
     (tmp_path / "videos" / "x" / "a.mp4").write_bytes(b"")
     manifest = read_manifest("folder", None, videos=tmp_path / "videos")
-    with claimed(tmp_path / "f"):
+    with exclusive_folder(tmp_path / "f", "extraction"):
         run(make_plan(manifest, tmp_path / "videos", tmp_path / "f", RECIPE), workers=0)
     assert [row.reason for row in read_ledger(tmp_path / "f")] == ["empty_file"]
     with pytest.raises(ExtractionError, match="is ok: see the reasons"):

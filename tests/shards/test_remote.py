@@ -28,7 +28,7 @@ import pytest
 import torch
 from fsspec.asyn import AsyncFileSystem
 
-from bmlpipe.manifests.common.locks import locked, unlock
+from bmlpipe.manifests.common.locks import release, try_lock
 from bmlpipe.shards.combined_reader import MixedReader
 from bmlpipe.shards.errors import ShardError
 from bmlpipe.shards.order import EpochOrder
@@ -519,9 +519,9 @@ def test_files_get_their_names_while_nobody_counts_them(cache: Cache) -> None:
     def fill(into: int) -> None:
         assert cache.used() == 100  # a file in the making counts in full from the start
         write_all(into, bytes(100))
-        counting = locked(cache.folder / "lock")
+        counting = try_lock(cache.folder / "lock")
         assert counting is not None
-        threading.Timer(0.2, lambda: (seen.append(cache.path(entry).exists()), unlock(counting))).start()
+        threading.Timer(0.2, lambda: (seen.append(cache.path(entry).exists()), release(counting))).start()
 
     os.close(cache.get(entry, fill))
     assert seen == [False]
@@ -535,7 +535,7 @@ def test_a_bound_that_is_too_small_is_an_error_with_numbers(server: Server, loca
     cache.limit = 3 * size
     reader = reader_of(server.url, cache)
     reader.check_room(2)
-    with pytest.raises(ShardError, match=rf"may hold {3 * size} bytes; 3 shards .*lower --window"):
+    with pytest.raises(ShardError, match=rf"may hold {3 * size} bytes; 3 shards .*lower --shuffle-shards"):
         reader.check_room(3)
     with pytest.raises(ShardError, match="may hold 100 bytes, and one file of"):
         reader_of(server.url, Cache(cache.folder / "other", 100))
@@ -622,11 +622,11 @@ def test_waiting_for_a_process_that_does_not_go_on_ends(server: Server, cache: C
     reader = reader_of(server.url, cache)
     cache.patience = 0.3
     part = Path(f"{cache.path(reader.remote.entries[0])}.part")
-    held = locked(part)
+    held = try_lock(part)
     assert held is not None
     with pytest.raises(ShardError, match=r"waited 0.3 s for another process"):
         reader[0]
-    unlock(held)
+    release(held)
     assert reader[0].key == "sample-000"
 
 
@@ -696,7 +696,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def test_shards_come_before_they_are_needed_in_the_order_of_need(server: Server, cache: Cache) -> None:
-    order = EpochOrder([3] * 4, seed=3, epoch=0, window=1)
+    order = EpochOrder([3] * 4, seed=3, epoch=0, shuffle_shards=1)
     batches = order.slice(0, 12).reshape(6, 2).tolist()
     reader = reader_of(server.url, cache)
     ahead = iter(ahead_of(reader, batches, threads=1))
@@ -743,13 +743,13 @@ def test_what_cannot_be_fetched_ahead_is_the_readers_error(
 def test_what_another_process_fetches_does_not_hold_up_the_others(server: Server, cache: Cache) -> None:
     reader = reader_of(server.url, cache)
     entries = reader.remote.entries
-    held = locked(Path(f"{cache.path(entries[0])}.part"))
+    held = try_lock(Path(f"{cache.path(entries[0])}.part"))
     assert held is not None
     ahead = iter(ahead_of(reader, [[0], [3], [6], [9]], threads=2))
     next(ahead)
     wait_until(lambda: all(cache.path(entry).is_file() for entry in entries[1:]))
     assert server.count()[FIRST] == 0
-    unlock(held)
+    release(held)
     wait_until(cache.path(entries[0]).is_file)
 
 
@@ -890,7 +890,7 @@ def test_a_mixture_needs_room_for_a_window_of_each_set(tmp_path: Path, cache: Ca
     assert f"may hold {cache.limit} bytes; 3 shards of {folders[0].as_uri()}/" in message
     assert f"; 3 shards of {folders[1].as_uri()}/, needed at the same time, have up to {3 * size}" in message
     assert f"all sets of the mixture are in use at once, {6 * size + indexes} bytes together" in message
-    assert message.endswith("raise --cache-bytes (BMLPIPE_CACHE_BYTES), or lower --window")
+    assert message.endswith("raise --cache-bytes (BMLPIPE_CACHE_BYTES), or lower --shuffle-shards")
     elsewhere = Cache(tmp_path / "other", 3 * size + indexes)
     apart = MixedReader([readers[0], reader_of(folders[1].as_uri(), elsewhere)])
     apart.check_room(3)  # each in a cache of its own

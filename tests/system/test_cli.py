@@ -22,10 +22,10 @@ import pytest
 import simplejpeg
 from click.testing import CliRunner, Result
 
+from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.datasets import DATASETS
 from bmlpipe.pipeline.cli import main
 from bmlpipe.pipeline.extraction import worker as work
-from bmlpipe.pipeline.extraction.run import claimed
 from bmlpipe.pipeline.front_ends.features import Features, Frames
 from bmlpipe.pipeline.media.errors import ClipError
 
@@ -184,12 +184,12 @@ def test_a_dry_run_writes_nothing(videos: Path, decoder: list[str]) -> None:
     assert "1 to do, 7 done before, 2 failed before" in extract(videos, "--dry-run").stderr
     assert tree(videos.parent / "out") == before
     assert decoder == ["1.mp4"]  # tried, for the estimate, and thrown away
-    with claimed(videos.parent / "out"):  # also while another run goes on
+    with exclusive_folder(videos.parent / "out", "extraction"):  # also while another run goes on
         assert extract(videos, "--dry-run").exit_code == 0
 
 
 def test_two_runs_into_one_folder_are_refused(videos: Path, tmp_path: Path) -> None:
-    with claimed(tmp_path / "out"):
+    with exclusive_folder(tmp_path / "out", "extraction"):
         result = extract(videos)
     assert result.exit_code == 1
     assert f"Error: another extraction is writing into {tmp_path}/out: wait for it" in result.stderr

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.schema import Clip, Manifest
-from bmlpipe.pipeline.extraction.run import claimed, make_plan, run
+from bmlpipe.pipeline.extraction.run import make_plan, run
 from bmlpipe.pipeline.extraction.worker import Recipe
 from bmlpipe.pipeline.front_ends.clip import extract_clip
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
@@ -250,7 +251,7 @@ def test_a_folder_of_all_that(make_clip, tmp_path, pipe, decoder):
     names = sorted(path.name for path in videos.iterdir())
     clips = tuple(Clip(id=name, path=name, label="a", split="train") for name in names if name != "inside")
     manifest = Manifest("folder", ("a",), clips)
-    with claimed(out):
+    with exclusive_folder(out, "extraction"):
         counts = run(make_plan(manifest, videos, out, Recipe(1, FRAMES, ffmpeg=decoder)), workers=0)
     rows = {row.id: row for row in read_ledger(out)}
     assert len(rows) == len(clips) == sum(counts.values())

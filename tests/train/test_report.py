@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bmlpipe.manifests.common.tables import markdown_table
 from bmlpipe.train.config.options import ConfigError
 from bmlpipe.train.config.parsing import parse
-from bmlpipe.train.report import experiments, markdown, picture, read_run, table
+from bmlpipe.train.report import experiments, picture, read_run, table
 
 
 def fake_run(
@@ -75,7 +76,7 @@ def test_seeds_are_averaged_and_experiments_named_by_what_differs(tmp_path: Path
             "step time": "1.50",
         },
     ]
-    text = markdown(titles, rows)
+    text = markdown_table(titles, rows)
     assert text.count("\n") == 4
     assert all(line.count("|") == len(titles) + 1 for line in text.splitlines())
 

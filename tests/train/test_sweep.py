@@ -21,6 +21,7 @@ import torch
 import yaml
 from click.testing import CliRunner
 
+from bmlpipe.manifests.common.locks import LockError, exclusive_folder
 from bmlpipe.manifests.common.signals import Stopped
 from bmlpipe.pipeline.cli import main
 from bmlpipe.train.config.options import ConfigError
@@ -28,7 +29,7 @@ from bmlpipe.train.run import train
 from bmlpipe.train.runs import checkpoint
 from bmlpipe.train.sweep import devices as slots
 from bmlpipe.train.sweep.devices import Slot, make_slots
-from bmlpipe.train.sweep.folder import claimed, state_of
+from bmlpipe.train.sweep.folder import state_of
 from bmlpipe.train.sweep.recipe import Job
 from bmlpipe.train.sweep.recipe_file import bundled, read_recipe
 from bmlpipe.train.sweep.run_jobs import run_jobs
@@ -191,23 +192,24 @@ def test_a_folder_is_one_sweep_s_as_long_as_any_of_its_runs_goes_on(tmp_path: Pa
     here, there = forked.Pipe()
 
     def other() -> None:
-        with claimed(out) as inherit:
-            there.send(Slot().start(options, log, inherit=inherit).pid)
+        with exclusive_folder(out, "sweep") as lock:
+            assert lock is not None
+            there.send(Slot().start(options, log, inherit=[lock]).pid)
             time.sleep(600)
 
     sweep = forked.Process(target=other, daemon=True)
-    refused = pytest.raises(ConfigError, match="another sweep, or a run that a killed one left behind")
+    refused = pytest.raises(LockError, match="another sweep is writing into")
     sweep.start()
     try:
         assert here.poll(60)
         left = here.recv()
-        with refused, claimed(out):
+        with refused, exclusive_folder(out, "sweep"):
             pass
     finally:
         sweep.kill()
         sweep.join(60)
     try:
-        with refused, claimed(out):  # its run has the lock still
+        with refused, exclusive_folder(out, "sweep"):  # its run has the lock still
             pass
     finally:
         os.kill(left, signal.SIGKILL)
@@ -216,8 +218,8 @@ def test_a_folder_is_one_sweep_s_as_long_as_any_of_its_runs_goes_on(tmp_path: Pa
             break
         time.sleep(0.02)
     for _ in range(2):
-        with claimed(out) as inherit:
-            assert len(inherit) == 1
+        with exclusive_folder(out, "sweep") as lock:
+            assert lock is not None
 
 
 def running(pid: int) -> bool:
@@ -273,7 +275,7 @@ def pretend(job: Job, accuracy: float) -> None:
     """Files of a finished run."""
     job.folder.mkdir(parents=True)
     row = {"epoch": 0, "step": 4, "split": "test", "loss": 1.0, "accuracy": accuracy, "mAP": accuracy + 0.1}
-    row |= {f"accuracy/{m}": accuracy for m in job.config.chosen}
+    row |= {f"accuracy/{m}": accuracy for m in job.config.resolved_modalities}
     (job.folder / "config.yaml").write_text(yaml.safe_dump(job.config.as_dict()))
     (job.folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     (job.folder / "steps.jsonl").touch()

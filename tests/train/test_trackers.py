@@ -384,7 +384,7 @@ LINE = (
 
 def test_in_a_log_the_line_is_a_line_of_it(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    monkeypatch.setattr(progress, "_EVERY_IN_LOG", 0.0)
+    monkeypatch.setattr(progress, "_IN_LOG", 0.0)
     with caplog.at_level(logging.INFO, "bmlpipe"), ProgressLine(10) as line:
         for row in rows(3):
             line.step(row, ["k/audio is 0: it learns nothing"])
@@ -399,7 +399,7 @@ def test_on_a_terminal_the_line_is_renewed_in_its_place_below_the_log(tmp_path: 
     program = (
         "import logging\nfrom bmlpipe.manifests.common.logs import configure\n"
         "from bmlpipe.train.runs import progress_line as progress\n"
-        f"rows = {list(rows(3))!r}\nprogress._EVERY_ON_TERMINAL = 0.0\nconfigure()\n"
+        f"rows = {list(rows(3))!r}\nprogress._ON_TERMINAL = 0.0\nconfigure()\n"
         "with progress.ProgressLine(10) as line:\n    for row in rows:\n        line.step(row, [])\n"
         "        logging.getLogger('bmlpipe').info('said at %d', row['step'])\n"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from bmlpipe.manifests.common.files import open_atomically
+from bmlpipe.manifests.common.tables import write_csv_rows
 from bmlpipe.shards.combined_reader import MixedReader
 from bmlpipe.shards.reader import ShardReader
 from bmlpipe.train.config.options import ConfigError
@@ -79,18 +80,15 @@ def write(path: Path, columns: Mapping[str, npt.NDArray[Any]]) -> None:
     """
     writers: dict[str, Callable[[IO[bytes], Mapping[str, npt.NDArray[Any]]], None]]
     writers = {".csv": _csv, ".npz": _npz, ".parquet": _parquet}
-    temporary = path.with_name(path.name + ".writing")
-    with temporary.open("wb") as file:
+    with open_atomically(path) as file:
         writers[path.suffix](file, columns)
-    temporary.replace(path)
 
 
 def _csv(file: IO[bytes], columns: Mapping[str, npt.NDArray[Any]]) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(columns)
+    write_csv_rows(text, [list(columns)])
     for start in range(0, len(next(iter(columns.values()))), _ROWS):
-        table.writerows(zip(*(values[start : start + _ROWS].astype(np.str_) for values in columns.values())))
+        write_csv_rows(text, zip(*(values[start : start + _ROWS].astype(np.str_) for values in columns.values())))
     text.flush()
     text.detach()
 

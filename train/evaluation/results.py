@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bmlpipe.manifests.common.locks import locked, unlock
+from bmlpipe.manifests.common.files import write_atomically
+from bmlpipe.manifests.common.locks import FOLDER_LOCK, locked
 from bmlpipe.train.evaluation import linear_probe as probe
 from bmlpipe.train.evaluation.class_metrics import confusion, per_class
 from bmlpipe.train.evaluation.load_run import LoadedRun
@@ -79,7 +79,7 @@ def linear_probes(restored: LoadedRun, predict: Predict) -> list[Content]:
         split: predict(split) for split in ("train", "val", "test") if split != "test" or restored.has_split(split)
     }
     rows = []
-    for m in restored.config.chosen if restored.process.is_main else ():
+    for m in restored.config.resolved_modalities if restored.process.is_main else ():
         one = probe.fit({split: (each.features[m], each.labels) for split, each in found.items()})
         reached = {split: one.accuracy.get(split) for split in ("train", "val", "test")}
         rows.append({**_about(restored), "modality": m, "C": one.C, **reached})
@@ -140,9 +140,7 @@ def _write(path: Path, content: Content) -> None:
     """As JSON, in which NaN is null, a line for each part; under a temporary name first."""
     parts = _without_nan({"format": FORMAT, **content}).items()
     lines = (f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False, allow_nan=False)}" for k, v in parts)
-    temporary = path.with_name(path.name + ".writing")
-    temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def _without_nan(value: Any) -> Any:
@@ -157,9 +155,5 @@ def _without_nan(value: Any) -> Any:
 def _alone(path: Path) -> Iterator[None]:
     """Keep other processes from changing the results in a folder between their reading and their writing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    while (descriptor := locked(path.with_name(".lock"))) is None:
-        time.sleep(0.05)
-    try:
+    with locked(path.with_name(FOLDER_LOCK)):
         yield
-    finally:
-        unlock(descriptor)

@@ -2,7 +2,7 @@
 
 from bmlpipe.train.report.experiments import experiments
 from bmlpipe.train.report.picture import picture
-from bmlpipe.train.report.tables import markdown, table
+from bmlpipe.train.report.tables import table
 from bmlpipe.train.runs.read_run import Run, read_run
 
-__all__ = ["Run", "experiments", "markdown", "picture", "read_run", "table"]
+__all__ = ["Run", "experiments", "picture", "read_run", "table"]

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from bmlpipe.manifests.common.files import write_atomically
 from bmlpipe.train.report.content import Comparison, Section, compare
 from bmlpipe.train.report.evaluated import evaluated_sections
 from bmlpipe.train.report.evaluations import read_evaluated
@@ -55,9 +56,7 @@ def write_page(runs: Sequence[Run], path: Path, reference: Run | None = None) ->
         (folder / f"{table.name}.csv").write_text(table.as_csv(), encoding="utf-8", newline="")
     drawn = {figure.name: Markup(render(figure, folder)) for figure in figures}  # noqa: S704 - matplotlib escapes text
     notes = [note for run, one in zip(runs, evaluated, strict=True) for note in (*run.notes, *one.notes)]
-    temporary = path.with_name(path.name + ".writing")
-    temporary.write_text(_html(compared, sections, drawn, notes, folder.name), encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, _html(compared, sections, drawn, notes, folder.name))
     return folder
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bmlpipe.manifests.common.tables import write_csv_rows
 from bmlpipe.train.report.evaluations import Evaluated, Missing, Probe
 from bmlpipe.train.report.experiments import differences, experiments, references
 from bmlpipe.train.runs.journal_reader import Values
@@ -37,9 +37,7 @@ class Table:
     def as_csv(self) -> str:
         """The table as CSV with a header."""
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.titles)
-        writer.writerows(self.rows)
+        write_csv_rows(text, [self.titles, *self.rows])
         return text.getvalue()
 
 
@@ -86,12 +84,6 @@ def spread(values: Iterable[float], form: str) -> str:
         return "-"
     mean = format(statistics.fmean(finite), form)
     return mean if len(finite) == 1 else f"{mean} ± {format(statistics.stdev(finite), form)}"
-
-
-def markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The table as Markdown."""
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def headline(runs: Sequence[Run]) -> Table:

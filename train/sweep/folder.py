@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import yaml
 
-from bmlpipe.manifests.common.locks import locked, unlock
 from bmlpipe.manifests.datasets import DATASETS
 from bmlpipe.train.config.options import ConfigError
 from bmlpipe.train.data.dataset import ClipDataset
@@ -21,41 +19,7 @@ from bmlpipe.train.sweep.recipe import Job
 
 _logger = logging.getLogger(__name__)
 
-_LOCK_FILE = ".lock"
-
 State = Literal["finished", "begun", "missing"]
-
-
-@contextmanager
-def claimed(out: Path) -> Iterator[list[int]]:
-    """Hold the folder of a sweep; gives the descriptors that its runs must inherit.
-
-    The lock is free when the last process that has it ends: a second sweep is refused as long as runs go on that a
-    killed one has left behind.
-
-    Raises:
-        ConfigError: Another sweep holds it.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / _LOCK_FILE
-    try:
-        descriptor = locked(path)
-    except OSError as error:
-        if not path.exists():
-            raise
-        # Some network file systems know no locks.
-        _logger.warning("%s cannot be locked (%s): start no second sweep into it", out, error.strerror)
-        yield []
-        return
-    if descriptor is None:
-        raise ConfigError(
-            f"another sweep, or a run that a killed one left behind, is writing into {out}: wait for it, or choose "
-            f"another --out (fuser -v {path} lists the processes)"
-        )
-    try:
-        yield [descriptor]
-    finally:
-        unlock(descriptor)
 
 
 def check_shards(jobs: Sequence[Job]) -> None:
@@ -65,11 +29,11 @@ def check_shards(jobs: Sequence[Job]) -> None:
         ShardError: They cannot be read, or lack the feature of a modality or the validation split.
     """
     held: dict[str, str] = {}
-    for job in {(job.config.shards, job.config.mix, *job.config.kinds.items()): job for job in jobs}.values():
+    for job in {(job.config.shards, job.config.shard_weights, *job.config.kinds.items()): job for job in jobs}.values():
         config = job.config
         reader, _ = open_shards(config)
         ClipDataset(
-            reader, config.chosen, kinds=config.kinds, frames=config.frames or 1, image_size=16, augment=False, seed=0
+            reader, config.resolved_modalities, kinds=config.kinds, frames=config.frames or 1, image_size=16, augment=False, seed=0
         )
         reader.index.split_shards("val")
         held[str(reader.folder)] = reader.index.dataset

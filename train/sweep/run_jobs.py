@@ -31,14 +31,14 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_jobs(jobs: Sequence[Job], slots: Sequence[Slot], *, inherit: Sequence[int] = ()) -> list[Job]:
-    """Run what is not finished; call it inside `claimed`, in the main thread.
+    """Run what is not finished; call it inside `exclusive_folder`, in the main thread.
 
     On SIGINT, SIGTERM or SIGHUP the runs get SIGTERM, save and leave, and it waits for them.
 
     Args:
         jobs: From `Recipe.jobs`.
         slots: From `make_slots`.
-        inherit: Descriptors from `claimed`.
+        inherit: Descriptors from `exclusive_folder`; the runs hold the lock, too.
 
     Returns:
         The jobs that failed, or that refer to one that did; what they said is in their `log.txt`.

@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from bmlpipe.manifests.common.tables import write_rows
 from bmlpipe.manifests.schema import Clip, Manifest, ManifestError, read_clips, write_clips
-
-TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
-
-
-@given(st.lists(st.lists(TEXT, min_size=2, max_size=2)))
-def test_any_text_reads_back(rows: list[list[str]]) -> None:
-    file = io.StringIO(newline="")
-    write_rows(file, rows)
-    file.seek(0)
-    assert list(csv.reader(file)) == rows
 
 
 def test_clips_read_back(tmp_path: Path) -> None:

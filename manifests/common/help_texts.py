@@ -1,0 +1,109 @@
+"""Help of the commands: options under headings, lists of names that plug-ins extend, an example, whole summaries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from gettext import gettext
+from typing import Any
+
+import click
+
+from bmlpipe.manifests.common.plugins import PluginError
+
+#: Heading of the options that every command has.
+GENERAL = "General options"
+
+
+class GroupedOption(click.Option):
+    """An option with a heading.
+
+    Args:
+        group: Heading under which the help lists the option.
+        listed: Gives names that the help appends. It is called when the help is shown, not before.
+    """
+
+    def __init__(
+        self, *arguments: Any, group: str = "Options", listed: Callable[[], Iterable[str]] | None = None, **options: Any
+    ) -> None:
+        super().__init__(*arguments, **options)
+        self.group = group
+        self._listed = listed
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The option and its help, with the listed names."""
+        record = super().get_help_record(ctx)
+        if record is None or self._listed is None:
+            return record
+        try:
+            names = ", ".join(self._listed())
+        except PluginError as error:
+            names = str(error)
+        text, mark, default = record[1].rpartition("  [default:")
+        return record[0], f"{text or default} One of: {names}.{mark}{default if mark else ''}"
+
+
+class NamedChoice(click.ParamType):
+    """A choice among names that are looked up when they are needed, so that nothing heavy is imported before."""
+
+    name = "choice"
+
+    def __init__(self, names: Callable[[], Iterable[str]]) -> None:
+        self._names = names
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """The names, as `click.Choice` shows them."""
+        return f"[{'|'.join(self._names())}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Check a value."""
+        if value not in set(self._names()):
+            self.fail(f"{value!r} is not one of {', '.join(map(repr, self._names()))}.", param, ctx)
+        return value
+
+
+class HelpedCommand(click.Command):
+    """A command whose help lists options under headings and ends with examples.
+
+    Args:
+        examples: Command lines.
+    """
+
+    def __init__(self, *arguments: Any, examples: Sequence[str] = (), **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.examples = tuple(examples)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, one section per heading, in the order in which the headings first occur."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            if (record := parameter.get_help_record(ctx)) is not None:
+                heading = getattr(parameter, "group", GENERAL if "--help" in parameter.opts else gettext("Options"))
+                groups.setdefault(heading, []).append(record)
+        if GENERAL in groups:
+            groups[GENERAL] = groups.pop(GENERAL)  # last
+        for heading, records in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples and the epilog."""
+        if self.examples:
+            with formatter.section("Examples" if len(self.examples) > 1 else "Example"):
+                for line in self.examples:
+                    formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+        super().format_epilog(ctx, formatter)
+
+
+class HelpedGroup(HelpedCommand, click.Group):
+    """A group that lists its commands in the order of their registration, with whole summaries."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the commands, in the order of their registration."""
+        return list(self.commands)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands, then the options."""
+        rows = [(name, command.get_short_help_str(limit=200)) for name, command in self.commands.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+        HelpedCommand.format_options(self, ctx, formatter)
