@@ -86,7 +86,7 @@ def measure(folder: Path) -> dict[str, float]:
     found["opened: USS"] = memory(os.getpid())["USS"] - before
     for name, first in (("first batch", 0), ("resume", sum(sizes) // BATCH // 2)):
         began = time.perf_counter()
-        batches = TrainBatches(sizes, batch_size=BATCH, epochs=2, seed=SEED, window=16, first_step=first)
+        batches = TrainBatches(sizes, batch_size=BATCH, epochs=2, seed=SEED, shuffle_shards=16, first_step=first)
         loader = iter(make_loader(data, batches, workers=WORKERS))
         next(loader)
         found[name] = time.perf_counter() - began

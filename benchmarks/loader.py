@@ -243,7 +243,7 @@ def measure(folder: Path, clips: int, rounds: int, to: Path | None) -> None:
     sizes = [shard.samples for shard in data.reader.index.shards]
 
     def ours(workers: int, epochs: int) -> None:
-        batches = TrainBatches(sizes, batch_size=BATCH, epochs=epochs, seed=SEED, window=4)
+        batches = TrainBatches(sizes, batch_size=BATCH, epochs=epochs, seed=SEED, shuffle_shards=4)
         exhaust(make_loader(data, batches, workers=workers))
 
     def stock() -> None:

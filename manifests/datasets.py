@@ -20,6 +20,7 @@ class Dataset:
         title: Its name in writing.
         summary: What it is, in one line.
         annotations: What to give as annotations.
+        annotation_files: Official files, as glob patterns: one file, or several of one folder joined by ` + `.
         videos: Which layout and file names the folder of videos may have.
         kinds: Feature kinds that extraction makes by default (`frames`, `spectrogram`, `flow`, `rgb_diff`).
         modalities: Training modalities (`audio`, `visual`, `flow`, `rgb_diff`).
@@ -40,6 +41,7 @@ class Dataset:
     train_frames: int = 3
     pretrained: bool = False
     setting_of: str = ""
+    annotation_files: tuple[str, ...] = ()
 
     @property
     def clips_of(self) -> str:
@@ -53,6 +55,7 @@ _UCF101 = Dataset(
     summary="13,320 clips of 101 actions, three official splits; RGB frames and optical flow",
     annotations="the folder of classInd.txt, trainlist0N.txt and testlist0N.txt (ucfTrainTestlist)",
     videos="<class>/v_<class>_gNN_cNN.avi, or the same base names in any container and sub-folder",
+    annotation_files=("classInd.txt + trainlist0*.txt + testlist0*.txt",),
     kinds=("frames", "flow"),
     modalities=("visual", "flow"),
     seconds=None,
@@ -66,6 +69,7 @@ _ALL = (
         summary="199,176 clips of 10 s from YouTube, 309 sound classes",
         annotations="vggsound.csv (youtube_id,start_seconds,label,split), or the folder of train.csv and test.csv",
         videos="<id>_<start, six digits or plain> or <id>_<start ms>_<end ms>, any video container, any sub-folder",
+        annotation_files=("vggsound.csv", "train.csv + test.csv"),
     ),
     Dataset(
         name="kinetics-sounds",
@@ -73,6 +77,7 @@ _ALL = (
         summary="18,716 clips of 10 s from YouTube, 31 actions that are both seen and heard",
         annotations="the JSON file (labels, database), or the folder of my_train.txt and my_test.txt",
         videos="<id>_<start>_<end> or <id>_<start>, six digits or plain, or in ms, any video container, any sub-folder",
+        annotation_files=("*.json", "my_train.txt + my_test.txt"),
     ),
     Dataset(
         name="cremad",
@@ -80,6 +85,7 @@ _ALL = (
         summary="7,442 clips of 91 actors speaking 12 sentences in 6 emotions",
         annotations="the folder of train.csv and test.csv (1088_IOM_NEU_XX,NEU)",
         videos="<id>.flv or another container, any sub-folder; sound from <id>.wav where there is one (AudioWAV/)",
+        annotation_files=("train.csv + test.csv",),
         seconds=3,
         train_frames=1,
     ),
@@ -99,6 +105,7 @@ _ALL = (
         summary="one folder a class, or a CSV file",
         annotations="none, or a CSV file with the columns path,label,split and, where wanted, id,start,duration,group",
         videos="<class>/… or train/<class>/…, val/…, test/…; with a CSV file, whatever its paths say",
+        annotation_files=("*.csv",),
     ),
 )
 

@@ -119,9 +119,9 @@ class Mixture:
         """Samples of an epoch: as many as all sets together have."""
         return sum(map(sum, self.sizes))
 
-    def order(self, *, seed: int, window: int) -> MixtureOrder:
+    def order(self, *, seed: int, shuffle_shards: int) -> MixtureOrder:
         """The order in which a run with this seed takes them."""
-        return MixtureOrder(self, seed=seed, window=window)
+        return MixtureOrder(self, seed=seed, shuffle_shards=shuffle_shards)
 
 
 class MixtureOrder:
@@ -130,11 +130,11 @@ class MixtureOrder:
     Args:
         mixture: What is drawn from.
         seed: Seed of the run. The first set is shuffled as it would be alone; each set has its own order.
-        window: Shards of a set that are mixed with each other.
+        shuffle_shards: Shards of a set that are mixed with each other.
     """
 
-    def __init__(self, mixture: Mixture, *, seed: int, window: int) -> None:
-        self._mixture, self._window = mixture, window
+    def __init__(self, mixture: Mixture, *, seed: int, shuffle_shards: int) -> None:
+        self._mixture, self._shuffle_shards = mixture, shuffle_shards
         seeds = [int(keyed_bits(seed, number)[0] >> np.uint64(1)) for number in range(len(mixture.sizes))]
         self._seeds = [seed, *seeds[1:]]
         self._totals = [sum(sizes) for sizes in mixture.sizes]
@@ -170,7 +170,7 @@ class MixtureOrder:
     def _epoch(self, number: int, epoch: int) -> EpochOrder:
         if number not in self._orders or self._orders[number][0] != epoch:
             sizes = self._mixture.sizes[number]
-            order = EpochOrder(sizes, seed=self._seeds[number], epoch=epoch, window=self._window)
+            order = EpochOrder(sizes, seed=self._seeds[number], epoch=epoch, shuffle_shards=self._shuffle_shards)
             self._orders[number] = (epoch, order)
         return self._orders[number][1]
 

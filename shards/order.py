@@ -67,20 +67,20 @@ class EpochOrder:
         sizes: Samples of each shard of the split, in index order; sample numbers count through them.
         seed: Seed of the run.
         epoch: Epoch, from 0.
-        window: Shards that are mixed with each other.
+        shuffle_shards: Shards that are mixed with each other.
     """
 
-    def __init__(self, sizes: Sequence[int], *, seed: int, epoch: int, window: int = 16) -> None:
-        if window < 1:
-            raise OptionError(f"window is {window}: at least one shard must be open at a time")
+    def __init__(self, sizes: Sequence[int], *, seed: int, epoch: int, shuffle_shards: int = 16) -> None:
+        if shuffle_shards < 1:
+            raise OptionError(f"shuffle_shards is {shuffle_shards}: at least one shard must be open at a time")
         counts = np.asarray(sizes, dtype=np.int64)
         self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self._shards = np.argsort(keyed_bits(seed, epoch, 0, np.arange(len(counts))), kind="stable")
-        self._ends = np.cumsum(counts[self._shards])[window - 1 :: window]
+        self._ends = np.cumsum(counts[self._shards])[shuffle_shards - 1 :: shuffle_shards]
         if not len(self._ends) or self._ends[-1] != self._starts[-1]:
             self._ends = np.append(self._ends, self._starts[-1])
         self._key = (seed, epoch)
-        self._window = window
+        self._shuffle_shards = shuffle_shards
         self._cache: tuple[int, Integers] | None = None
 
     def __len__(self) -> int:
@@ -88,7 +88,7 @@ class EpochOrder:
 
     def _window_order(self, number: int) -> Integers:
         if self._cache is None or self._cache[0] != number:
-            shards = self._shards[number * self._window : (number + 1) * self._window]
+            shards = self._shards[number * self._shuffle_shards : (number + 1) * self._shuffle_shards]
             inside = np.concatenate([np.arange(self._starts[s], self._starts[s + 1]) for s in shards])
             mixed = inside[np.argsort(keyed_bits(*self._key, 1, inside), kind="stable")]
             self._cache = (number, mixed)

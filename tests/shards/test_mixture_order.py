@@ -67,11 +67,11 @@ def test_large_weights_and_far_positions_do_not_overflow() -> None:
         assert abs((sets == number).sum() - 500) <= 2
 
 
-@given(sizes=SETS, seed=st.integers(0, 99), window=st.integers(1, 4))
+@given(sizes=SETS, seed=st.integers(0, 99), shuffle_shards=st.integers(1, 4))
 @settings(deadline=None)
-def test_without_weights_each_sample_comes_once_an_epoch(sizes: list[list[int]], seed: int, window: int) -> None:
+def test_without_weights_each_sample_comes_once_an_epoch(sizes: list[list[int]], seed: int, shuffle_shards: int) -> None:
     mixture = Mixture.of(sizes)
-    order, total = mixture.order(seed=seed, window=window), len(mixture)
+    order, total = mixture.order(seed=seed, shuffle_shards=shuffle_shards), len(mixture)
     for epoch in range(3):
         epochs, numbers = order.slice(epoch * total, (epoch + 1) * total)
         assert sorted(numbers) == list(range(total))
@@ -86,7 +86,7 @@ def test_with_weights_each_set_gives_its_own_epochs_one_after_the_other(
     weights = data.draw(st.lists(st.integers(1, 20), min_size=len(sizes), max_size=len(sizes)))
     mixture = Mixture.of(sizes, weights=weights)
     total, stop = len(mixture), 4 * len(mixture)
-    epochs, numbers = mixture.order(seed=5, window=2).slice(0, stop)
+    epochs, numbers = mixture.order(seed=5, shuffle_shards=2).slice(0, stop)
     ends = np.cumsum([sum(part) for part in sizes])
     for part, (end, size) in enumerate(zip(ends, np.diff([0, *ends]), strict=True)):
         mine = [(e, n) for e, n in zip(epochs.tolist(), numbers.tolist(), strict=True) if end - size <= n < end]
@@ -95,21 +95,21 @@ def test_with_weights_each_set_gives_its_own_epochs_one_after_the_other(
             whole = mine[epoch * size : (epoch + 1) * size]
             assert sorted(whole) == [(epoch, n) for n in range(end - size, end)]
     start = data.draw(st.integers(0, stop))  # and any position is had without those before it
-    again = mixture.order(seed=5, window=2).slice(start, min(start + total, stop))
+    again = mixture.order(seed=5, shuffle_shards=2).slice(start, min(start + total, stop))
     np.testing.assert_array_equal(again, [epochs[start : start + total], numbers[start : start + total]])
 
 
 def test_the_first_set_comes_in_the_order_that_it_has_alone_and_others_in_another() -> None:
     mixture = Mixture.of([[10, 10], [10, 10]], weights=[1, 1])
-    _, numbers = mixture.order(seed=3, window=2).slice(0, 40)
-    alone = EpochOrder([10, 10], seed=3, epoch=0, window=2).slice(0, 20)
+    _, numbers = mixture.order(seed=3, shuffle_shards=2).slice(0, 40)
+    alone = EpochOrder([10, 10], seed=3, epoch=0, shuffle_shards=2).slice(0, 20)
     np.testing.assert_array_equal(numbers[numbers < 20], alone)
     assert not np.array_equal(numbers[numbers >= 20] - 20, alone)
 
 
 def test_the_order_of_a_mixture_is_pinned_for_all_time() -> None:
     mixture = Mixture.of([[2, 2], [3]], weights=[2, 1])
-    _, numbers = mixture.order(seed=7, window=2).slice(0, 14)
+    _, numbers = mixture.order(seed=7, shuffle_shards=2).slice(0, 14)
     assert numbers.tolist() == PINNED
 
 
@@ -141,7 +141,7 @@ def test_weights_are_taken_as_decimals_in_lowest_terms() -> None:
 @pytest.mark.parametrize("last_batch", ["drop", "pad"])
 def test_a_mixture_resumes_at_any_step_and_on_any_number_of_ranks(world: int, last_batch: str) -> None:
     mixture = Mixture.of([[5, 4], [3], [8, 2, 1]], weights=[1, 3, 2])
-    options = {"batch_size": 8, "epochs": 3, "seed": 1, "window": 2, "last_batch": last_batch}
+    options = {"batch_size": 8, "epochs": 3, "seed": 1, "shuffle_shards": 2, "last_batch": last_batch}
     whole = [item for batch in TrainBatches(mixture, **options) for item in batch]
     steps = TrainBatches(mixture, **options).steps
     assert steps == (9 if last_batch == "pad" else 6)
@@ -212,7 +212,7 @@ def test_a_set_for_evaluation_only_adds_nothing_to_training(two: list[ShardReade
     mixed = MixedReader([tests, *two])
     assert mixed.mixture == Mixture.of([[3, 3, 1], [3, 2]], firsts=[2 + 4 + 3, 2 + 4 + 3 + 7])
     assert mixed.mixture is not None
-    _, numbers = mixed.mixture.order(seed=0, window=1).slice(0, 12)
+    _, numbers = mixed.mixture.order(seed=0, shuffle_shards=1).slice(0, 12)
     assert {mixed[int(n)].key for n in numbers} == {f"a-train-{n}" for n in range(7)} | {
         f"b-train-{n}" for n in range(5)
     }
@@ -260,7 +260,7 @@ def test_the_loader_takes_a_mixture_as_it_takes_a_set(toy_shards: Path) -> None:
     mixed = MixedReader([ShardReader(toy_shards), ShardReader(toy_shards)], kinds=["spectrogram"], weights=[3, 1])
     data = ClipDataset(mixed, ("audio",), frames=1, image_size=32, augment=True, seed=0)
     assert mixed.mixture is not None
-    batches = TrainBatches(mixed.mixture, batch_size=16, epochs=1, seed=0, window=2, first_step=10)
+    batches = TrainBatches(mixed.mixture, batch_size=16, epochs=1, seed=0, shuffle_shards=2, first_step=10)
     alone = ClipDataset(toy_shards, ("audio",), frames=1, image_size=32, augment=True, seed=0)
     for items, batch in zip(batches, make_loader(data, batches, workers=0), strict=True):
         assert batch["number"].tolist() == [number for _, number in items]

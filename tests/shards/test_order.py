@@ -11,24 +11,24 @@ from bmlpipe.shards.order import EpochOrder, keyed_bits, keyed_uniform, shuffled
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=12)
 
 
-@given(sizes=SIZES, seed=st.integers(0, 2**31), epoch=st.integers(0, 500), window=st.integers(1, 14))
-def test_an_epoch_has_each_sample_once(sizes: list[int], seed: int, epoch: int, window: int) -> None:
-    order = EpochOrder(sizes, seed=seed, epoch=epoch, window=window)
+@given(sizes=SIZES, seed=st.integers(0, 2**31), epoch=st.integers(0, 500), shuffle_shards=st.integers(1, 14))
+def test_an_epoch_has_each_sample_once(sizes: list[int], seed: int, epoch: int, shuffle_shards: int) -> None:
+    order = EpochOrder(sizes, seed=seed, epoch=epoch, shuffle_shards=shuffle_shards)
     assert sorted(order.slice(0, len(order))) == list(range(sum(sizes)))
 
 
-@given(sizes=SIZES, window=st.integers(1, 14), batch=st.integers(1, 40), data=st.data())
-def test_any_slice_is_that_of_the_whole(sizes: list[int], window: int, batch: int, data: st.DataObject) -> None:
-    whole = EpochOrder(sizes, seed=1, epoch=2, window=window).slice(0, sum(sizes))
+@given(sizes=SIZES, shuffle_shards=st.integers(1, 14), batch=st.integers(1, 40), data=st.data())
+def test_any_slice_is_that_of_the_whole(sizes: list[int], shuffle_shards: int, batch: int, data: st.DataObject) -> None:
+    whole = EpochOrder(sizes, seed=1, epoch=2, shuffle_shards=shuffle_shards).slice(0, sum(sizes))
     start = data.draw(st.integers(0, sum(sizes)))
     stop = min(start + batch, sum(sizes))
-    part = EpochOrder(sizes, seed=1, epoch=2, window=window).slice(start, stop)
+    part = EpochOrder(sizes, seed=1, epoch=2, shuffle_shards=shuffle_shards).slice(start, stop)
     np.testing.assert_array_equal(part, whole[start:stop])
 
 
 def test_epochs_and_seeds_differ_and_windows_stay_local() -> None:
     sizes = [50] * 8
-    orders = [EpochOrder(sizes, seed=s, epoch=e, window=2).slice(0, 400) for s, e in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    orders = [EpochOrder(sizes, seed=s, epoch=e, shuffle_shards=2).slice(0, 400) for s, e in ((0, 0), (0, 1), (1, 0), (0, 0))]
     assert not np.array_equal(orders[0], orders[1])
     assert not np.array_equal(orders[0], orders[2])
     np.testing.assert_array_equal(orders[0], orders[3])
@@ -38,7 +38,7 @@ def test_epochs_and_seeds_differ_and_windows_stay_local() -> None:
 
 def test_the_order_is_pinned_for_all_time() -> None:
     """A resumed run must find the order in which it began, whatever library versions are installed."""
-    assert EpochOrder([4, 3, 5], seed=7, epoch=1, window=2).slice(0, 12).tolist() == PINNED
+    assert EpochOrder([4, 3, 5], seed=7, epoch=1, shuffle_shards=2).slice(0, 12).tolist() == PINNED
 
 
 PINNED = [5, 4, 1, 2, 3, 6, 0, 9, 7, 8, 11, 10]

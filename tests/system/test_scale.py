@@ -54,7 +54,7 @@ def start(folder: Path, first_step: int) -> tuple[list[Item], torch.Tensor]:
     """Open the set; the samples and the pictures of the first batch from some step on."""
     data = ClipDataset(folder, ["visual"], frames=1, image_size=16, augment=True, seed=0)
     sizes = [shard.samples for shard in data.reader.index.shards]
-    batches = TrainBatches(sizes, batch_size=BATCH, epochs=3, seed=0, window=4, first_step=first_step)
+    batches = TrainBatches(sizes, batch_size=BATCH, epochs=3, seed=0, shuffle_shards=4, first_step=first_step)
     pictures = next(iter(make_loader(data, batches, workers=0)))["visual"]
     data.reader.close()
     return batches.global_batch(first_step), pictures

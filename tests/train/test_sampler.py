@@ -23,7 +23,7 @@ from bmlpipe.train.runs import checkpoint
 
 WORLDS, WORKERS, SHARDS = (1, 2, 3, 4, 8), (0, 1, 3), (1, 2, 10, 37)
 BATCH = 24  # a multiple of every world size, and of 2 micro-batches each but for 8 ranks of 3 micro-batches
-OPTIONS: dict[str, Any] = {"batch_size": BATCH, "epochs": 2, "seed": 5, "window": 4}
+OPTIONS: dict[str, Any] = {"batch_size": BATCH, "epochs": 2, "seed": 5, "shuffle_shards": 4}
 
 
 def sizes(shards: int) -> list[int]:
@@ -123,18 +123,18 @@ def test_any_stop_resumes_to_the_same_sequence_at_any_other_world_size(shards: i
     share=st.integers(1, 4),
     world=st.integers(1, 5),
     accumulate=st.integers(1, 3),
-    window=st.integers(1, 9),
+    shuffle_shards=st.integers(1, 9),
     last_batch=st.sampled_from(["drop", "pad"]),
     data=st.data(),
 )
 @settings(deadline=None, max_examples=60)
 def test_whatever_the_sizes_the_union_is_one_order(
-    samples: list[int], share: int, world: int, accumulate: int, window: int, last_batch: str, data: st.DataObject
+    samples: list[int], share: int, world: int, accumulate: int, shuffle_shards: int, last_batch: str, data: st.DataObject
 ) -> None:
     batch = share * world * accumulate
     if last_batch == "drop" and batch > sum(samples):
         return
-    options: dict[str, Any] = {"batch_size": batch, "epochs": 3, "seed": 1, "window": window, "last_batch": last_batch}
+    options: dict[str, Any] = {"batch_size": batch, "epochs": 3, "seed": 1, "shuffle_shards": shuffle_shards, "last_batch": last_batch}
     alone = list(TrainBatches(samples, **options))
     first = data.draw(st.integers(0, len(alone)))
     more = {"world": world, "first_step": first, "accumulate": accumulate}

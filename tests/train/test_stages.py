@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from bmlpipe.train.models.encoders import registry
 from bmlpipe.train.models.encoders.registry import CNN4, ENCODERS, ResNet18, make_encoder
 from bmlpipe.train.models.encoders.stages import Staged, run_together, staged
 from bmlpipe.train.models.fusion import make_fusion
@@ -140,15 +139,9 @@ def test_encoders_without_stages_fuse_late_but_are_refused_for_more(name: str) -
 
 
 def test_an_encoder_of_another_package_is_made_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    def known(group: str, own: Mapping[str, object]) -> dict[str, object]:
-        assert group == "bmlpipe.encoders"
-        without: dict[str, object] = {
-            "whole": lambda modality, channels: Whole(),
-            "bare": lambda modality, channels: nn.Flatten(),
-        }
-        return {**own, **without}
-
-    monkeypatch.setattr(registry, "known", known)
+    makers = {"whole": lambda modality, channels: Whole(), "bare": lambda modality, channels: nn.Flatten()}
+    plugins = {name: SimpleNamespace(load=lambda maker=maker: maker) for name, maker in makers.items()}
+    monkeypatch.setattr(ENCODERS, "plugins", lambda: plugins)
     assert make_encoder("whole", "text", channels=1).features == 4
     with pytest.raises(ValueError, match=r"'whole' offers no features of its stages.*cnn4, resnet18, tsm18"):
         make_encoder("whole", "text", channels=1, pyramid=True)

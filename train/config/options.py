@@ -1,10 +1,10 @@
-"""The options of a training run, one typed dataclass: their defaults, what they mean, and which go together."""
+"""The options of a training run as one typed dataclass: defaults, help texts and checks."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import typing
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,242 +12,288 @@ from bmlpipe.manifests.common.errors import BmlpipeError, OptionError
 from bmlpipe.manifests.common.plugins import PluginError
 from bmlpipe.manifests.datasets import DATASETS
 from bmlpipe.shards.kinds import MODALITY_KIND
+from bmlpipe.train.config.registries import ENCODERS, FUSIONS, INTERMEDIATE_FUSIONS
+from bmlpipe.train.modulation.presets import PRESETS
+from bmlpipe.train.modulation.rule_table import MODULATIONS
 
 if TYPE_CHECKING:
-    from bmlpipe.train.modulation import Modulation
+    from bmlpipe.train.modulation.modulation import Modulation
 
 
 class ConfigError(BmlpipeError):
-    """An option that is unknown, missing or has an impossible value."""
+    """An option is unknown, missing or has an impossible value, or a run does not fit its options."""
 
 
-def _option(default: Any, text: str, *choices: str, plugins: str = "", shown: str = "") -> Any:
-    """An option.
+#: Headings of the help, in order; each option names its own.
+GROUPS = ("Main options", "Data", "Model", "Modulation", "Optimisation", "Hardware", "Checkpoints and logs")
+_MAIN, _DATA, _MODEL, _MODULATION, _OPTIMISATION, _HARDWARE, _LOGS = GROUPS
+
+Names = Callable[[], Iterable[str]]
+
+
+def _option(
+    group: str, default: Any, text: str, *, choices: Names | None = None, listed: Names | None = None, shown: str = ""
+) -> Any:
+    """Declare an option.
 
     Args:
-        default: Its default; None: filled in when the configuration is resolved.
+        group: Heading under which the help lists it.
+        default: Default value. None, "" or (): filled in by `TrainConfig.resolved`.
         text: Help.
-        choices: Possible values where they are not a Literal type; none: any.
-        plugins: Group of the entry points by which other packages add choices.
-        shown: What the help says of the default instead of its value.
+        choices: Gives the possible values, where they are neither a Literal nor free.
+        listed: Gives names that the help lists for an option with free text.
+        shown: What the help shows in place of the default value.
     """
-    return field(default=default, metadata={"help": text, "choices": choices, "plugins": plugins, "shown": shown})
+    about = {"group": group, "help": text, "choices": choices, "listed": listed or choices, "shown": shown}
+    return field(default=default, metadata=about)
 
 
+#: Encoders that ImageNet weights exist for.
 _PRETRAINED = ("resnet18", "tsm18")
+
+#: Option → the smallest value that it may have.
+_LOWEST: Mapping[str, float] = {
+    **dict.fromkeys(("epochs", "batch_size", "frames", "accumulate", "classifier_layers", "shuffle_shards"), 1),
+    **dict.fromkeys(("workers", "seed", "max_grad_norm", "lr_step", "checkpoint_every", "keep_every"), 0),
+    "image_size": 16,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """All options of a run; the defaults are the paper's (Sec. 4.1), None is filled in from the data set's setting.
+    """All options of a run. The defaults are the paper's (Sec. 4.1).
 
-    `resolved()` checks the values and fills in what is None.
+    Each option by itself is checked here, when it is made; `resolved` fills in what depends on the data set and checks
+    the options together.
+
+    Raises:
+        ConfigError: A value is impossible. The message names the option, its value and what is possible.
     """
 
-    dataset: str = _option("folder", "Data set: its name decides the defaults of the paper's setting.", *DATASETS)
+    dataset: str = _option(
+        _MAIN,
+        "",
+        "Data set. It decides the defaults of the paper's setting.",
+        choices=lambda: DATASETS,
+        shown="the data set of the shards",
+    )
     shards: tuple[str, ...] = _option(
-        (), "Folders or addresses (s3://, gs://, https://) of one or more sets of shards.", shown="required"
-    )
-    mix: tuple[float, ...] = _option(
+        _MAIN,
         (),
-        "How often each set of shards is drawn from, in any unit, separated by commas.",
-        shown="each sample once an epoch",
+        "Shards to train on: folders or addresses (s3://, gs://, https://), separated by commas.",
+        shown="shards/<dataset>",
     )
+    out: str = _option(_MAIN, "", "Folder of the run.", shown="runs/<dataset>/<modulation>-seed<seed>")
+    modulation: str = _option(
+        _MAIN,
+        "none",
+        "Modulation rules joined by +, options in brackets: opm, opm(p_exe=0.7)+ogm(alpha=0.5, epochs=0:50).",
+        listed=lambda: ("none", *MODULATIONS),
+    )
+    modalities: tuple[str, ...] | None = _option(
+        _MAIN, None, "Modalities to train, separated by commas.", listed=lambda: MODALITY_KIND, shown="the data set's"
+    )
+    epochs: int = _option(_MAIN, 100, "Number of epochs.")
+    batch_size: int = _option(_MAIN, 32, "Number of samples per optimiser step, over all processes.")
+    lr: float = _option(_MAIN, 1e-3, "Learning rate.")
+    seed: int = _option(_MAIN, 0, "Seed of all random choices.")
+    resume: bool = _option(_MAIN, False, "Continue from the last checkpoint of the run, if there is one.")
+
+    shard_weights: tuple[float, ...] = _option(
+        _DATA,
+        (),
+        "Relative sampling rate of each set of shards, separated by commas.",
+        shown="each sample once per epoch",
+    )
+    shuffle_shards: int = _option(_DATA, 16, "Number of shards whose samples are shuffled together.")
+    audio: Literal["spectrogram", "waveform"] = _option(
+        _DATA, "spectrogram", "Feature kind of audio; waveform: the device computes the `vggsound` spectrogram."
+    )
+    frames: int | None = _option(_DATA, None, "Number of frames and of flow stacks per sample.", shown="the data set's")
+    image_size: int = _option(_DATA, 224, "Height and width of the encoders' input images, in pixels.")
+    augment: Literal["standard", "none"] = _option(
+        _DATA, "standard", "Augmentation; standard: random crop, flip and choice of frames."
+    )
+    workers: int = _option(_DATA, 2, "Number of loader processes per training process; 0: load in the process itself.")
     cache: str | None = _option(
-        None,
-        "Folder where shards from an address are kept, on a local disk (BMLPIPE_CACHE).",
-        shown="~/.cache/bmlpipe",
+        _DATA, None, "Folder on a local disk for shards from an address (BMLPIPE_CACHE).", shown="~/.cache/bmlpipe"
     )
     cache_bytes: str | None = _option(
+        _DATA,
         None,
-        "Most bytes that it may hold, like 200GB (BMLPIPE_CACHE_BYTES).",
-        shown="50 GB, or half of what the disk has",
+        "Maximum size of the cache, such as 200GB (BMLPIPE_CACHE_BYTES).",
+        shown="50 GB, at most half of the disk",
     )
-    out: str = _option("", "Folder of the run.")
-    modalities: tuple[str, ...] | None = _option(None, f"Modalities, separated by commas: {', '.join(MODALITY_KIND)}.")
-    audio: Literal["spectrogram", "waveform"] = _option(
-        "spectrogram",
-        "What audio is read from: stored spectrograms, or the sound, made into `vggsound` ones on the device.",
-    )
+
     encoder: str = _option(
-        "resnet18",
-        "Encoder of every modality (tsm18: resnet18 with temporal shift).",
-        *("resnet18", "tsm18", "cnn4"),
-        plugins="bmlpipe.encoders",
+        _MODEL, "resnet18", "Encoder of every modality; tsm18: ResNet-18 with temporal shift.", choices=lambda: ENCODERS
     )
     weights: str | None = _option(
-        None, "Initial weights of resnet18 and tsm18: none, imagenet (downloaded once) or a file of torchvision's."
-    )
-    fusion: str = _option(
-        "concat",
-        "Fusion of the features.",
-        *("concat", "sum", "film", "gated", "lowrank", "centralnet"),
-        plugins="bmlpipe.fusions",
-    )
-    classifier_layers: int = _option(1, "Linear layers of the classifier; above 1, concat is read by zero-out.")
-    intermediate: str = _option(
-        "none",
-        "Intermediate fusion between the encoders' stages: mmtm (after stages 2 to 4) or attention (after the last).",
-        *("none", "mmtm", "attention"),
-        plugins="bmlpipe.exchanges",
-    )
-    preset: Literal["paper", "tpami-release", "cvpr2022-release"] = _option(
-        "paper", "Published setting, the defaults of what is not given."
-    )
-    modulation: str = _option(
-        "none",
-        "Modulations and baselines, joined by +, each with its options: opm, opm(p_exe=0.7)+ogm(epochs=0:50), … "
-        "(docs/methods.md).",
-    )
-    q_base: float = _option(0.5, "OPM: base drop probability (Eq. 8).")
-    lam: float = _option(0.5, "OPM: λ, how strongly the discrepancy raises it (Eq. 8).")
-    alpha: float = _option(0.8, "OGM: α, how strongly the discrepancy damps the gradient (Eq. 11).")
-    noise: Literal["all", "damped", "off"] = _option(
-        "all", "OGM: restore the noise of every encoder (Eq. 17), of damped ones, or of none."
-    )
-    ratio: Literal["ratio", "difference"] = _option("ratio", "Discrepancy: ratio (Eq. 7) or difference (Table 15).")
-    gamma: tuple[float, ...] | None = _option(
+        _MODEL,
         None,
-        "Share of the head's bias in each modality's score (Eq. 6), separated by commas.",
-        shown="1/M each; 1 with sum",
+        "Initial weights of resnet18 and tsm18: none, imagenet (downloaded once) or a file of torchvision.",
+        shown="the data set's",
     )
-    references: tuple[str, ...] = _option((), "gblending: folders of the finished uni-modal and plain joint runs.")
-    epochs: int = _option(100, "Epochs.")
-    batch_size: int = _option(32, "Global batch: samples of one optimiser step, all ranks together.")
-    accumulate: int = _option(1, "Micro-batches that a rank goes through for one optimiser step.")
+    fusion: str = _option(_MODEL, "concat", "Fusion of the features.", choices=lambda: FUSIONS)
+    classifier_layers: int = _option(_MODEL, 1, "Number of linear layers of the classifier.")
+    intermediate: str = _option(
+        _MODEL,
+        "none",
+        "Fusion between stages of the encoders; mmtm: after stages 2 to 4, attention: after the last.",
+        choices=lambda: ("none", *INTERMEDIATE_FUSIONS),
+    )
+
+    preset: str = _option(
+        _MODULATION, "paper", "Published setting: defaults of the options and rules.", choices=lambda: PRESETS
+    )
+    discrepancy: Literal["ratio", "difference"] = _option(
+        _MODULATION, "ratio", "Form of the discrepancy ρ between modalities: Eq. 7, or the variant of Table 15."
+    )
+    gamma: tuple[float, ...] | None = _option(
+        _MODULATION,
+        None,
+        "Share γ of the head's bias in the score of each modality (Eq. 6), separated by commas.",
+        shown="1/M each; with sum 1",
+    )
+    references: tuple[str, ...] = _option(
+        _MODULATION, (), "For gblending: folders of the finished uni-modal runs and of the joint run.", shown="none"
+    )
+
+    optimizer: Literal["sgd", "adamw"] = _option(_OPTIMISATION, "sgd", "Optimiser.")
+    momentum: float = _option(_OPTIMISATION, 0.9, "Momentum of SGD.")
+    weight_decay: float = _option(_OPTIMISATION, 0.0, "Weight decay.")
+    lr_step: int = _option(_OPTIMISATION, 0, "Number of epochs between two reductions of the learning rate; 0: none.")
+    lr_gamma: float = _option(_OPTIMISATION, 0.1, "Factor of each reduction of the learning rate.")
+    max_grad_norm: float = _option(
+        _OPTIMISATION, 0.0, "Maximum norm of the gradient after modulation, over all parameters; 0: no clipping."
+    )
+    accumulate: int = _option(_OPTIMISATION, 1, "Number of micro-batches per optimiser step and process.")
     last_batch: Literal["drop", "pad"] = _option(
-        "drop", "An epoch's last, incomplete batch: drop it, or pad it with samples of weight 0."
-    )
-    optimizer: Literal["sgd", "adamw"] = _option("sgd", "Optimiser.")
-    lr: float = _option(1e-3, "Learning rate.")
-    momentum: float = _option(0.9, "Momentum of SGD.")
-    weight_decay: float = _option(0.0, "Weight decay.")
-    lr_step: int = _option(0, "Multiply the learning rate by lr_gamma every so many epochs; 0: never.")
-    lr_gamma: float = _option(0.1, "See lr_step.")
-    clip: float = _option(0.0, "Clip the gradient of all parameters to this norm, after modulation; 0: never.")
-    frames: int | None = _option(None, "Frames (and flow stacks) of a sample.")
-    image_size: int = _option(224, "Side of the square pictures that the encoders see, in pixels.")
-    augment: Literal["standard", "none"] = _option(
-        "standard", "Training views: random crop, flip and frame choice, or the evaluation's."
+        _OPTIMISATION, "drop", "Incomplete last batch of an epoch: drop it, or pad it with samples of weight 0."
     )
     batch_norm: Literal["local", "sync", "frozen"] = _option(
-        "local", "Batch statistics of each rank, of all ranks (CUDA), or none (running ones)."
+        _OPTIMISATION, "local", "Batch statistics of each process, of all processes (CUDA), or fixed ones."
     )
+
+    device: Literal["auto", "cpu", "cuda"] = _option(_HARDWARE, "auto", "Device to train on.")
     precision: Literal["fp32", "bf16", "fp16"] = _option(
-        "fp32", "Arithmetic of forward and backward; fp16 scales the loss."
+        _HARDWARE, "fp32", "Arithmetic of the forward and backward pass; fp16 scales the loss."
     )
-    channels_last: bool = _option(False, "Lay pictures and convolutions out channels last: faster on CUDA with bf16.")
-    compile: bool = _option(False, "Compile the model with torch.compile.")
-    workers: int = _option(2, "Loader processes a rank; 0: load in the training process.")
-    window: int = _option(16, "Shards whose samples are mixed with each other at a time.")
-    seed: int = _option(0, "Seed of everything random.")
-    device: Literal["auto", "cpu", "cuda"] = _option("auto", "Where to compute.")
-    resume: bool = _option(False, "Go on from the run's last checkpoint, if it has one.")
-    checkpoint_every: int = _option(0, "Also save every so many steps; 0: after each epoch only.")
+    channels_last: bool = _option(_HARDWARE, False, "Use the channels-last memory format; faster on CUDA with bf16.")
+    compile: bool = _option(_HARDWARE, False, "Compile the model with torch.compile.")
     group_timeout: float = _option(
-        600.0, "Seconds that a rank waits for the others before the run is given up; a slow fetch or save must fit."
+        _HARDWARE, 600.0, "Seconds that a process waits for the others before the run is given up."
     )
+
+    checkpoint_every: int = _option(_LOGS, 0, "Number of steps between checkpoints; 0: only after each epoch.")
     keep_every: int = _option(
-        0, "Keep a checkpoint every so many epochs (checkpoints/epoch-003.pt); 0: only the best and the last."
+        _LOGS, 0, "Number of epochs between checkpoints that are kept; 0: keep the best and the last."
     )
-    tensorboard: bool = _option(True, "Write TensorBoard files into the run.")
-    trackers: tuple[str, ...] = _option((), "Services to send the journal to as well: wandb, mlflow (docs/sweeps.md).")
+    tensorboard: bool = _option(_LOGS, True, "Write TensorBoard files into the folder of the run.")
+    trackers: tuple[str, ...] = _option(
+        _LOGS, (), "Services that also receive the journal, separated by commas: wandb, mlflow.", shown="none"
+    )
 
-    def resolved(self) -> TrainConfig:
-        """The configuration with the data set's setting filled in.
-
-        Raises:
-            ConfigError: An option is missing or impossible; the message names it, its value and the remedy.
-        """
-        for name in ("shards", "out"):
-            if not getattr(self, name):
-                raise ConfigError(f"--{name} is missing")
-        if self.mix and (len(self.mix) != len(self.shards) or min(self.mix) <= 0):
-            raise ConfigError(f"mix is {self.mix}: one number above 0 for each of {', '.join(self.shards)}")
+    def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
             value, choices = getattr(self, item.name), choices_of(item.name)
-            if choices and value not in choices and value not in _plugged(item.metadata["plugins"]):
+            if choices is not None and value not in choices and value != item.default:
                 raise ConfigError(f"{item.name} is {value!r}: must be one of {', '.join(choices)}")
-        setting = DATASETS[self.dataset]
-        modalities = self.modalities or setting.modalities
-        # Scores behind an intermediate fusion are read by zero-out, which of one linear layer is its split with γ = 1.
-        whole_bias = self.intermediate != "none" and self.fusion == "concat" and self.classifier_layers == 1
-        filled = dataclasses.replace(
-            self,
-            modalities=modalities,
-            frames=self.frames or setting.train_frames,
-            gamma=self.gamma or ((1.0,) * len(modalities) if whole_bias else None),
-            weights=self.weights or ("imagenet" if setting.pretrained and self.encoder in _PRETRAINED else "none"),
-        )
-        filled._check()
-        return filled
-
-    def _check(self) -> None:
-        assert self.modalities is not None
-        if unknown := set(self.modalities) - set(MODALITY_KIND):
-            raise ConfigError(
-                f"modalities: {', '.join(sorted(unknown))} is not known: choose among {', '.join(MODALITY_KIND)}"
-            )
-        if len(set(self.modalities)) != len(self.modalities):
-            raise ConfigError(f"modalities are {', '.join(self.modalities)}: name each once")
-        lowest = dict.fromkeys(("epochs", "batch_size", "frames", "accumulate", "classifier_layers"), 1)
-        for name, low in {**lowest, "image_size": 16, "workers": 0, "clip": 0, "keep_every": 0}.items():
-            if getattr(self, name) < low:
-                raise ConfigError(f"{name} is {getattr(self, name)}: must be at least {low}")
+        for name, low in _LOWEST.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ConfigError(f"{name} is {value}: must be at least {low}")
         for name in ("lr", "group_timeout"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}: must be above 0")
+        modalities = self.modalities or ()
+        if unknown := sorted(set(modalities) - set(MODALITY_KIND)):
+            raise ConfigError(f"modalities: {', '.join(unknown)} is unknown: must be among {', '.join(MODALITY_KIND)}")
+        if len(set(modalities)) != len(modalities):
+            raise ConfigError(f"modalities are {', '.join(modalities)}: each may be named only once")
+
+    def resolved(self) -> TrainConfig:
+        """Fill in the places (`bmlpipe.train.config.places`) and the setting of the data set.
+
+        Raises:
+            ConfigError: Options do not go together, or a place cannot be found. The message names the option, its
+                value and the remedy.
+        """
+        from bmlpipe.train.config.places import located  # needs this class
+
+        config = located(self)
+        setting = DATASETS[config.dataset]
+        modalities = config.modalities or setting.modalities
+        gamma = config.gamma or PRESETS[config.preset].gamma(config.fusion, len(modalities))
+        if gamma is None and config.intermediate != "none" and config._splits_by_layer:
+            # Scores behind an intermediate fusion are read by zero-out. For one linear layer that is its split with
+            # γ = 1.
+            gamma = (1.0,) * len(modalities)
+        pretrained = setting.pretrained and config.encoder in _PRETRAINED
+        filled = dataclasses.replace(
+            config,
+            modalities=modalities,
+            frames=config.frames or setting.train_frames,
+            gamma=gamma,
+            weights=config.weights or ("imagenet" if pretrained else "none"),
+        )
+        filled._check_together(modalities)
+        return filled
+
+    @property
+    def _splits_by_layer(self) -> bool:
+        """Whether the head is one linear layer on concatenated features."""
+        return self.fusion == "concat" and self.classifier_layers == 1
+
+    def _check_together(self, modalities: tuple[str, ...]) -> None:
+        weights = self.shard_weights
+        if weights and (len(weights) != len(self.shards) or min(weights) <= 0):
+            raise ConfigError(
+                f"shard_weights are {', '.join(map(str, weights))}: give one number above 0 for each of "
+                f"{', '.join(self.shards)}"
+            )
         if self.encoder not in _PRETRAINED and self.weights != "none":
             there = " and ".join(_PRETRAINED)
             raise ConfigError(f"weights is {self.weights!r}: only {there} have ImageNet weights, not {self.encoder}")
         joint = {self.modulation, self.intermediate} != {"none"} or self.fusion != "concat"
-        if len(self.modalities) == 1 and joint:
+        if len(modalities) == 1 and joint:
             raise ConfigError(
-                f"with {self.modalities[0]} alone there is nothing to balance or fuse: leave --modulation and "
+                f"with {modalities[0]} alone there is nothing to balance or fuse: leave --modulation and "
                 "--intermediate at none and --fusion at concat"
             )
-        splits = self.fusion == "sum" or (self.fusion == "concat" and self.classifier_layers == 1)
-        if self.gamma is not None and not (splits and len(self.gamma) == len(self.modalities)):
+        splits = self.fusion == "sum" or self._splits_by_layer
+        if self.gamma is not None and not (splits and len(self.gamma) == len(modalities)):
             raise ConfigError(
-                f"gamma is {', '.join(map(str, self.gamma))}: it shares out the bias of concat with one classifier "
-                f"layer or of sum (this is {self.fusion} with {self.classifier_layers}), one number for each of "
-                f"{', '.join(self.modalities)}"
+                f"gamma is {', '.join(map(str, self.gamma))}: it needs the fusion sum, or concat with one classifier "
+                f"layer (here: {self.fusion} with {self.classifier_layers}), and one number for each of "
+                f"{', '.join(modalities)}"
             )
         try:
-            self.balance()
+            self.make_modulation()
         except (OptionError, PluginError) as error:
             raise ConfigError(f"modulation is {self.modulation!r}: {error}") from error
 
-    def balance(self) -> Modulation:
-        """The modulation that the options of a resolved configuration name.
+    def make_modulation(self) -> Modulation:
+        """Make the modulation of a resolved configuration.
 
         Raises:
-            OptionError: They name none, or give it an impossible option.
+            OptionError: The modulation cannot be read, or an option of a rule is out of range.
         """
-        from bmlpipe.train.modulation import make_modulation  # imports torch
+        from bmlpipe.train.modulation.registry import make_modulation  # imports torch
 
-        return make_modulation(
-            self.modulation,
-            self.chosen,
-            seed=self.seed,
-            form=self.ratio,
-            preset=self.preset,
-            q_base=self.q_base,
-            lam=self.lam,
-            alpha=self.alpha,
-            noise=self.noise,
-        )
+        modalities = self.resolved_modalities
+        return make_modulation(self.modulation, modalities, seed=self.seed, form=self.discrepancy, preset=self.preset)
 
     @property
-    def chosen(self) -> tuple[str, ...]:
+    def resolved_modalities(self) -> tuple[str, ...]:
         """Modalities of a resolved configuration."""
         assert self.modalities is not None
         return self.modalities
 
     @property
     def kinds(self) -> dict[str, str]:
-        """Feature kind that each chosen modality is read from."""
-        return {m: self.audio if m == "audio" else MODALITY_KIND[m] for m in self.chosen}
+        """Feature kind that each modality of a resolved configuration is read from."""
+        return {m: self.audio if m == "audio" else MODALITY_KIND[m] for m in self.resolved_modalities}
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for YAML, checkpoints and comparisons."""
@@ -259,12 +305,9 @@ class TrainConfig:
 TYPES = typing.get_type_hints(TrainConfig)
 
 
-def _plugged(group: str) -> set[str]:
-    """Names that other packages register in a group of entry points, without loading them."""
-    return {point.name for point in importlib.metadata.entry_points(group=group)} if group else set()
-
-
-def choices_of(name: str) -> tuple[str, ...]:
-    """Possible values of an option; empty: any."""
-    literal = typing.get_args(TYPES[name]) if typing.get_origin(TYPES[name]) is Literal else ()
-    return literal or TrainConfig.__dataclass_fields__[name].metadata["choices"]
+def choices_of(name: str) -> Iterable[str] | None:
+    """Possible values of an option; None: any. A value of a registry is looked up without importing it."""
+    if typing.get_origin(TYPES[name]) is Literal:
+        return typing.get_args(TYPES[name])
+    choices: Names | None = TrainConfig.__dataclass_fields__[name].metadata["choices"]
+    return None if choices is None else choices()

@@ -13,11 +13,104 @@ from typing import Any, Literal
 import click
 import yaml
 
-from bmlpipe.manifests.datasets import DATASETS
-from bmlpipe.train.config.options import TYPES, ConfigError, TrainConfig, choices_of
+from bmlpipe.manifests.common.help_texts import GroupedOption
+from bmlpipe.train.config.options import GROUPS, TYPES, ConfigError, TrainConfig
+from bmlpipe.train.modulation.presets import PRESETS
 
 
-def _kind(name: str) -> tuple[type, bool]:
+def parse(values: Mapping[str, Any], where: str) -> TrainConfig:
+    """Make a configuration from plain values, as a file or a checkpoint holds them.
+
+    The options of the preset hold where `values` does not override them.
+
+    Args:
+        values: Option → value.
+        where: Where the values stand, for messages.
+
+    Raises:
+        ConfigError: An option is unknown, a value has the wrong type or is impossible.
+    """
+    known = {item.name for item in dataclasses.fields(TrainConfig)}
+    given: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, 1)
+            raise ConfigError(f"{where}: unknown option {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+        given[name] = _converted(name, value, where)
+    preset = PRESETS.get(given.get("preset", "paper"))
+    try:
+        return TrainConfig(**{**(preset.options if preset else {}), **given})
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Read the options of a YAML file.
+
+    Raises:
+        ConfigError: The file cannot be read, or it is not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds {type(content).__name__}, expected lines of the form `option: value`")
+    return content
+
+
+def read_options(file: Path | None, given: Mapping[str, Any]) -> TrainConfig:
+    """Make the resolved configuration of a command line.
+
+    Args:
+        file: YAML file of options, or None.
+        given: Option → value of each flag; None: not given. Flags override the file.
+
+    Raises:
+        click.UsageError: An option is unknown or has an impossible value, or options do not go together.
+        BmlpipeError: The shards or their data set cannot be determined.
+    """
+    flags_given = {name: value for name, value in given.items() if value is not None}
+    try:
+        values = {**(read_file(file) if file else {}), **flags_given}
+        return parse(values, str(file) if file else "command line").resolved()
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a function with `--config` and a flag for every training option; None: a flag was not given."""
+    items = sorted(dataclasses.fields(TrainConfig), key=lambda item: GROUPS.index(item.metadata["group"]))
+    for item in reversed(items):
+        command = _flag(item)(command)
+    return click.option(
+        "--config",
+        "file",
+        cls=GroupedOption,
+        group=GROUPS[0],
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="YAML file of options; flags override the file.",
+    )(command)
+
+
+def _flag(item: dataclasses.Field[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    flag, (value_type, several) = item.name.replace("_", "-"), _value_type(item.name)
+    about = item.metadata
+    options: dict[str, Any] = {"cls": GroupedOption, "group": about["group"], "default": None}
+    options["help"] = f"{about['help']}  [default: {about['shown'] or _written(item.default)}]"
+    if value_type is bool:
+        return click.option(f"--{flag}/--no-{flag}", item.name, **options)
+    literal = typing.get_args(TYPES[item.name]) if typing.get_origin(TYPES[item.name]) is Literal else None
+    kind: Any = click.Choice(literal) if literal else str if several else value_type
+    metavar = "LIST" if several else "NAME" if about["choices"] else None
+    return click.option(f"--{flag}", item.name, type=kind, metavar=metavar, listed=about["listed"], **options)
+
+
+def _written(value: Any) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+
+
+def _value_type(name: str) -> tuple[type, bool]:
     """Type of an option's value or, for a tuple, of its parts; whether it is a tuple."""
     hint = TYPES[name]
     if isinstance(hint, types.UnionType):
@@ -29,86 +122,26 @@ def _kind(name: str) -> tuple[type, bool]:
     return typing.cast("type", hint), False
 
 
-def parse(values: Mapping[str, Any], where: str) -> TrainConfig:
-    """Build a configuration from plain values, as a file or a checkpoint holds them.
-
-    Raises:
-        ConfigError: A key is unknown or a value has the wrong type.
-    """
-    known = {item.name for item in dataclasses.fields(TrainConfig)}
-    made: dict[str, Any] = {}
-    for name, value in values.items():
-        if name not in known:
-            close = difflib.get_close_matches(str(name), known, 1)
-            raise ConfigError(f"{where}: unknown option {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
-        made[name] = _converted(name, value, where)
-    config = TrainConfig(**made)
-    return config if config.preset == "paper" else TrainConfig(**{**_published(config), **made})
-
-
-def _published(config: TrainConfig) -> dict[str, Any]:
-    """The options of the preset that a configuration names; none where it names what is unknown (told later)."""
-    from bmlpipe.train.modulation import PRESETS
-
-    if config.preset not in PRESETS or config.dataset not in DATASETS:
-        return {}
-    modalities = config.modalities or DATASETS[config.dataset].modalities
-    return PRESETS[config.preset].of_run(config.fusion, len(modalities))
-
-
 def _converted(name: str, value: Any, where: str) -> Any:
-    kind, several = _kind(name)
+    value_type, several = _value_type(name)
     if value is None and isinstance(TYPES[name], types.UnionType):
         return None
     try:
         if several:
             parts = value.split(",") if isinstance(value, str) else value
             if isinstance(parts, list | tuple):
-                return tuple(_part(kind, part.strip() if isinstance(part, str) else part) for part in parts)
+                return tuple(_part(value_type, part.strip() if isinstance(part, str) else part) for part in parts)
         else:
-            return _part(kind, value)
+            return _part(value_type, value)
     except (TypeError, ValueError):
         pass
-    expected = {str: "names", float: "numbers"}.get(kind, kind.__name__) if several else kind.__name__
+    expected = {str: "names", float: "numbers"}.get(value_type, value_type.__name__) if several else value_type.__name__
     raise ConfigError(f"{where}: {name} is {value!r}: expected {expected}")
 
 
-def _part(kind: type, value: Any) -> Any:
-    if kind is float and not isinstance(value, bool):
+def _part(value_type: type, value: Any) -> Any:
+    if value_type is float and not isinstance(value, bool):
         return float(value)  # YAML reads 1e-3 as text
-    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+    if not isinstance(value, value_type) or isinstance(value, bool) != (value_type is bool):
         raise TypeError
     return value
-
-
-def read_file(path: Path) -> dict[str, Any]:
-    """Options of a YAML file.
-
-    Raises:
-        ConfigError: It cannot be read, or is not a mapping.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds {type(content).__name__}, expected lines of the form `option: value`")
-    return content
-
-
-def flags(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a click command with a flag for each option; only those given on the command line arrive."""
-    for item in reversed(dataclasses.fields(TrainConfig)):
-        name, (kind, several) = item.name.replace("_", "-"), _kind(item.name)
-        default = {None: "the data set's", "": "required", (): "none"}.get(item.default, item.default)
-        shown = item.metadata["shown"] or default
-        text = f"{item.metadata['help']}  [{shown}]"
-        if kind is bool:
-            command = click.option(f"--{name}/--no-{name}", item.name, default=None, help=text)(command)
-        else:
-            choices = choices_of(item.name)
-            plain = choices and not item.metadata["plugins"]
-            value_type: Any = click.Choice(choices) if plain else str if several else kind
-            text = f"{item.metadata['help']}  ({', '.join(choices)})  [{shown}]" if choices and not plain else text
-            command = click.option(f"--{name}", item.name, type=value_type, default=None, help=text)(command)
-    return command

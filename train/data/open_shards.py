@@ -33,8 +33,8 @@ def open_shards(config: TrainConfig) -> tuple[MixedReader, Mixture]:
     Raises:
         ShardError: One cannot be read, they do not fit together, or the cache has no room for a window of them.
     """
-    reader = open_reader(config, weights=config.mix or None)
+    reader = open_reader(config, weights=config.shard_weights or None)
     if reader.mixture is None:
         raise ShardError(f"{reader.folder} has no training samples: see bmlpipe stats")
-    reader.check_room(config.window)
+    reader.check_room(config.shuffle_shards)
     return reader, reader.mixture

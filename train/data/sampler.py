@@ -28,7 +28,7 @@ class TrainBatches:
         batch_size: Global batch.
         epochs: Epochs of the whole training.
         seed: Seed of the run.
-        window: Shards mixed at a time.
+        shuffle_shards: Shards mixed at a time.
         rank: This process.
         world: Number of processes.
         first_step: Optimiser step to begin with, counted over all epochs.
@@ -53,7 +53,7 @@ class TrainBatches:
         batch_size: int,
         epochs: int,
         seed: int,
-        window: int,
+        shuffle_shards: int,
         rank: int = 0,
         world: int = 1,
         first_step: int = 0,
@@ -79,7 +79,7 @@ class TrainBatches:
                 f"batch_size is {batch_size}, and there are only {self._total} training samples: choose a smaller one, "
                 "or pad the last batch"
             )
-        self._batch, self._seed, self._window, self._accumulate = batch_size, seed, window, accumulate
+        self._batch, self._seed, self._shuffle_shards, self._accumulate = batch_size, seed, shuffle_shards, accumulate
         self._rank, self._world, self._first = rank, world, first_step
         whole, rest = divmod(self._total, batch_size)
         self.dropped = rest if last_batch == "drop" else 0
@@ -97,7 +97,7 @@ class TrainBatches:
         return self._batch - self.padded if last else self._batch
 
     def __iter__(self) -> Iterator[list[Item]]:
-        order = self._mixture.order(seed=self._seed, window=self._window)
+        order = self._mixture.order(seed=self._seed, shuffle_shards=self._shuffle_shards)
         share = self._batch // (self._accumulate * self._world)
         for step in range(self._first, self.steps):
             batch = self._global(order, step)
@@ -107,7 +107,7 @@ class TrainBatches:
 
     def global_batch(self, step: int) -> list[Item]:
         """All ranks' samples of a step."""
-        return self._global(self._mixture.order(seed=self._seed, window=self._window), step)
+        return self._global(self._mixture.order(seed=self._seed, shuffle_shards=self._shuffle_shards), step)
 
     def _global(self, order: MixtureOrder, step: int) -> list[Item]:
         epoch, position = divmod(step, self.steps_per_epoch)

@@ -8,13 +8,13 @@ encoder: they are neither damped nor given noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from bmlpipe.manifests.common.errors import OptionError
-from bmlpipe.manifests.common.plugins import known
+from bmlpipe.train.config.registries import INTERMEDIATE_FUSIONS
 from bmlpipe.train.models.encoders.stages import mean_over_frames, staged
 
 #: Modality → channels after each stage of its encoder.
@@ -159,16 +159,12 @@ class CrossModalAttention(nn.Module):
         return {m: maps[m] + seen[m].unflatten(1, cells[m].shape[1:4]).movedim(-1, 2) for m in maps}
 
 
-#: Name → maker of an exchange from the encoders' widths.
-EXCHANGES: dict[str, Callable[..., nn.Module]] = {"mmtm": MMTM, "attention": CrossModalAttention}
-
-
 def make_exchange(name: str, encoders: Mapping[str, nn.Module]) -> nn.Module | None:
     """A new exchange between encoders.
 
     Args:
-        name: `none`, a key of `EXCHANGES`, or the name of an entry point of the group `bmlpipe.exchanges`: a callable
-            with the one argument {m: channels after each stage}.
+        name: `none` or a name of `INTERMEDIATE_FUSIONS`. A plug-in is a callable with the one argument
+            {m: channels after each stage}.
         encoders: Modality → encoder, made of stages.
 
     Returns:
@@ -179,11 +175,11 @@ def make_exchange(name: str, encoders: Mapping[str, nn.Module]) -> nn.Module | N
     """
     if name == "none":
         return None
-    makers = known("bmlpipe.exchanges", EXCHANGES)
-    if name not in makers:
-        raise OptionError(f"unknown intermediate fusion {name!r}; known: none, {', '.join(sorted(makers))}")
+    if name not in INTERMEDIATE_FUSIONS:
+        known = ", ".join(sorted(INTERMEDIATE_FUSIONS))
+        raise OptionError(f"unknown intermediate fusion {name!r}; known: none, {known}")
     able = staged(encoders, f"intermediate fusion {name!r}")
-    made: nn.Module = makers[name]({m: encoder.widths for m, encoder in able.items()})
+    made: nn.Module = INTERMEDIATE_FUSIONS[name]({m: encoder.widths for m, encoder in able.items()})
     return made
 
 

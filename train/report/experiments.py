@@ -12,9 +12,6 @@ from bmlpipe.train.runs.read_run import Run
 #: Options that do not make two runs different experiments.
 _ASIDE = FREE - {"epochs"} | {"seed"}
 
-#: Options that mean something under one modulation only.
-_OF_MODULATION = {"q_base": "opm", "lam": "opm", "alpha": "ogm", "noise": "ogm"}
-
 _ABSENT = "–"
 
 Options = tuple[tuple[str, Any], ...]
@@ -76,7 +73,7 @@ def _options(run: Run) -> Iterator[tuple[str, Any]]:
     """Options that make the experiment; those that a run of an older version lacks have today's defaults."""
     defaults = {name: option.default for name, option in TrainConfig.__dataclass_fields__.items()}
     for name, value in {**defaults, **run.config}.items():
-        if name not in _ASIDE and _OF_MODULATION.get(name, "") in run.modulation:
+        if name not in _ASIDE:
             yield name, _hashable(value)
 
 
@@ -88,7 +85,7 @@ def _hashable(value: Any) -> Any:
 
 def _unmodulated(run: Run) -> frozenset[tuple[str, Any]]:
     """What a run shares with the same one without modulation."""
-    return frozenset((name, value) for name, value in _options(run) if name not in {"modulation", *_OF_MODULATION})
+    return frozenset((name, value) for name, value in _options(run) if name != "modulation")
 
 
 def _shown(name: str, value: Any) -> str:

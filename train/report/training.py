@@ -67,7 +67,7 @@ def _balance(compared: Comparison) -> Section:
     section = Section("balance", "Balance of the modalities")
     widths: list[int] = []
     kinds = (("rho", "ρ", None), ("q", "q", None), ("k", "k", 1.0), ("score", "score", None))
-    sums = any(run.config.get("ratio") == "difference" for group in compared.groups.values() for run in group)
+    sums = any(run.config.get("discrepancy") == "difference" for group in compared.groups.values() for run in group)
     for kind, name, neutral in kinds:
         at = (0.0 if sums else 1.0) if kind == "rho" else neutral
         for m in compared.modalities:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bmlpipe.manifests.common.errors import OptionError
-from bmlpipe.manifests.common.plugins import known
+from bmlpipe.train.config.registries import ENCODERS
 from bmlpipe.train.models.encoders.networks import CNN4, ResNet18
 
 __all__ = ["CNN4", "ENCODERS", "ResNet18", "load_imagenet", "make_encoder"]
@@ -24,11 +24,13 @@ __all__ = ["CNN4", "ENCODERS", "ResNet18", "load_imagenet", "make_encoder"]
 IMAGENET_URL = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
 
 
-def _resnet18(modality: str, channels: int, *, pyramid: bool = False) -> ResNet18:
+def resnet18(modality: str, channels: int, *, pyramid: bool = False) -> ResNet18:
+    """ResNet-18 on every frame."""
     return ResNet18(channels, pyramid=pyramid)
 
 
-def _tsm18(modality: str, channels: int, *, pyramid: bool = False) -> ResNet18:
+def tsm18(modality: str, channels: int, *, pyramid: bool = False) -> ResNet18:
+    """ResNet-18 with temporal shift."""
     return ResNet18(channels, shift=True, pyramid=pyramid)
 
 
@@ -36,12 +38,9 @@ def _tsm18(modality: str, channels: int, *, pyramid: bool = False) -> ResNet18:
 _CNN4_DOWNSAMPLE = {"audio": 4}
 
 
-def _cnn4(modality: str, channels: int, *, pyramid: bool = False) -> CNN4:
+def cnn4(modality: str, channels: int, *, pyramid: bool = False) -> CNN4:
+    """The small CNN of four convolutions."""
     return CNN4(channels, downsample=_CNN4_DOWNSAMPLE.get(modality, 1), pyramid=pyramid)
-
-
-#: Name → maker of an encoder from (modality, channels); those made of stages also take `pyramid`.
-ENCODERS: dict[str, Callable[..., nn.Module]] = {"resnet18": _resnet18, "cnn4": _cnn4, "tsm18": _tsm18}
 
 
 def make_encoder(name: str, modality: str, *, channels: int, pyramid: bool = False) -> nn.Module:
@@ -61,10 +60,9 @@ def make_encoder(name: str, modality: str, *, channels: int, pyramid: bool = Fal
     Raises:
         OptionError: Unknown name, an encoder without `features`, or one that offers no pyramid where one is asked for.
     """
-    makers = known("bmlpipe.encoders", ENCODERS)
-    if name not in makers:
-        raise OptionError(f"unknown encoder {name!r}; known: {', '.join(sorted(makers))}")
-    maker: Callable[..., nn.Module] = makers[name]
+    if name not in ENCODERS:
+        raise OptionError(f"unknown encoder {name!r}; known: {', '.join(sorted(ENCODERS))}")
+    maker: Callable[..., nn.Module] = ENCODERS[name]
     if not pyramid:
         encoder = maker(modality, channels)
     elif "pyramid" in inspect.signature(maker).parameters:
@@ -72,7 +70,7 @@ def make_encoder(name: str, modality: str, *, channels: int, pyramid: bool = Fal
     else:
         raise OptionError(
             f"encoder {name!r} offers no features of its stages (its maker takes no `pyramid`), which this fusion "
-            f"needs; choose another fusion, or one of {', '.join(sorted(ENCODERS))}"
+            f"needs; choose another fusion, or one of {', '.join(sorted(ENCODERS.own))}"
         )
     if not hasattr(encoder, "features"):
         raise OptionError(f"encoder {name!r} must have the attribute `features`, the length of its output")

@@ -9,31 +9,16 @@ from typing import Any
 from torch import nn
 
 from bmlpipe.manifests.common.errors import OptionError
-from bmlpipe.manifests.common.plugins import known
-from bmlpipe.train.models.fusion.centralnet import CentralNet
+from bmlpipe.train.config.registries import FUSIONS
 from bmlpipe.train.models.fusion.classifier import DeepConcatenation
-from bmlpipe.train.models.fusion.conditional import FiLM, Gated
-from bmlpipe.train.models.fusion.linear import Concatenation, Summation
-from bmlpipe.train.models.fusion.lowrank import LowRank
-
-_GROUP = "bmlpipe.fusions"
+from bmlpipe.train.models.fusion.linear import Concatenation
 
 
-def _concatenation(dims: Mapping[str, int], classes: int, *, classifier_layers: int = 1) -> nn.Module:
+def concatenation(dims: Mapping[str, int], classes: int, *, classifier_layers: int = 1) -> nn.Module:
+    """Concatenation and a linear classifier, or one of several layers."""
     if classifier_layers == 1:
         return Concatenation(dims, classes)
     return DeepConcatenation(dims, classes, classifier_layers=classifier_layers)
-
-
-#: Name → maker of a head from (dims, classes), and by keyword what its signature names of classifier_layers and widths.
-FUSIONS: dict[str, Callable[..., nn.Module]] = {
-    "concat": _concatenation,
-    "sum": Summation,
-    "film": FiLM,
-    "gated": Gated,
-    "lowrank": LowRank,
-    "centralnet": CentralNet,
-}
 
 
 def make_fusion(
@@ -80,7 +65,6 @@ def reads_pyramid(name: str) -> bool:
 
 
 def _maker(name: str) -> Callable[..., nn.Module]:
-    makers = known(_GROUP, FUSIONS)
-    if name not in makers:
-        raise OptionError(f"unknown fusion {name!r}; known: {', '.join(sorted(makers))}")
-    return makers[name]
+    if name not in FUSIONS:
+        raise OptionError(f"unknown fusion {name!r}; known: {', '.join(sorted(FUSIONS))}")
+    return FUSIONS[name]
