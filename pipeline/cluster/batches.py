@@ -1,276 +1,129 @@
-"""Batches of work on Dask: a bounded number in flight, and a worker's death costs one item."""
+"""Apply a function to batches on Dask: a bounded number is in flight, and a worker's death costs one item."""
 
 from __future__ import annotations
 
-import asyncio
-import importlib.util
-import logging
-import sys
-import time
-import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import CancelledError
-from contextlib import ExitStack
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from bmlpipe.manifests.common.errors import BmlpipeError
-from bmlpipe.manifests.common.logs import log_settings
-from bmlpipe.pipeline.cluster.worker_checks import Answer, answering, packed
-
-_logger = logging.getLogger(__name__)
+from bmlpipe.pipeline.cluster.worker_pool import ExistingScheduler, LocalWorkers, WorkerPool
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_SETTINGS = {
-    # No second try by Dask: what is tried again, and how, is decided by `map_batches`.
-    "distributed.scheduler.allowed-failures": 0,
-    # Dask looks at itself many times a second, for tasks of milliseconds, at a twentieth of what extraction costs.
-    "distributed.worker.profile.enabled": False,
-    "distributed.admin.tick.interval": "500ms",
-    "distributed.admin.tick.cycle": "10s",
-    "distributed.admin.system-monitor.interval": "2s",
-    "distributed.admin.system-monitor.gil.enabled": False,
-    "distributed.scheduler.active-memory-manager.start": False,  # nothing is held twice
-}
-_DASHBOARD = "127.0.0.1:8787"  # where Dask's users look for it; another port where that one is taken
-_FILE = "file://"
-_PATIENCE = 60  # seconds to wait for another worker where all that came were unfit
-
-
-class ClusterError(BmlpipeError):
-    """The Dask scheduler cannot be reached, or was lost, or none of its workers can do the work."""
-
-
-_LOST = "the Dask scheduler was lost: what is done stays done, run the same command again"
+_BATCHES_PER_THREAD = 2
 
 
 def map_batches(
     function: Callable[[Sequence[T]], R],
     batches: Iterable[Sequence[T]],
-    died: Callable[[T], R],
-    *,
-    workers: int,
-    scheduler: str | None = None,
-    look_again: Callable[[Sequence[T]], Sequence[T]] = lambda batch: batch,
+    on_worker_death: Callable[[T], R],
+    workers: LocalWorkers | ExistingScheduler,
+    refresh: Callable[[Sequence[T]], Sequence[T]] = lambda batch: batch,
 ) -> Generator[R, None, None]:
-    """Apply a function to each batch on Dask; results come as they are finished.
+    """Apply a function to each batch on Dask and yield the results in the order in which they finish.
 
-    At most two batches a worker are in flight, and batches are taken from the iterable only then. When a worker dies,
-    Dask suspects every batch that it held: their items are put aside, and at the end each is tried in a batch of its
-    own with nothing else on the cluster. One that kills its worker again is given to `died`.
+    At most two batches per worker are in flight, and no further batches are taken from the iterable. When a worker
+    dies, Dask suspects every batch that it held: their items are set aside, and at the end each is tried in a batch of
+    its own with nothing else on the cluster. The result of an item that kills its worker again comes from
+    `on_worker_death`.
 
-    A worker of an existing scheduler that cannot do the work (another version of this package, or the function raises
-    `UnfitWorkerError`) is retired with a warning, and its batch is done by another one.
+    A worker of an existing scheduler that cannot do the work (it has another version of this package, or the function
+    raises `UnfitWorkerError`) is retired with a warning, and another worker does its batch.
 
     Args:
-        function: Runs in a worker; it, its arguments and results must be picklable.
-        batches: What to apply it to.
-        died: Makes the result of an item whose worker died, in this process.
-        workers: Processes of a cluster on this machine, closed at the end.
-        scheduler: An existing Dask scheduler instead: its address, or `file://` and the path of its scheduler file.
-        look_again: Makes a batch that a worker found unfit for itself anew; where it comes out different, the fault
-            was the batch's and the worker is kept.
+        function: Runs in a worker. The function, its batches and its results must be picklable.
+        batches: The batches.
+        on_worker_death: Makes, in this process, the result of an item whose worker died.
+        workers: Worker processes of this machine, or an existing Dask scheduler.
+        refresh: Makes a batch anew after a worker reported that it is unfit for it. If the new batch differs, the
+            batch was at fault and the worker is kept.
 
     Raises:
-        ClusterError: The scheduler cannot be reached, was lost on the way, or has none but unfit workers.
+        ClusterError: The scheduler cannot be reached, was lost, or has only unfit workers.
     """
-    from distributed import KilledWorker, as_completed
-    from distributed.comm.core import CommClosedError
+    from distributed import KilledWorker
 
-    with ExitStack() as stack:
-        for name in ("distributed.client", "tornado.application"):  # what matters of it is raised here
-            _silence(stack, name)
-        crew: _Crew | None = None
-        if scheduler is None:
-            client = stack.enter_context(_own_cluster(stack, workers))
-        else:
-            client = stack.enter_context(_connected(scheduler))
-            crew = _Crew(client, scheduler)
-        if link := _dashboard(client):
-            _logger.info("Dask's dashboard: %s", link)
-        waiting, suspects, given_back = iter(batches), deque[T](), deque[Sequence[T]]()
-        flying: dict[Any, tuple[Sequence[T], bool]] = {}  # future → batch, whether it has the cluster for itself
-        completed = as_completed()  # type: ignore[no-untyped-call]
-
-        def submit(batch: Sequence[T], *, alone: bool = False) -> None:
-            call = (function, batch) if crew is None else (crew.answer, packed(function, batch))
-            future = client.submit(*call, pure=False)
-            flying[future] = (batch, alone)
-            completed.add(future)  # type: ignore[no-untyped-call]
-
-        def fill() -> None:
-            slots = 2 * max(1, _threads(client))
-            while len(flying) < slots and given_back:
-                submit(given_back.popleft())
-            while len(flying) < slots and (batch := next(waiting, None)) is not None:
-                submit(batch)
-            if not flying and suspects:
-                submit([suspects.popleft()], alone=True)
-
-        fill()
-        for future in completed:
-            batch, alone = flying.pop(future)
+    with workers.open() as pool:
+        queue = _BatchQueue(pool, function, batches)
+        queue.fill()
+        for call in queue.finished():
             try:
-                result = future.result()
+                reply = pool.reply(call.future)
             except KilledWorker:
-                if not alone:
-                    suspects.extend(batch)
-                    fill()
-                    continue
-                result = died(batch[0])
-            except (CancelledError, CommClosedError) as error:
-                raise ClusterError(_LOST) from error
-            else:
-                if crew is not None:
-                    answer = Answer(*result)
-                    crew.note(answer)
-                    if not answer.fit:
-                        renewed = look_again(batch)
-                        if alone:
-                            suspects.extend(renewed)
-                        else:
-                            given_back.append(renewed)
-                        future.release()  # Dask lets no worker go that holds what somebody may want
-                        if renewed != batch or crew.retire(answer) or not flying:
-                            fill()
-                        continue
-                    result = answer.value
-            yield result
-            fill()
+                if call.alone:
+                    yield on_worker_death(call.batch[0])
+                else:
+                    queue.isolate(call.batch)
+                queue.fill()
+                continue
+            if reply.unfit is None:
+                yield reply.value
+                queue.fill()
+                continue
+            batch = refresh(call.batch)
+            queue.put_back(batch, alone=call.alone)
+            call.future.release()  # Dask retires no worker that holds a result that is still wanted
+            # As long as the worker is there it would get the batch again: first let its other calls finish.
+            if batch != call.batch or pool.retire(reply) or not queue.in_flight:
+                queue.fill()
 
 
-class _Crew:
-    """The workers of an existing scheduler.
+class _Call(NamedTuple):
+    """A batch in flight; `alone`: it is a single suspected item with the cluster to itself."""
+
+    future: Any
+    batch: Sequence[Any]
+    alone: bool
+
+
+class _BatchQueue(Generic[T]):
+    """The batches of one run: those to come, those put back, those in flight, and items suspected of killing a worker.
 
     Attributes:
-        answer: What to submit with a `packed` call, in the place of a function.
+        in_flight: Future → its call.
     """
 
-    def __init__(self, client: Any, scheduler: str) -> None:
-        self._client, self._scheduler = client, scheduler
-        self._reasons: dict[str, str] = {}  # address of a retired worker → why
-        self._noted: set[tuple[str, str]] = set()
-        self.answer = answering()
-        for address, about in _versions(client)["workers"].items():
-            python = about["packages"]["python"]
-            if python.split(".")[:2] != [str(part) for part in sys.version_info[:2]]:
-                here = ".".join(map(str, sys.version_info[:2]))
-                self.retire(Answer(address, address, False, f"it runs Python {python}, not {here} as here", ()))
-        threads = client.nthreads()
-        if not threads:
-            _logger.warning("no worker has joined the Dask scheduler at %s yet: waiting for one", scheduler)
-        if any(count > 1 for count in threads.values()):
-            _logger.warning(
-                "workers have up to %d threads: start them with --nthreads 1 (and more of them), a clip's time limit "
-                "and the decoders are made for one",
-                max(threads.values()),
-            )
+    def __init__(
+        self, pool: WorkerPool, function: Callable[[Sequence[T]], Any], batches: Iterable[Sequence[T]]
+    ) -> None:
+        from distributed import as_completed
 
-    def note(self, answer: Answer) -> None:
-        """Tell what differs on a host, once."""
-        for other in answer.others if answer.fit else ():
-            if (answer.host, other) not in self._noted:
-                self._noted.add((answer.host, other))
-                _logger.warning("host %s has %s: its features may differ in the last bits", answer.host, other)
+        self._pool, self._function = pool, function
+        self._coming = iter(batches)
+        self._put_back: deque[Sequence[T]] = deque()
+        self._suspects: deque[T] = deque()
+        self._completed = as_completed()  # type: ignore[no-untyped-call]
+        self.in_flight: dict[Any, _Call] = {}
 
-    def retire(self, answer: Answer) -> bool:
-        """Take an unfit worker out of the cluster; returns whether it has gone.
+    def fill(self) -> None:
+        """Submit batches until every thread has two. Suspects follow one by one, when nothing else is in flight."""
+        capacity = _BATCHES_PER_THREAD * max(1, self._pool.threads())
+        while len(self.in_flight) < capacity and (batch := self._next()) is not None:
+            self._submit(batch)
+        if not self.in_flight and self._suspects:
+            self._submit([self._suspects.popleft()], alone=True)
 
-        Raises:
-            ClusterError: It was the last one, and no other one comes within a minute.
-        """
-        if answer.worker not in self._reasons:
-            self._reasons[answer.worker] = reason = f"worker {answer.worker} on {answer.host}: {answer.value}"
-            _logger.warning("retired %s", reason)
-        if not self._gone(answer.worker):
-            return False
-        if not _threads(self._client):
-            try:
-                self._client.wait_for_workers(1, timeout=_PATIENCE)
-            except (TimeoutError, asyncio.TimeoutError) as error:  # one and the same from Python 3.11 on
-                listed = "; ".join(self._reasons.values())
-                raise ClusterError(
-                    f"no worker of the Dask scheduler at {self._scheduler} can do this ({listed}): mend it, start them "
-                    "again and run the same command again"
-                ) from error
-        return True
+    def finished(self) -> Iterator[_Call]:
+        """Yield calls as they finish, until nothing is in flight."""
+        for future in self._completed:
+            yield self.in_flight.pop(future)
 
-    def _gone(self, worker: str) -> bool:
-        for _ in range(10):
-            if self._client.retire_workers([worker]) or worker not in self._client.nthreads():
-                return True
-            time.sleep(0.05)  # until the scheduler has heard that its answer is not wanted any more
-        return False
+    def put_back(self, batch: Sequence[T], *, alone: bool) -> None:
+        """Take back a batch that was not done."""
+        if alone:
+            self._suspects.extend(batch)
+        else:
+            self._put_back.append(batch)
 
+    def isolate(self, batch: Sequence[T]) -> None:
+        """Set aside the items of a batch whose worker died, to be tried one by one."""
+        self._suspects.extend(batch)
 
-def _silence(stack: ExitStack, name: str) -> None:
-    """No line of a logger until the stack closes."""
-    logger = logging.getLogger(name)
-    stack.callback(logger.setLevel, logger.level)
-    logger.setLevel(logging.CRITICAL + 1)
+    def _next(self) -> Sequence[T] | None:
+        return self._put_back.popleft() if self._put_back else next(self._coming, None)
 
-
-def _own_cluster(stack: ExitStack, workers: int) -> Any:
-    """A client of a cluster on this machine that closes with the stack."""
-    from dask import config
-    from distributed import Client, LocalCluster
-
-    from bmlpipe.pipeline.cluster.local_worker import LocalWorker
-
-    _silence(stack, "distributed")  # of workers that die: they are dealt with and told by their clips' rows
-    stack.enter_context(config.set(_SETTINGS))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Port \d+ is already in use")
-        cluster = LocalCluster(  # type: ignore[no-untyped-call]
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address=_DASHBOARD if importlib.util.find_spec("bokeh") else None,
-            silence_logs=logging.CRITICAL,
-        )
-    client = Client(stack.enter_context(cluster))  # type: ignore[no-untyped-call]
-    client.register_plugin(LocalWorker(*log_settings()[:2]), name="bmlpipe-local-worker")
-    return client
-
-
-def _connected(scheduler: str) -> Any:
-    """A client of an existing scheduler.
-
-    Raises:
-        ClusterError: It does not answer.
-    """
-    from distributed import Client
-
-    try:
-        if not scheduler.startswith(_FILE):
-            return Client(scheduler)  # type: ignore[no-untyped-call]
-        path = Path(scheduler.removeprefix(_FILE))
-        if not path.is_file():  # Dask would wait for it for ever
-            raise ClusterError(f"there is no scheduler file {path}: start `dask scheduler --scheduler-file {path}`")
-        return Client(scheduler_file=str(path))  # type: ignore[no-untyped-call]
-    except (OSError, ValueError) as error:
-        raise ClusterError(f"no Dask scheduler answers at {scheduler} ({error}): is its address right?") from error
-
-
-def _dashboard(client: Any) -> str | None:
-    """Address of Dask's dashboard, where the scheduler has one that works: without bokeh it is a page that says so."""
-    if _versions(client)["scheduler"]["packages"]["bokeh"] is None:
-        return None
-    try:
-        return client.dashboard_link or None
-    except KeyError:  # started without
-        return None
-
-
-def _versions(client: Any) -> Any:
-    return client.get_versions(packages=["bokeh"])
-
-
-def _threads(client: Any) -> int:
-    try:
-        return sum(client.nthreads().values())
-    except (OSError, CancelledError) as error:
-        raise ClusterError(_LOST) from error
+    def _submit(self, batch: Sequence[T], *, alone: bool = False) -> None:
+        future = self._pool.submit(self._function, batch)
+        self.in_flight[future] = _Call(future, batch, alone)
+        self._completed.add(future)  # type: ignore[no-untyped-call]

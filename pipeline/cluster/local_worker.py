@@ -1,4 +1,4 @@
-"""What a worker process of this machine's own Dask cluster is told at its start."""
+"""Set-up of the worker processes of this machine's own Dask cluster."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from bmlpipe.manifests.common.logs import configure
 
 
 class LocalWorker(WorkerPlugin):
-    """Set up each worker process as it starts, those that replace others included.
+    """Sets up each worker process as it starts, including those that replace others.
 
-    Ctrl-C reaches all processes of a terminal; only the one that gave out the work shall answer it. Log lines are made
-    as that one makes them.
+    Ctrl-C reaches every process of a terminal, but only the process that gives out the work may react to it. Log lines
+    have the format and level of that process.
 
     Args:
-        form: See `logs.configure`.
-        level: See there.
+        log_format: As for `logs.configure`.
+        log_level: As for `logs.configure`.
     """
 
-    def __init__(self, form: str, level: int) -> None:
-        self._form, self._level = form, level
+    def __init__(self, log_format: str, log_level: int) -> None:
+        self._log_format, self._log_level = log_format, log_level
 
     def setup(self, worker: object) -> None:
         """Called by Dask in the worker's main thread."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        configure(self._form, self._level)
+        configure(self._log_format, self._log_level)

@@ -1,88 +1,89 @@
-"""Workers on other hosts: what they must have in common with the process that gives out the work.
+"""Checks that a worker on another host is fit to do the work of this process.
 
-A function for them travels by value, inside a small one that needs nothing but Python and Dask: so a worker without
-this package, or with another version of it, answers with a reason instead of failing in a way of its own.
+A call travels to such a worker by value, inside a small function that needs only Python and Dask. A worker without this
+package, or with another version of it, therefore replies with a reason instead of failing in an unforeseen way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from bmlpipe.manifests.common.errors import BmlpipeError
-from bmlpipe.pipeline.store.versions import software
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_OWN = "bmlpipe"
+_PACKAGE = "bmlpipe"
 
 
 class UnfitWorkerError(BmlpipeError):
-    """This worker cannot do the work though another one may: its host lacks something; the message says what."""
+    """This worker cannot do the work, but another one may: its host lacks something, which the message names."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What came back from a worker.
+class WorkerReply:
+    """The reply of a worker to one call.
 
     Attributes:
-        worker: Its address at Dask.
+        value: The function's result; None from an unfit worker.
+        unfit: Why the worker cannot do the work; None: it has done it.
+        worker: The worker's address.
         host: The name of its machine.
-        fit: Whether it has done the work.
-        value: The function's result; of an unfit worker the reason.
-        others: Packages of which it has another version, each with both.
+        differences: Packages of which the worker has another version, each with both versions.
     """
 
-    worker: str
-    host: str
-    fit: bool
     value: Any
-    others: tuple[str, ...]
+    unfit: str | None = None
+    worker: str = ""
+    host: str = ""
+    differences: tuple[str, ...] = ()
 
 
-def packed(function: Callable[[Sequence[T]], R], batch: Sequence[T]) -> bytes:
-    """A call for `answering`'s function."""
+def pickle_call(function: Callable[[Sequence[T]], R], batch: Sequence[T]) -> bytes:
+    """Pickle a call for the function that `remote_caller` returns."""
     from distributed.protocol.pickle import dumps
 
     return bytes(dumps((function, batch)))  # type: ignore[no-untyped-call]
 
 
-def answering() -> Callable[[bytes], tuple[Any, ...]]:
-    """A function that makes a `packed` call in a worker and returns the fields of an `Answer`.
+def remote_caller(versions: Mapping[str, str]) -> Callable[[bytes], tuple[Any, ...]]:
+    """Make a function that runs a pickled call in a worker and returns the fields of a `WorkerReply`.
 
-    A worker with another version of this package is unfit: it would understand the work differently. Other versions
-    of the packages that features depend on are told, and recorded in each feature file.
+    A worker with another version of this package is unfit, since it would understand the work differently. Differences
+    in the packages that features depend on are reported only.
+
+    Args:
+        versions: Package → version in this process (`store.versions.software`).
     """
-    own = _OWN
-    wanted = {package: found for package, found in software().items() if package != "ffmpeg"}  # of the package av
+    own = _PACKAGE
+    expected = {package: version for package, version in versions.items() if package != "ffmpeg"}  # part of PyAV
 
-    def answer(call: bytes) -> tuple[Any, ...]:
+    def run_call(call: bytes) -> tuple[Any, ...]:
         import pickle
         import socket
         from importlib import metadata
 
         from distributed import get_worker
 
-        others = {}
-        for package, here in wanted.items():
+        found = {}
+        for package, version in expected.items():
             try:
-                found = metadata.version(package)
+                installed = metadata.version(package)
             except metadata.PackageNotFoundError:
-                found = "not installed as a package"
-            if found != here:
-                others[package] = f"{package} {found} ({here} here)"
-        about = get_worker().address, socket.gethostname()
-        told = tuple(sorted(others.values()))
-        if own in others:
-            return (*about, False, f"it has {others[own]}: install the same version on all hosts", told)
-        function, batch = pickle.loads(call)  # noqa: S301  (as Dask does with all that it is sent)
+                installed = "not installed as a package"
+            if installed != version:
+                found[package] = f"{package} {installed} ({version} here)"
+        about = get_worker().address, socket.gethostname(), tuple(sorted(found.values()))
+        if own in found:
+            return (None, f"it has {found[own]}: install the same version on all hosts", *about)
+        function, batch = pickle.loads(call)  # noqa: S301  (as Dask does with everything that it is sent)
         from bmlpipe.pipeline.cluster.worker_checks import UnfitWorkerError
 
         try:
-            return (*about, True, function(batch), told)
+            return (function(batch), None, *about)
         except UnfitWorkerError as error:
-            return (*about, False, str(error), told)
+            return (None, str(error), *about)
 
-    return answer
+    return run_call

@@ -18,6 +18,7 @@ from pathlib import Path
 from bmlpipe.manifests.common.files import write_atomically
 from bmlpipe.manifests.schema import write_clips
 from bmlpipe.pipeline.cluster.batches import map_batches
+from bmlpipe.pipeline.cluster.worker_pool import LocalWorkers
 from bmlpipe.pipeline.extraction.clip_timeout import TimeLimit
 from bmlpipe.pipeline.extraction.plan import DATASET_FILE, ExtractionError, Plan, make_plan, old_features
 from bmlpipe.pipeline.extraction.shared_folders import map_on_scheduler
@@ -81,7 +82,7 @@ def run(
         else:
             died = partial(_died, recipe=plan.recipe, videos=plan.videos, limit=limit)
             if scheduler is None:
-                on_dask = map_batches(function, batches, died, workers=min(workers, len(starts)))
+                on_dask = map_batches(function, batches, died, LocalWorkers(min(workers, len(starts))))
             else:
                 on_dask = map_on_scheduler(function, batches, died, recipe=plan.recipe, out=out, scheduler=scheduler)
             finished = stack.enter_context(closing(on_dask))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from bmlpipe.pipeline.cluster.batches import map_batches
 from bmlpipe.pipeline.cluster.worker_checks import UnfitWorkerError
+from bmlpipe.pipeline.cluster.worker_pool import ExistingScheduler
 from bmlpipe.pipeline.extraction.worker import Recipe, Task
 from bmlpipe.pipeline.media.ffmpeg_program import FFmpegError
 from bmlpipe.pipeline.store.feature_file import StoreWriteError, writing
@@ -52,9 +53,8 @@ def map_on_scheduler(
             OnSharedFolders(function, recipe, marker),
             ([Seen.now(task) for task in batch] for batch in batches),
             lambda seen: died(seen.task),
-            workers=0,
-            scheduler=scheduler,
-            look_again=lambda batch: [seen.again() for seen in batch],
+            ExistingScheduler(scheduler),
+            refresh=lambda batch: [seen.again() for seen in batch],
         )
         with closing(results):
             yield from results

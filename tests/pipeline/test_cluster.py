@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
@@ -19,10 +18,9 @@ import pytest
 from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.locate import Source
 from bmlpipe.manifests.schema import Clip, Manifest
-from bmlpipe.pipeline.cluster import batches as cluster_module
-from bmlpipe.pipeline.cluster import worker_checks as hosts
-from bmlpipe.pipeline.cluster.batches import ClusterError, map_batches
+from bmlpipe.pipeline.cluster.batches import map_batches
 from bmlpipe.pipeline.cluster.worker_checks import UnfitWorkerError
+from bmlpipe.pipeline.cluster.worker_pool import ClusterError, ExistingScheduler, LocalWorkers
 from bmlpipe.pipeline.extraction import run as extract
 from bmlpipe.pipeline.extraction.clip_timeout import TimeLimit
 from bmlpipe.pipeline.extraction.shared_folders import OnSharedFolders, Seen, marked
@@ -69,7 +67,7 @@ def scheduler() -> Iterator[str]:
 
 def test_a_worker_that_dies_costs_one_item_and_no_more_is_in_flight_than_two_batches_a_worker() -> None:
     killers, pulled, results = {5, 6, 31}, list[int](), list[tuple[int, str]]()
-    for rows in map_batches(worker(killers), batches_of(60, 4, pulled), died, workers=2):
+    for rows in map_batches(worker(killers), batches_of(60, 4, pulled), died, LocalWorkers(2)):
         results += rows
         assert len(pulled) <= 2 * 2 + -(-len(results) // 4) + 2 * len(killers) + 1
     assert dict(results) == {item: "died" if item in killers else "ok" for item in range(60)}
@@ -78,7 +76,7 @@ def test_a_worker_that_dies_costs_one_item_and_no_more_is_in_flight_than_two_bat
 
 def test_batches_are_taken_only_when_there_is_room() -> None:
     pulled: list[int] = []
-    results = map_batches(worker(set(), 0.01), batches_of(10**9, 1, pulled), died, workers=2)
+    results = map_batches(worker(set(), 0.01), batches_of(10**9, 1, pulled), died, LocalWorkers(2))
     for number in range(1, 21):
         next(results)
         assert len(pulled) <= 4 + number
@@ -92,7 +90,7 @@ def test_an_existing_scheduler_is_used_and_left_running(scheduler: str) -> None:
     for _ in range(2):
         results = [
             r
-            for rows in map_batches(worker(set()), batches_of(9, 2, pulled), died, workers=0, scheduler=scheduler)
+            for rows in map_batches(worker(set()), batches_of(9, 2, pulled), died, ExistingScheduler(scheduler))
             for r in rows
         ]
         assert sorted(results) == [(item, "ok") for item in range(9)]
@@ -105,27 +103,24 @@ def test_an_error_of_the_function_arrives_here(scheduler: str) -> None:
         raise LookupError("what the worker raised")
 
     with pytest.raises(LookupError, match="what the worker raised"):
-        list(map_batches(fail, [[1]], died, workers=0, scheduler=scheduler))
+        list(map_batches(fail, [[1]], died, ExistingScheduler(scheduler)))
 
 
 def test_a_scheduler_file_names_the_scheduler(scheduler: str, tmp_path: Path) -> None:
     path = tmp_path / "a scheduler.json"
     path.write_text(json.dumps({"address": scheduler}))
-    results = map_batches(worker(set()), [[1], [2]], died, workers=0, scheduler=f"file://{path}")
+    results = map_batches(worker(set()), [[1], [2]], died, ExistingScheduler(f"file://{path}"))
     assert sorted(results) == [[(1, "ok")], [(2, "ok")]]
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_the_dashboards_address_is_told_where_it_works(
-    there: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_the_address_of_the_dashboard_is_logged_where_there_is_one(
+    there: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     if there:
         pytest.importorskip("bokeh", reason="Dask's dashboard needs the package bokeh")
-    else:
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-        monkeypatch.setattr(cluster_module, "_versions", lambda client: {"scheduler": {"packages": {"bokeh": None}}})
     with caplog.at_level(logging.INFO, "bmlpipe"):
-        results = map_batches(worker(set()), [[1], [2]], died, workers=1)
+        results = map_batches(worker(set()), [[1], [2]], died, LocalWorkers(1, dashboard=None if there else False))
         next(results)
         said = [message for message in caplog.messages if "dashboard" in message]
         if there:
@@ -137,19 +132,19 @@ def test_the_dashboards_address_is_told_where_it_works(
         results.close()
 
 
-def test_another_version_of_this_package_is_refused_and_others_are_told(
-    scheduler: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_another_version_of_this_package_is_refused_and_other_differences_are_logged(
+    scheduler: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(cluster_module, "_PATIENCE", 1)
-    monkeypatch.setattr(hosts, "software", lambda: {**software(), "numpy": "1.2.3"})
     numpy = software()["numpy"]
-    assert len(list(map_batches(worker(set()), [[1], [2]], died, workers=0, scheduler=scheduler))) == 2
+    workers = ExistingScheduler(scheduler, versions={**software(), "numpy": "1.2.3"})
+    assert len(list(map_batches(worker(set()), [[1], [2]], died, workers))) == 2
     (told,) = [message for message in caplog.messages if "numpy" in message]
     assert f"has numpy {numpy} (1.2.3 here)" in told
-    monkeypatch.setattr(hosts, "software", lambda: {**software(), "bmlpipe": "0.0.0"})
-    reason = r"can do this \(worker tcp://.*it has bmlpipe .* \(0.0.0 here\): install the same version on all hosts"
-    with pytest.raises(ClusterError, match=reason):
-        list(map_batches(worker(set()), [[1]], died, workers=0, scheduler=scheduler))
+    workers = ExistingScheduler(scheduler, patience=1, versions={**software(), "bmlpipe": "0.0.0"})
+    with pytest.raises(
+        ClusterError, match=r"worker tcp://.*it has bmlpipe .* \(0.0.0 here\): install"
+    ):
+        list(map_batches(worker(set()), [[1]], died, workers))
 
 
 def test_a_worker_that_is_unfit_is_let_go_and_its_batches_are_done_by_another(
@@ -167,13 +162,13 @@ def test_a_worker_that_is_unfit_is_let_go_and_its_batches_are_done_by_another(
             raise UnfitWorkerError("it lacks something")
         return list(batch)
 
-    def look_again(batch: Sequence[int]) -> Sequence[int]:
+    def refresh(batch: Sequence[int]) -> Sequence[int]:
         return [abs(item) for item in batch]
 
     with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
         address = cluster.scheduler_address
         batches = [[item] for item in (*range(2, 30), -1)]
-        done = map_batches(work, batches, died, workers=0, scheduler=address, look_again=look_again)  # type: ignore[arg-type]
+        done = map_batches(work, batches, died, ExistingScheduler(address), refresh)  # type: ignore[arg-type]
         assert sorted(item for batch in done for item in batch) == list(range(1, 30))
     (told,) = [message for message in caplog.messages if "retired" in message]
     assert told.endswith("it lacks something")
@@ -183,11 +178,11 @@ def test_a_scheduler_that_does_not_answer_is_named(tmp_path: Path) -> None:
     import dask
 
     with pytest.raises(ClusterError, match=r"there is no scheduler file .*none\.json: start"):
-        list(map_batches(worker(set()), [[1]], died, workers=1, scheduler=f"file://{tmp_path}/none.json"))
+        list(map_batches(worker(set()), [[1]], died, ExistingScheduler(f"file://{tmp_path}/none.json")))
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
         for address in ("tcp://127.0.0.1:1", "carrier-pigeon://coop"):
             with pytest.raises(ClusterError, match=f"no Dask scheduler answers at {address}"):
-                list(map_batches(worker(set()), [[1]], died, workers=1, scheduler=address))
+                list(map_batches(worker(set()), [[1]], died, ExistingScheduler(address)))
 
 
 def test_a_lost_scheduler_is_an_error_that_says_what_to_do() -> None:
@@ -199,7 +194,7 @@ def test_a_lost_scheduler_is_an_error_that_says_what_to_do() -> None:
         LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
     ):
         address = cluster.scheduler_address
-        results = map_batches(worker(set(), 0.2), batches_of(99, 1, []), died, workers=0, scheduler=address)
+        results = map_batches(worker(set(), 0.2), batches_of(99, 1, []), died, ExistingScheduler(address))
         next(results)
         cluster.close()
         with pytest.raises(ClusterError, match="run the same command again"):

@@ -284,6 +284,7 @@ def test_what_goes_wrong_inside_a_worker_is_a_line_like_all_others() -> None:
 import sys
 from bmlpipe.manifests.common.logs import configure
 from bmlpipe.pipeline.cluster.batches import map_batches
+from bmlpipe.pipeline.cluster.worker_pool import LocalWorkers
 
 def work(batch):
     import logging, warnings
@@ -295,7 +296,7 @@ def work(batch):
     return batch
 
 configure("json")
-print(list(map_batches(work, [["a"]], lambda item: item, workers=1)))
+print(list(map_batches(work, [["a"]], lambda item: item, LocalWorkers(1))))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (0, "[['a']]\n"), done.stderr
