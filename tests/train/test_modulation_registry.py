@@ -10,25 +10,21 @@ from typing import Any
 import pytest
 
 from bmlpipe.train.config.options import TrainConfig
-from bmlpipe.train.modulation import MODULATIONS, OGM, OPM, PRESETS, OGMStar, make_modulation
+from bmlpipe.train.modulation import MODULATIONS, OGM, OPM, PRESETS, OGMStar, Rule, make_modulation
 
 NAMES = ("audio", "visual")
 
 
-def test_names_make_rules_with_their_options() -> None:
-    options = {"q_base": 0.3, "alpha": 0.4, "noise": "off", "z": "sigmoid"}
-    opm, ogm = OPM(q_base=0.3, z="sigmoid"), OGM(alpha=0.4, noise="off", z="sigmoid")
-    for name, rules in {"none": (), "opm": (opm,), "ogm": (ogm,), "opm+ogm": (opm, ogm)}.items():
-        modulation = make_modulation(name, NAMES, seed=5, form="difference", **options)
+def test_names_make_rules() -> None:
+    for name, rules in {"none": (), "opm": (OPM(),), "ogm": (OGM(),), "opm+ogm": (OPM(), OGM())}.items():
+        modulation = make_modulation(name, NAMES, seed=5, form="difference")
         assert (modulation.rules, modulation.seed, modulation.form) == (rules, 5, "difference")
 
 
-def test_options_in_brackets_are_of_one_rule_and_win() -> None:
+def test_options_stand_in_brackets() -> None:
     modulation = make_modulation(
-        "opm(unit=batch, epochs=6:, p_exe=0.7, same_step=true) + ogm(alpha=0.2, epochs=:50, apply=lr)",
+        "opm(q_base=0.1, unit=batch, epochs=6:, p_exe=0.7, same_step=true) + ogm(alpha=0.2, epochs=:50, apply=lr)",
         NAMES,
-        alpha=0.9,
-        q_base=0.1,
     )
     assert modulation.rules == (
         OPM(q_base=0.1, unit="batch", epochs=(6, None), p_exe=0.7, same_step=True),
@@ -38,26 +34,24 @@ def test_options_in_brackets_are_of_one_rule_and_win() -> None:
 
 
 def test_ogm_ge_is_the_form_of_2022() -> None:
-    (rule,) = make_modulation("ogm-ge(epochs=0:50)", NAMES, alpha=0.3, noise="damped").rules
+    (rule,) = make_modulation("ogm-ge(alpha=0.3, noise=damped, epochs=0:50)", NAMES).rules
     assert rule == OGM(form="cvpr", parameters="convolutions", alpha=0.3, noise="damped", epochs=(0, 50))
     with pytest.raises(ValueError, match="ogm-ge has no option 'form'; it has: alpha, apply, epochs, noise"):
         make_modulation("ogm-ge(form=paper)", NAMES)
 
 
 @pytest.mark.parametrize("name", MODULATIONS)
-def test_every_name_makes_a_rule_that_alone_does_not_clash_with_the_shared_options(name: str) -> None:
-    shared = {"q_base": 0.25, "lam": 0.5, "alpha": 0.8, "noise": "all"}
-    for preset in PRESETS:
-        (rule,) = make_modulation(name, NAMES, preset=preset, **shared).rules
-        has = {option.name for option in dataclasses.fields(rule)}
-        assert not has & shared.keys() or isinstance(rule, OPM | OGM | OGMStar)  # the others' options have own names
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_name_makes_a_rule_under_every_preset(name: str, preset: str) -> None:
+    (rule,) = make_modulation(name, NAMES, preset=preset).rules
+    assert isinstance(rule, Rule)
 
 
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
         ("opm+ogmm", {}, r"'ogmm' in 'opm\+ogmm'; known: none, .*, ogm, ogm-ge, ogm-star, opm$"),
-        ("opm", {"qbase": 0.3}, "no modulation has the option 'qbase'; known: .*, q_base"),
+        ("opm(qbase=0.3)", {}, "opm has no option 'qbase'; it has: .*, q_base"),
         ("opm(alpha=0.3)", {}, "opm has no option 'alpha'; it has: epochs, lam"),
         ("ogm(alpha=-1)", {}, "alpha must be"),
         ("opm(same_step=off)", {}, "same_step must be true or false"),
@@ -90,18 +84,15 @@ def test_the_papers_preset_is_the_default() -> None:
         assert make_modulation(text, NAMES, preset="paper").rules == make_modulation(text, NAMES).rules
     defaults = {item.name: item.default for item in dataclasses.fields(TrainConfig)}
     assert {name: defaults[name] for name in PRESETS["paper"].options} == PRESETS["paper"].options
-    for name in ("q_base", "lam"):
-        assert getattr(OPM(), name) == PRESETS["paper"].options[name]
-    for name in ("alpha", "noise"):
-        assert getattr(OGM(), name) == PRESETS["paper"].options[name]
+    assert (OPM().q_base, OPM().lam, OGM().alpha, OGM().noise) == (0.5, 0.5, 0.8, "all")
 
 
 def test_the_releases_presets() -> None:
     """The table of differences, row by row."""
     (opm,) = make_modulation("opm", NAMES, preset="tpami-release").rules
     assert opm == OPM(unit="batch", target="input", p_exe=0.7, rescale=True, epochs=(6, None))
-    options = PRESETS["tpami-release"].of_run("concat", 2)
-    (ogm,) = make_modulation("ogm", NAMES, preset="tpami-release", alpha=0.3, noise=options["noise"]).rules
+    options = PRESETS["tpami-release"].options
+    (ogm,) = make_modulation("ogm(alpha=0.3)", NAMES, preset="tpami-release").rules
     assert ogm == OGM(alpha=0.3, form="cvpr", parameters="convolutions", noise="off", epochs=(0, 61))
     assert (options["optimizer"], options["lr"], options["weight_decay"]) == ("adamw", 5e-5, 0.01)
     assert (options["lr_step"], options["lr_gamma"]) == (40, 0.1)
@@ -117,8 +108,7 @@ def test_the_releases_presets() -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("fusion", ["concat", "sum", "film"])
 def test_a_preset_holds_options_of_a_run(preset: str, fusion: str) -> None:
-    options = PRESETS[preset].of_run(fusion, 3)
     fields = {item.name for item in dataclasses.fields(TrainConfig)}
-    assert options.keys() <= fields
+    assert PRESETS[preset].options.keys() <= fields
     halved = fusion == "sum" and preset != "paper"
-    assert options.get("gamma") == ((0.5, 0.5, 0.5) if halved else None)
+    assert PRESETS[preset].gamma(fusion, 3) == ((0.5, 0.5, 0.5) if halved else None)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bmlpipe.manifests.common.plugins import PluginError, known
+from bmlpipe.manifests.common.plugins import PluginError, Registry
 from bmlpipe.train.models.encoders.registry import make_encoder
 from bmlpipe.train.models.fusion import make_fusion
 from bmlpipe.train.modulation import OPM, make_modulation
@@ -81,7 +81,7 @@ def test_a_modulation_of_another_package(install: Install) -> None:
     module = install("quiet-package", {"quieten": "Quieten"})
     assert make_modulation("opm", NAMES).rules == (OPM(),)
     assert module not in sys.modules  # nobody asked for it
-    modulation = make_modulation("opm + quieten(strength=0.25)", NAMES, alpha=0.9)
+    modulation = make_modulation("opm + quieten(strength=0.25, alpha=0.9)", NAMES)
     assert modulation.rules[0] == OPM()
     assert (modulation.rules[1].strength, modulation.rules[1].alpha) == (0.25, 0.9)
     out = modulation.forward({m: torch.ones(2, 3) for m in NAMES}, {m: torch.ones(2) for m in NAMES}, torch.arange(2))
@@ -103,7 +103,7 @@ def test_encoders_and_fusions_of_another_package(install: Install) -> None:
 
 def test_what_is_known_is_looked_up_lazily(install: Install) -> None:
     module = install("lazy-package", {"theirs": "Quieten"})
-    table = known(GROUP, {"ours": dict})
+    table = Registry(GROUP, {"ours": "builtins:dict"})
     assert list(table) == ["ours", "theirs"]
     assert len(table) == 2
     assert "theirs" in table
@@ -118,12 +118,14 @@ def test_what_is_known_is_looked_up_lazily(install: Install) -> None:
 
 def test_names_that_clash_are_refused(install: Install) -> None:
     install("first-package", {"mine": "Quieten"})
-    assert "mine" in known(GROUP, {})
-    with pytest.raises(PluginError, match=r"first_package:Quieten of first-package .* bmlpipe itself has \(dict\)"):
-        known(GROUP, {"mine": dict})
+    assert "mine" in Registry(GROUP, {})
+    with pytest.raises(
+        PluginError, match=r"first_package:Quieten of first-package .* itself uses \(builtins:dict\)"
+    ):
+        list(Registry(GROUP, {"mine": "builtins:dict"}))
     install("second-package", {"mine": "Quieten"})
-    with pytest.raises(PluginError, match="both bring 'mine'") as refused:
-        known(GROUP, {})
+    with pytest.raises(PluginError, match="both register 'mine'") as refused:
+        list(Registry(GROUP, {}))
     for name in ("first", "second"):
         assert f"{name}_package:Quieten of {name}-package" in str(refused.value)
 
@@ -133,7 +135,7 @@ def test_names_that_clash_are_refused(install: Install) -> None:
     [
         ("Missing", MODULE, r"AttributeError: module 'bad_package' has no attribute 'Missing'"),
         ("Quieten", "import a_module_that_is_nowhere", "No module named 'a_module_that_is_nowhere'"),
-        ("not_callable", MODULE, "which cannot be called: 5"),
+        ("not_callable", MODULE, "which is not callable: 5"),
         ("no_rule", MODULE, "'bad' makes 5, which is not a bmlpipe.train.modulation.Rule"),
     ],
 )

@@ -34,10 +34,10 @@ def _default_shards(dataset: str) -> Path:
     if dataset and (folder := places.shards_folder(dataset)).is_dir():
         return folder
     folder = places.the_only(places.SHARDS, INDEX_FILE, option="--shards", command="bmlpipe shard")
-    if dataset:
+    if dataset and read_index(folder).dataset != DATASETS[dataset].clips_of:
         raise ConfigError(
             f"there is no folder {places.shards_folder(dataset)}, only {folder}. Run bmlpipe shard for {dataset} "
-            "first, or name its shards with --shards."
+            "first, or name the shards with --shards."
         )
     return folder
 
