@@ -1,8 +1,8 @@
-"""The order of samples drawn from one or several sets of shards, as pure functions of the position.
+"""The order of samples that are drawn from one or several sets of shards, as a pure function of the position.
 
-Positions count samples through the whole training, over all epochs. Each belongs to one set, in the proportion of the
-sets' weights and evenly spread (`interleave`); the samples of a set come in its own endless order, one shuffled epoch
-of it (`EpochOrder`) after the other. So any position can be had without those before it.
+Positions count samples through all epochs of a training. Each position belongs to one set; sets alternate evenly, in
+proportion to their weights (`interleave`). The samples of a set come in its own endless order: one shuffled epoch of
+the set (`EpochOrder`) after the other. So the sample at any position can be computed without those before it.
 """
 
 from __future__ import annotations
@@ -17,23 +17,24 @@ import numpy as np
 from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.shards.order import EpochOrder, Integers, keyed_bits
 
-_MOST = 2**31  # sum of shares: products of two numbers below it fit 64 bits
+_SHARES_BELOW = 2**31  # bound of their sum: products of two numbers below it fit 64 bits
 
 
 def interleave(start: int, stop: int, shares: Sequence[int]) -> tuple[Integers, Integers]:
-    """Deal positions out to sets in the proportion of their shares, evenly spread.
+    """Assign positions to sets in proportion to their shares, evenly spread.
 
-    A row of two sets of shares a and b gives the first of them floor((n + 1) a / (a + b)) of its first n + 1 positions
-    (Bresenham's line); more sets are halved, and each half is such a row again. Of the first n positions a set
-    has its exact share but for less than one a halving, and exactly its share where n is a multiple of their sum.
+    Of two sets with shares a and b, the first one gets floor((n + 1) a / (a + b)) of the first n + 1 positions
+    (Bresenham's line). More sets are split into two halves, which share positions in the same way. Among the first n
+    positions, the number that a set has differs from its exact share by less than 1 for each split, and not at all
+    where n is a multiple of the sum of the shares.
 
     Args:
         start: First position.
         stop: Position after the last.
-        shares: A positive integer a set.
+        shares: One positive integer per set.
 
     Returns:
-        For each position the number of its set, and how many positions before it that set has had.
+        For each position the number of its set, and the number of positions before it that belong to the same set.
 
     >>> interleave(0, 6, [2, 1])
     (array([1, 0, 0, 1, 0, 0]), array([0, 0, 1, 1, 2, 3]))
@@ -46,7 +47,10 @@ def interleave(start: int, stop: int, shares: Sequence[int]) -> tuple[Integers, 
 def _deal(
     turns: Integers, places: Integers, shares: Sequence[int], first: int, sets: Integers, counts: Integers
 ) -> None:
-    """Deal these turns of a row of sets, the first of which is number `first`; results go to `places`."""
+    """Assign positions `turns`, counted among these sets alone, and store the results at `places` of the outputs.
+
+    The first of these sets has the number `first`.
+    """
     if len(shares) == 1:
         sets[places], counts[places] = first, turns
         return
@@ -59,7 +63,7 @@ def _deal(
 
 
 def _part(turns: Integers, left: int, whole: int) -> Integers:
-    """floor(turns × left / whole) without overflow."""
+    """floor(turns · left / whole) without overflow."""
     return turns // whole * left + turns % whole * left // whole
 
 
@@ -68,7 +72,7 @@ class Mixture:
     """The training samples of one or several sets of shards, and how often each set is drawn from.
 
     Attributes:
-        sizes: For each set the samples of each of its training shards.
+        sizes: For each set the numbers of samples of its training shards.
         firsts: For each set the number of its first training sample.
         shares: For each set its share of all positions, in lowest terms.
     """
@@ -85,42 +89,46 @@ class Mixture:
         firsts: Sequence[int] | None = None,
         weights: Sequence[float] | None = None,
     ) -> Mixture:
-        """Check and complete.
+        """Make a mixture from the sets' sizes and weights.
 
         Args:
-            sizes: For each set the samples of each of its training shards.
+            sizes: For each set the numbers of samples of its training shards.
             firsts: For each set the number of its first training sample; None: one set after the other, from 0.
-            weights: How often each set is drawn from, in any unit; None: by its size, so that each sample comes once an
-                epoch.
+            weights: Relative frequency of each set, in any unit; None: the sets' sizes, so that each sample comes once
+                per epoch.
 
         Raises:
-            OptionError: A set is empty, or the weights are not one positive number a set.
+            OptionError: A set is empty, or the weights are not one positive number per set.
         """
         totals = [sum(counts) for counts in sizes]
         if not totals or min(totals) == 0:
             raise OptionError(f"the sets have {totals} training samples: leave out the empty ones")
         if weights is not None and len(weights) != len(sizes):
-            raise OptionError(f"{len(weights)} weights ({_listed(weights)}) for {len(sizes)} sets: give one a set")
+            raise OptionError(
+                f"{len(weights)} weights ({_listed(weights)}) for {len(sizes)} sets: give one weight per set"
+            )
         if weights is not None and not all(math.isfinite(weight) and weight > 0 for weight in weights):
-            raise OptionError(f"weights are {_listed(weights)}: each must be above 0; leave out what is not wanted")
+            raise OptionError(
+                f"weights are {_listed(weights)}: each must be above 0; leave out sets that are not to be used"
+            )
         exact = [Fraction(str(weight)) for weight in weights or totals]  # 0.1 is a tenth, not its nearest double
         scale = math.lcm(*(weight.denominator for weight in exact))
         shares = [int(weight * scale) for weight in exact]
         shares = [share // math.gcd(*shares) for share in shares]
-        if sum(shares) >= _MOST:
+        if sum(shares) >= _SHARES_BELOW:
             raise OptionError(
-                f"weights are {_listed(weights or totals)}, in whole numbers {_listed(shares)}: too fine; "
-                "give fewer digits"
+                f"weights are {_listed(weights or totals)}, in whole numbers {_listed(shares)}: their sum must be below "
+                f"{_SHARES_BELOW}; give fewer digits"
             )
         starts = np.concatenate([[0], np.cumsum(totals)])[:-1].tolist()
         return cls(tuple(map(tuple, sizes)), tuple(firsts or starts), tuple(shares))
 
     def __len__(self) -> int:
-        """Samples of an epoch: as many as all sets together have."""
+        """Number of samples of an epoch: that of all sets together."""
         return sum(map(sum, self.sizes))
 
     def order(self, *, seed: int, shuffle_shards: int) -> MixtureOrder:
-        """The order in which a run with this seed takes them."""
+        """The order in which a run with this seed draws samples."""
         return MixtureOrder(self, seed=seed, shuffle_shards=shuffle_shards)
 
 
@@ -128,9 +136,10 @@ class MixtureOrder:
     """The samples at any positions of a training.
 
     Args:
-        mixture: What is drawn from.
-        seed: Seed of the run. The first set is shuffled as it would be alone; each set has its own order.
-        shuffle_shards: Shards of a set that are mixed with each other.
+        mixture: The sets to draw from.
+        seed: Seed of the run. The first set has the order that it would have alone; the other sets have orders of their
+            own.
+        shuffle_shards: Number of shards of a set whose samples are shuffled together.
     """
 
     def __init__(self, mixture: Mixture, *, seed: int, shuffle_shards: int) -> None:
@@ -144,7 +153,7 @@ class MixtureOrder:
         """Samples at positions start … stop−1.
 
         Returns:
-            For each position the epoch of its set that it belongs to, and the sample's number.
+            For each position the epoch of its set that it falls into, and the number of its sample.
         """
         sets, counts = interleave(start, stop, self._mixture.shares)
         epochs, numbers = np.empty_like(sets), np.empty_like(sets)
@@ -157,7 +166,7 @@ class MixtureOrder:
         return epochs, numbers
 
     def _drawn(self, number: int, start: int, stop: int) -> Integers:
-        """Samples start … stop−1 of a set's endless order, numbered within the set."""
+        """Samples start … stop−1 of the endless order of a set, numbered within the set."""
         size = self._totals[number]
         parts = []
         while start < stop:

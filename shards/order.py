@@ -1,7 +1,7 @@
-"""The order of samples, as pure functions: which sample comes when, whatever the number of ranks and workers.
+"""The order of samples as pure functions, independent of the number of ranks and workers.
 
-Random numbers come from SplitMix64 (Steele, Lea, Flood 2014) used as a hash of (seed, epoch, position), not from a
-library's generator: an order must be the same in ten years, and any part of it can be had without the rest.
+Random numbers are SplitMix64 (Steele, Lea, Flood 2014) hashes of (seed, epoch, position) and come from no library's
+generator. So an order stays the same with every version of every library, and any part of it can be computed alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Integers = npt.NDArray[np.int64]
 
 
 def splitmix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """One SplitMix64 step of each value: a bijective mix of 64 bits, wrapping around as defined.
+    """Apply one SplitMix64 step to each value: a bijective mix of 64 bits, with the overflow that its definition asks.
 
     >>> hex(int(splitmix64(np.array([0], np.uint64))[0]))
     '0xe220a8397b1dcdaf'
@@ -30,10 +30,10 @@ def splitmix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def keyed_bits(*key: int | Integers) -> npt.NDArray[np.uint64]:
-    """Random 64-bit words that depend on every part of the key and on nothing else.
+    """Random 64-bit words that depend on all parts of a key and on nothing else.
 
     Args:
-        key: Integers or integer arrays (broadcast together), for example seed, epoch, sample numbers.
+        key: Integers or integer arrays, which are broadcast together: for example seed, epoch, sample numbers.
 
     Returns:
         uint64 array of the broadcast shape, at least one-dimensional.
@@ -45,34 +45,39 @@ def keyed_bits(*key: int | Integers) -> npt.NDArray[np.uint64]:
 
 
 def keyed_uniform(*key: int | Integers) -> npt.NDArray[np.float64]:
-    """Uniform numbers in [0, 1) keyed like `keyed_bits` (53 random bits each)."""
+    """Uniform float64 numbers in [0, 1) with 53 random bits each; see `keyed_bits`."""
     return np.asarray((keyed_bits(*key) >> np.uint64(11)) * 2.0**-53)
 
 
 def shuffled(ids: Iterable[str], seed: int) -> list[str]:
-    """Ids in the order in which they are written into shards: by SHA-256 of seed and id.
+    """Sort ids into the order in which they are written into shards: by the SHA-256 of seed and id.
 
-    It does not depend on the order of the annotation, and one more clip does not move the others.
+    The result does not depend on the order of `ids`, and one more id does not change the order of the others.
     """
     return sorted(ids, key=lambda id_: hashlib.sha256(f"{seed}\0{id_}".encode("utf-8", "surrogatepass")).digest())
 
 
 class EpochOrder:
-    """The order of one epoch's training samples: shards shuffled, then samples shuffled inside windows of shards.
+    """The order of the training samples in one epoch.
 
-    Reads stay local (a window's shards are the only ones open at a time), and the order is a pure function of the
-    arguments: independent of ranks, workers and of where reading starts.
+    Shards are shuffled and cut into groups of `shuffle_shards`; samples are shuffled inside each group. So only the
+    shards of one group are in use at a time. The order is a pure function of the arguments: it does not depend on
+    ranks, on workers, or on the position at which reading starts.
 
     Args:
-        sizes: Samples of each shard of the split, in index order; sample numbers count through them.
+        sizes: Number of samples of each shard of the split, in the order of the index. Sample numbers count through
+            all shards.
         seed: Seed of the run.
         epoch: Epoch, from 0.
-        shuffle_shards: Shards that are mixed with each other.
+        shuffle_shards: Number of shards whose samples are shuffled together.
+
+    Raises:
+        OptionError: `shuffle_shards` is less than 1.
     """
 
     def __init__(self, sizes: Sequence[int], *, seed: int, epoch: int, shuffle_shards: int = 16) -> None:
         if shuffle_shards < 1:
-            raise OptionError(f"shuffle_shards is {shuffle_shards}: at least one shard must be open at a time")
+            raise OptionError(f"shuffle_shards is {shuffle_shards}: must be at least 1")
         counts = np.asarray(sizes, dtype=np.int64)
         self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self._shards = np.argsort(keyed_bits(seed, epoch, 0, np.arange(len(counts))), kind="stable")
@@ -86,7 +91,7 @@ class EpochOrder:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def _window_order(self, number: int) -> Integers:
+    def _group_order(self, number: int) -> Integers:
         if self._cache is None or self._cache[0] != number:
             shards = self._shards[number * self._shuffle_shards : (number + 1) * self._shuffle_shards]
             inside = np.concatenate([np.arange(self._starts[s], self._starts[s + 1]) for s in shards])
@@ -95,7 +100,13 @@ class EpochOrder:
         return self._cache[1]
 
     def slice(self, start: int, stop: int) -> Integers:
-        """Sample numbers at positions start … stop−1 of the epoch; only the windows touched are computed."""
+        """Sample numbers at positions start … stop−1 of the epoch, (stop − start,).
+
+        Only the groups of shards that these positions fall into are computed.
+
+        Raises:
+            IndexError: The positions are not inside the epoch.
+        """
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"positions {start}…{stop} of an epoch of {len(self)} samples")
         parts = [np.empty(0, np.int64)]
@@ -103,6 +114,6 @@ class EpochOrder:
         while start < stop:
             first = int(self._ends[number - 1]) if number else 0
             end = min(stop, int(self._ends[number]))
-            parts.append(self._window_order(number)[start - first : end - first])
+            parts.append(self._group_order(number)[start - first : end - first])
             start, number = end, number + 1
         return np.concatenate(parts)

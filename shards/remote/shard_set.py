@@ -228,7 +228,7 @@ def check_room(sets: Sequence[RemoteShards], shards: int) -> None:
             together = f"; all sets of the mixture are in use at once, {whole} bytes together" if len(mine) > 1 else ""
             raise ShardError(
                 f"the cache {folder} may hold {limit} bytes; {needed}{together}: raise --cache-bytes "
-                "(BMLPIPE_CACHE_BYTES)" + (", or lower --window" if shards > 1 else "")
+                "(BMLPIPE_CACHE_BYTES)" + (", or lower --shuffle-shards" if shards > 1 else "")
             )
 
 
