@@ -17,7 +17,7 @@ from bmlpipe.manifests.common.tables import write_csv_rows
 from bmlpipe.pipeline.cli.options import EXISTING_FOLDER, PICTURE, flags_option
 
 if TYPE_CHECKING:
-    from bmlpipe.pipeline.demo.specimens import Choice, Specimen
+    from bmlpipe.pipeline.inspection.samples import InspectedSample, SampleSelection
     from bmlpipe.pipeline.store.ledger import Row
 
 _logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def inspect(
     as_csv: bool,
 ) -> None:
     """Look at samples of shards or of a feature folder: frames, flow, sound with axes; or at what failed."""
-    from bmlpipe.pipeline.demo.specimens import Choice
+    from bmlpipe.pipeline.inspection.samples import SampleSelection
 
     chosen = {"--random": count, "--split": split, "--label": label, "--flag": flags}
     given = [option for option, value in chosen.items() if value]
@@ -72,42 +72,44 @@ def inspect(
     out = out or Path("sheet.png")
     if out.suffix.lower() not in (".png", ".html"):
         raise click.UsageError(f"--out {out}: must end in .png or .html")
-    _sheet(place, Choice(names, count or 12, seed, split, label, flags), out)
+    _sheet(place, SampleSelection(names, count or 12, seed, split, label, flags), out)
 
 
-def _sheet(place: Path | str, choice: Choice, out: Path) -> None:
+def _sheet(place: Path | str, selection: SampleSelection, out: Path) -> None:
     """Write a contact sheet."""
     from bmlpipe.manifests.common.progress import ProgressMeter
-    from bmlpipe.pipeline.inspection.contact_sheet import write_sheet
+    from bmlpipe.pipeline.inspection.contact_sheet import write_contact_sheet
 
-    with ProgressMeter("samples read") if choice.flags else nullcontext() as meter:
-        found = _specimens(place, choice, meter.advance if meter else lambda: None)
+    with ProgressMeter("samples read") if selection.flags else nullcontext() as meter:
+        found = _selected_samples(place, selection, meter.advance if meter else lambda: None)
         if out.suffix.lower() == ".html":
-            from bmlpipe.pipeline.inspection.html import write_page
+            from bmlpipe.pipeline.inspection.html import write_html_page
 
-            count = write_page(found, out, f"bmlpipe inspect: {place}")
+            count = write_html_page(found, out, f"bmlpipe inspect: {place}")
         else:
-            count = write_sheet(found, out)
+            count = write_contact_sheet(found, out)
     if not count:
         raise click.ClickException(f"no sample of {place} is of this split, class and flag")
     click.echo(f"{count} {'sample' if count == 1 else 'samples'}: {out}")
 
 
-def _specimens(place: Path | str, choice: Choice, looked: Callable[[], None]) -> Iterator[Specimen]:
-    from bmlpipe.pipeline.demo.specimens import from_features, from_shards
+def _selected_samples(
+    place: Path | str, selection: SampleSelection, on_read: Callable[[], None]
+) -> Iterator[InspectedSample]:
+    from bmlpipe.pipeline.inspection.samples import samples_from_features, samples_from_shards
     from bmlpipe.pipeline.store.ledger import LEDGER_FILE
     from bmlpipe.shards.index import INDEX_FILE
     from bmlpipe.shards.reader import ShardReader
 
     if isinstance(place, Path):
         if (place / LEDGER_FILE).is_file():
-            return from_features(place, choice)
+            return samples_from_features(place, selection)
         if not (place / INDEX_FILE).is_file():
             raise click.ClickException(
                 f"{place} holds neither {INDEX_FILE} nor {LEDGER_FILE}: give a set of shards (bmlpipe shard) or a "
                 "feature folder (bmlpipe extract)"
             )
-    return from_shards(ShardReader(place), choice, looked)
+    return samples_from_shards(ShardReader(place), selection, on_read)
 
 
 # ----- what failed -----

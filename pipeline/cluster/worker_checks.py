@@ -55,7 +55,7 @@ def remote_caller(versions: Mapping[str, str]) -> Callable[[bytes], tuple[Any, .
     in the packages that features depend on are reported only.
 
     Args:
-        versions: Package → version in this process (`store.versions.software`).
+        versions: Package → version in this process (`store.versions.installed_versions`).
     """
     own = _PACKAGE
     expected = {package: version for package, version in versions.items() if package != "ffmpeg"}  # part of PyAV

@@ -18,7 +18,7 @@ from typing import Any
 from bmlpipe.manifests.common.errors import BmlpipeError
 from bmlpipe.manifests.common.logs import log_settings
 from bmlpipe.pipeline.cluster.worker_checks import WorkerReply, pickle_call, remote_caller
-from bmlpipe.pipeline.store.versions import software
+from bmlpipe.pipeline.store.versions import installed_versions
 
 _logger = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ class CheckedWorkerPool(WorkerPool):
         versions = _dask_versions(client)
         super().__init__(client, dashboard=versions["scheduler"]["packages"]["bokeh"] is not None)
         self._scheduler = scheduler
-        self._caller = remote_caller(software() if scheduler.versions is None else scheduler.versions)
+        self._caller = remote_caller(installed_versions() if scheduler.versions is None else scheduler.versions)
         self._reasons: dict[str, str] = {}  # address of an unfit worker → why it was retired
         self._reported: set[tuple[str, str]] = set()  # (host, difference)
         here = ".".join(map(str, sys.version_info[:2]))

@@ -1,4 +1,4 @@
-"""Contact sheets as PNG: each sample's pictures beside its sound, with axes."""
+"""Draw contact sheets as PNG files: the pictures of each sample beside its sound, with axes."""
 
 from __future__ import annotations
 
@@ -17,27 +17,34 @@ from matplotlib.gridspec import SubplotSpec
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
-from bmlpipe.pipeline.demo.specimens import Specimen
-from bmlpipe.pipeline.inspection.drawing import Row, envelope_of, mounted, rows_of, spectrogram_axes, spectrogram_of
+from bmlpipe.pipeline.inspection.drawing import (
+    TileRow,
+    montage,
+    spectrogram_axes,
+    stored_spectrogram,
+    tile_rows,
+    waveform_envelope,
+)
+from bmlpipe.pipeline.inspection.samples import InspectedSample
 
 _DPI = 100
 _WIDTH = 19.2  # inches
-_BRIGHTEST = 99.8  # percentile of a spectrogram's values: standardised ones have rare peaks of 30 and more
+_BRIGHTEST = 99.8  # percentile of a spectrogram's values: standardised spectrograms have rare peaks of 30 and more
 _CORNER: dict[str, Any] = {"loc": "left", "size": 9, "pad": 3, "parse_math": False}
-_TEXT: dict[str, Any] = {"parse_math": False, "fontfamily": ["DejaVu Sans"]}  # ids and labels hold any characters
+_TEXT: dict[str, Any] = {"parse_math": False, "fontfamily": ["DejaVu Sans"]}  # ids and labels may hold any characters
 
 
-def write_sheet(specimens: Iterable[Specimen], out: Path) -> int:
+def write_contact_sheet(samples: Iterable[InspectedSample], out: Path) -> int:
     """Draw samples one below the other.
 
     Args:
-        specimens: Samples.
-        out: PNG file, replaced if it is there.
+        samples: The samples.
+        out: PNG file to write; an existing one is replaced.
 
     Returns:
-        How many there were; none: nothing is written.
+        Number of samples. If it is 0, no file is written.
     """
-    parts = [_drawn(_sample(specimen)) for specimen in specimens]
+    parts = [_render(draw_sample(sample)) for sample in samples]
     if parts:
         sheet = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
         top = 0
@@ -48,21 +55,21 @@ def write_sheet(specimens: Iterable[Specimen], out: Path) -> int:
     return len(parts)
 
 
-def sound_png(specimen: Specimen) -> bytes | None:
-    """The spectrogram, and the waveform if it is stored, as a PNG; None: there is no sound."""
-    values, wave = spectrogram_of(specimen), envelope_of(specimen)
+def sound_png(sample: InspectedSample) -> bytes | None:
+    """The stored spectrogram and waveform as a PNG; None if neither is stored."""
+    values, wave = stored_spectrogram(sample), waveform_envelope(sample)
     heights = ([0.9] if wave else []) + ([2.6] if values is not None else [])
     if not heights:
         return None
     figure = Figure(figsize=(10, sum(heights) + 0.5), dpi=_DPI, layout="constrained")
-    _sound(specimen, _below(figure, figure.add_gridspec(1, 1)[0], heights))
+    _draw_sound(sample, _stack_axes(figure, figure.add_gridspec(1, 1)[0], heights))
     file = io.BytesIO()
-    _drawn(figure).save(file, "PNG")
+    _render(figure).save(file, "PNG")
     return file.getvalue()
 
 
-def about(meta: Mapping[str, Any]) -> str:
-    """What the source is, in a few words: `h264 480 × 360, 30 fps; aac 44.1 kHz stereo`."""
+def describe_media(meta: Mapping[str, Any]) -> str:
+    """Describe the source's streams, for example `h264 480 × 360, 30 fps; aac 44.1 kHz stereo`."""
     media, parts = meta.get("media") or {}, []
     if "video_codec" in media:
         rate = f", {media['fps']:.4g} fps" if media.get("fps") else ""
@@ -73,34 +80,35 @@ def about(meta: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def name_of(meta: Mapping[str, Any]) -> str:
-    """Class, split and id of a sample."""
+def sample_title(meta: Mapping[str, Any]) -> str:
+    """Class, split and id of a sample, for its heading."""
     return " · ".join(printable(str(meta[part])) for part in ("label", "split", "id") if meta.get(part))
 
 
-def details_of(specimen: Specimen) -> str:
-    """Where a sample comes from, in a line."""
-    meta = specimen.meta
-    parts = (printable(specimen.source), stretch(meta), about(meta), f"key {specimen.key}")
+def source_line(sample: InspectedSample) -> str:
+    """The origin of a sample in one line: source, span, streams and key."""
+    meta = sample.meta
+    parts = (printable(sample.source), describe_span(meta), describe_media(meta), f"key {sample.key}")
     return " · ".join(filter(None, parts))
 
 
 def printable(text: str) -> str:
-    """Text that can be drawn and written: names of files may hold bytes that are no characters."""
+    """Make text encodable: file names may hold bytes that are not valid characters."""
     return text.encode("utf-8", "replace").decode()
 
 
-def stretch(meta: Mapping[str, Any]) -> str:
-    """Which part of its source a sample is, in words; empty: all of it."""
+def describe_span(meta: Mapping[str, Any]) -> str:
+    """The part of its source that a sample covers, as text; empty if it is the whole file."""
     start, duration = meta.get("start") or 0.0, meta.get("duration")
     if not start and duration is None:
         return ""
     return f"from {start:g} s" + ("" if duration is None else f", {duration:g} s long")
 
 
-def _sample(specimen: Specimen) -> Figure:
-    rows, meta = rows_of(specimen), specimen.meta
-    sounds = [spectrogram_of(specimen) is not None, envelope_of(specimen) is not None]
+def draw_sample(sample: InspectedSample) -> Figure:
+    """Draw the heading, pictures and sound of a sample as one figure."""
+    rows, meta = tile_rows(sample), sample.meta
+    sounds = [stored_spectrogram(sample) is not None, waveform_envelope(sample) is not None]
     columns = max((len(row.tiles) for row in rows), default=1)
     if len(rows) == 1:  # there is room for two lines of larger tiles
         columns = max(5, -(-columns // 2))
@@ -108,9 +116,9 @@ def _sample(specimen: Specimen) -> Figure:
     height = 0.75 + max(1.2 * lines, 2.2 * sounds[0] + 0.8 * sounds[1], 1.0)
     layout = ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.03, rect=(0, 0, 1, 1 - 0.62 / height))
     figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout=layout)
-    name = textwrap.shorten(name_of(meta), 130, placeholder="…")
+    name = textwrap.shorten(sample_title(meta), 130, placeholder="…")
     figure.text(0.006, 1 - 0.22 / height, name, size=14, weight="bold", **_TEXT)
-    details = textwrap.shorten(details_of(specimen), 190, placeholder="…")
+    details = textwrap.shorten(source_line(sample), 190, placeholder="…")
     figure.text(0.006, 1 - 0.45 / height, details, size=10, color="0.3", **_TEXT)
     if flags := meta.get("flags"):
         box = {"facecolor": "#fde2e0", "edgecolor": "#b3261e", "boxstyle": "round,pad=0.3"}
@@ -119,21 +127,21 @@ def _sample(specimen: Specimen) -> Figure:
     sides = figure.add_gridspec(1, 2, width_ratios=(1.75, 1)) if rows and any(sounds) else figure.add_gridspec(1, 1)
     if rows:
         ratios = [float(-(-len(row.tiles) // columns)) for row in rows]
-        for axes, row in zip(_below(figure, sides[0], ratios), rows):
-            _strip(axes, row, columns)
+        for axes, row in zip(_stack_axes(figure, sides[0], ratios), rows):
+            _draw_row(axes, row, columns)
     if any(sounds):
-        _sound(specimen, _below(figure, sides[-1], [0.8] * sounds[1] + [2.2] * sounds[0]))
+        _draw_sound(sample, _stack_axes(figure, sides[-1], [0.8] * sounds[1] + [2.2] * sounds[0]))
     return figure
 
 
-def _below(figure: Figure, place: SubplotSpec, heights: Sequence[float]) -> list[Axes]:
-    """Axes of these relative heights, one below the other."""
+def _stack_axes(figure: Figure, place: SubplotSpec, heights: Sequence[float]) -> list[Axes]:
+    """Axes of the given relative heights, one below the other."""
     grid = place.subgridspec(len(heights), 1, height_ratios=heights)
     return [figure.add_subplot(grid[number]) for number in range(len(heights))]
 
 
-def _strip(axes: Axes, row: Row, columns: int) -> None:
-    picture, places = mounted(row.tiles, 128, columns)
+def _draw_row(axes: Axes, row: TileRow, columns: int) -> None:
+    picture, places = montage(row.tiles, 128, columns)
     axes.imshow(picture, interpolation="antialiased")
     axes.set_anchor("W")
     axes.set_title(row.title, loc="left", size=9, pad=2)
@@ -142,11 +150,11 @@ def _strip(axes: Axes, row: Row, columns: int) -> None:
         axes.text(across, down + 2, tile.caption, size=8, ha="center", va="top")
 
 
-def _sound(specimen: Specimen, places: list[Axes]) -> None:
-    """Draw the waveform into the first and the spectrogram into the last of these, as far as they are stored."""
-    values, wave, span = spectrogram_of(specimen), envelope_of(specimen), None
+def _draw_sound(sample: InspectedSample, places: list[Axes]) -> None:
+    """Draw the waveform into the first of these axes and the spectrogram into the last, as far as they are stored."""
+    values, wave, span = stored_spectrogram(sample), waveform_envelope(sample), None
     if values is not None:
-        axes, parameters = places[-1], specimen.features.get("spectrogram", {})
+        axes, parameters = places[-1], sample.features.get("spectrogram", {})
         found = spectrogram_axes(parameters, (values.shape[0], values.shape[1]))
         image = axes.imshow(
             values,
@@ -181,9 +189,9 @@ def _sound(specimen: Specimen, places: list[Axes]) -> None:
         axes.tick_params(labelsize=8, labelbottom=values is None)
 
 
-def _drawn(figure: Figure) -> Image.Image:
+def _render(figure: Figure) -> Image.Image:
     canvas: Any = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # drawn as a box
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # such a glyph is drawn as a box
         canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

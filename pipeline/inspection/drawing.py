@@ -1,6 +1,6 @@
-"""What is stored of a sample, as pictures for people: axes of spectrograms, colours of flow, rows of tiles.
+"""Turn the stored features of a sample into pictures: axes of spectrograms, colours of flow, rows of tiles.
 
-Shapes: H rows and W columns of a picture, F rows of a spectrogram, T its windows.
+Shapes: (H, W) are the height and width of a picture, (F, T) the bins and windows of a spectrogram.
 """
 
 from __future__ import annotations
@@ -14,45 +14,51 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 
-from bmlpipe.pipeline.demo.specimens import Specimen
 from bmlpipe.pipeline.front_ends import flow, rgb_diff
+from bmlpipe.pipeline.inspection.samples import InspectedSample
 from bmlpipe.shards.kinds import SPECTROGRAM_MEMBER, WAVEFORM_MEMBER, flow_member, frame_member, rgb_diff_member
 
 Picture = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.floating[Any]]
 
-#: How much stronger than stored RGB differences are shown: most of them are a few levels only.
+#: RGB differences are shown with this gain, because most of them are a few levels only.
 RGB_DIFF_GAIN = 4
 
-_TILES = 10  # instants shown at most
+_MAX_TILES = 10  # per row
 _TICKS_HZ = (100, 250, 500, 1000, 2000, 4000, 8000)  # on a mel axis
-_SPREAD = 99.0  # percentile of the flow's length that the wheel's edge stands for
-_WHEEL = 96  # pixels
+_WHEEL_PERCENTILE = 99.0  # of the length of the flow vectors: it lies at the edge of the wheel
+_WHEEL_SIDE = 96  # pixels
 
 
 class Tile(NamedTuple):
-    """A picture (H, W, 3), what is written below it, and the JPEG that it was stored as, if it is shown as it is."""
+    """One picture of a row.
+
+    Attributes:
+        pixels: (H, W, 3).
+        caption: Text below the picture.
+        jpeg: The stored JPEG, if the picture is shown unchanged.
+    """
 
     pixels: Picture
     caption: str
     jpeg: bytes | None = None
 
 
-class Row(NamedTuple):
-    """Tiles side by side."""
+class TileRow(NamedTuple):
+    """Tiles shown side by side under one title."""
 
     title: str
     tiles: list[Tile]
 
 
 class SpectrogramAxes(NamedTuple):
-    """Where the values of a spectrogram lie.
+    """The axes on which the values of a spectrogram are drawn.
 
     Attributes:
         extent: Left and right (seconds of the clip), bottom and top (units of the vertical axis).
-        label: Of the vertical axis.
-        unit: Units of the vertical axis that are labelled as 1.
-        ticks: Place on the vertical axis → label; empty: the axis is linear.
+        label: Label of the vertical axis.
+        unit: Number of units of the vertical axis that are labelled as 1.
+        ticks: Position on the vertical axis → label; empty: the axis is linear.
     """
 
     extent: tuple[float, float, float, float]
@@ -62,18 +68,18 @@ class SpectrogramAxes(NamedTuple):
 
 
 def spectrogram_axes(parameters: Mapping[str, Any], shape: tuple[int, int]) -> SpectrogramAxes | None:
-    """The axes of a spectrogram, by the parameters that it was made with.
+    """The axes of a spectrogram, from the parameters it was computed with.
 
     A value is drawn around its window's centre and its bin's frequency: bin b of a Fourier transform is at
     b · rate / window Hz. Mel bins are evenly spaced on their mel scale, on which the axis is linear. Cepstral
     coefficients are numbered from 0.
 
     Args:
-        parameters: Parameters of the feature kind, as the index has them.
-        shape: F, T.
+        parameters: Parameters of the feature kind, as stored in the index.
+        shape: (F, T).
 
     Returns:
-        None where the parameters do not state rate, window and hop.
+        The axes; None where the parameters do not state rate, window and hop.
     """
     try:
         rate, window, hop = (int(parameters[name]) for name in ("rate", "window", "hop"))
@@ -107,14 +113,15 @@ _MEL_SCALES = {"kaldi": _kaldi_mel, "slaney": _slaney_mel}
 
 
 def flow_colours(field: Floats, radius: float) -> Picture:
-    """A field of displacements as colours: the hue is the direction, the saturation the length.
+    """Colour a field of displacements by direction (hue) and length (saturation).
 
     Args:
         field: (H, W, 2), x to the right and y downwards.
-        radius: Length of full saturation, in the field's unit.
+        radius: Length that gets full saturation, in the field's unit.
 
     Returns:
-        (H, W, 3): no motion is white; right is red (0°), down yellow-green (90°), left cyan (180°), up violet (270°).
+        (H, W, 3), uint8. No motion is white; motion to the right is red (0°), down yellow-green (90°), to the left cyan
+        (180°), up violet (270°).
     """
     from matplotlib.colors import hsv_to_rgb
 
@@ -126,8 +133,8 @@ def flow_colours(field: Floats, radius: float) -> Picture:
     return picture
 
 
-def flow_wheel(side: int = _WHEEL) -> Picture:
-    """The legend of `flow_colours`: every displacement up to the radius at its place, white around."""
+def flow_wheel(side: int = _WHEEL_SIDE) -> Picture:
+    """The legend of `flow_colours`: the colour of each displacement up to the radius, on a white square."""
     place = (np.arange(side) + 0.5) / side * 2 - 1
     field = np.stack(np.meshgrid(place, place), axis=-1)
     wheel = flow_colours(field, 1.0)
@@ -135,79 +142,93 @@ def flow_wheel(side: int = _WHEEL) -> Picture:
     return wheel
 
 
-def rows_of(specimen: Specimen, most: int = _TILES) -> list[Row]:
-    """Frames, flow and RGB differences of a sample, at most so many instants of each, evenly spread."""
-    found = [make(specimen, most) for make in (_frames, _flow, _rgb_diff)]
+def tile_rows(sample: InspectedSample, most: int = _MAX_TILES) -> list[TileRow]:
+    """The rows of a sample's pictures: frames, flow and RGB differences.
+
+    Args:
+        sample: The sample.
+        most: Maximum number of instants per row; they are evenly spaced.
+    """
+    found = [make(sample, most) for make in (_frames, _flow, _rgb_diff)]
     return [row for row in found if row is not None]
 
 
-def _instants(specimen: Specimen, kind: str, most: int) -> tuple[list[int], list[str], str] | None:
-    """Instants shown, their times in words, and a remark where there are others; None: the sample has no such kind."""
-    if kind not in specimen.meta:
+def _instants(sample: InspectedSample, kind: str, most: int) -> tuple[list[int], list[str], str] | None:
+    """The instants to show, their times as text, and a remark if some are left out; None: the kind is not stored."""
+    if kind not in sample.meta:
         return None
-    times = specimen.meta[kind]["times"]
+    times = sample.meta[kind]["times"]
     shown = sorted({round(place) for place in np.linspace(0, len(times) - 1, min(most, len(times)))})
     remark = f", {len(shown)} of {len(times)} instants" if len(shown) < len(times) else ""
     return shown, [f"{times[at]:.2f} s" for at in shown], remark
 
 
-def _frames(specimen: Specimen, most: int) -> Row | None:
-    if (chosen := _instants(specimen, "frames", most)) is None:
+def _frames(sample: InspectedSample, most: int) -> TileRow | None:
+    if (chosen := _instants(sample, "frames", most)) is None:
         return None
     shown, times, remark = chosen
-    jpegs = [bytes(specimen.members[frame_member(at)]) for at in shown]
+    jpegs = [bytes(sample.members[frame_member(at)]) for at in shown]
     tiles = [Tile(simplejpeg.decode_jpeg(jpeg, "RGB"), time, jpeg) for jpeg, time in zip(jpegs, times)]
-    return Row(f"frames{remark}", tiles)
+    return TileRow(f"frames{remark}", tiles)
 
 
-def _flow(specimen: Specimen, most: int) -> Row | None:
-    if (chosen := _instants(specimen, "flow", most)) is None:
+def _flow(sample: InspectedSample, most: int) -> TileRow | None:
+    if (chosen := _instants(sample, "flow", most)) is None:
         return None
     shown, times, remark = chosen
-    bound = float(specimen.meta["flow"]["bound"])
+    bound = float(sample.meta["flow"]["bound"])
     fields = [
-        np.stack([flow.dequantise(_grey(specimen, flow_member(at, 0, axis)), bound) for axis in "xy"], axis=-1)
+        np.stack([flow.dequantise(_grey(sample, flow_member(at, 0, axis)), bound) for axis in "xy"], axis=-1)
         for at in shown
     ]
     lengths = np.concatenate([np.hypot(field[..., 0], field[..., 1]).ravel() for field in fields])
-    radius = max(1.0, float(np.percentile(lengths, _SPREAD)))
+    radius = max(1.0, float(np.percentile(lengths, _WHEEL_PERCENTILE)))
     tiles = [Tile(flow_colours(field, radius), time) for field, time in zip(fields, times)]
-    stack = int(specimen.features.get("flow", {}).get("stack", 1))
+    stack = int(sample.features.get("flow", {}).get("stack", 1))
     title = f"flow{remark}" + (f", the first of {stack} fields" if stack > 1 else "")
-    return Row(f"{title}, stored up to ±{bound:g} px", [*tiles, Tile(flow_wheel(), f"edge: {radius:.1f} px")])
+    return TileRow(f"{title}, stored up to ±{bound:g} px", [*tiles, Tile(flow_wheel(), f"edge: {radius:.1f} px")])
 
 
-def _rgb_diff(specimen: Specimen, most: int) -> Row | None:
-    if (chosen := _instants(specimen, "rgb_diff", most)) is None:
+def _rgb_diff(sample: InspectedSample, most: int) -> TileRow | None:
+    if (chosen := _instants(sample, "rgb_diff", most)) is None:
         return None
     shown, times, remark = chosen
     tiles = []
     for at, time in zip(shown, times):
-        levels = simplejpeg.decode_jpeg(bytes(specimen.members[rgb_diff_member(at)]), "RGB")
+        levels = simplejpeg.decode_jpeg(bytes(sample.members[rgb_diff_member(at)]), "RGB")
         shift = rgb_diff.dequantise(levels).astype(np.int32) * RGB_DIFF_GAIN // 2
         tiles.append(Tile(np.clip(128 + shift, 0, 255).astype(np.uint8), time))
-    stack = int(specimen.features.get("rgb_diff", {}).get("stack", 1))
+    stack = int(sample.features.get("rgb_diff", {}).get("stack", 1))
     title = f"RGB differences{remark}" + (f", the first of {stack}" if stack > 1 else "")
-    return Row(f"{title}, contrast × {RGB_DIFF_GAIN}", tiles)
+    return TileRow(f"{title}, contrast × {RGB_DIFF_GAIN}", tiles)
 
 
-def _grey(specimen: Specimen, member: str) -> Picture:
-    picture: Picture = simplejpeg.decode_jpeg(bytes(specimen.members[member]), "GRAY")[..., 0]
+def _grey(sample: InspectedSample, member: str) -> Picture:
+    picture: Picture = simplejpeg.decode_jpeg(bytes(sample.members[member]), "GRAY")[..., 0]
     return picture
 
 
-def spectrogram_of(specimen: Specimen) -> Floats | None:
-    """The stored spectrogram (F, T), if there is one."""
-    data = specimen.members.get(SPECTROGRAM_MEMBER)
+def stored_spectrogram(sample: InspectedSample) -> Floats | None:
+    """The stored spectrogram, (F, T) float32; None if the sample has none."""
+    data = sample.members.get(SPECTROGRAM_MEMBER)
     if data is None:
         return None
     values: Floats = np.load(io.BytesIO(bytes(data)), allow_pickle=False).astype(np.float32)
     return values
 
 
-def envelope_of(specimen: Specimen, points: int = 1500) -> tuple[Floats, Floats, Floats] | None:
-    """Times in seconds, and the lowest and highest sample around each, of the stored sound, if there is one."""
-    data = specimen.members.get(WAVEFORM_MEMBER)
+def waveform_envelope(sample: InspectedSample, points: int = 1500) -> tuple[Floats, Floats, Floats] | None:
+    """The envelope of the stored waveform.
+
+    Args:
+        sample: The sample.
+        points: Maximum number of points.
+
+    Returns:
+        Times in seconds, and the lowest and highest value from each time to the next, each of shape (n,); None if the
+        sample has no waveform.
+    """
+    data = sample.members.get(WAVEFORM_MEMBER)
     if data is None:
         return None
     import soundfile
@@ -217,8 +238,17 @@ def envelope_of(specimen: Specimen, points: int = 1500) -> tuple[Floats, Floats,
     return starts / rate, np.minimum.reduceat(samples, starts), np.maximum.reduceat(samples, starts)
 
 
-def mounted(tiles: Sequence[Tile], height: int, columns: int) -> tuple[Picture, list[tuple[float, float]]]:
-    """Tiles as one picture of several lines, each tile scaled to a height; and the place below the middle of each."""
+def montage(tiles: Sequence[Tile], height: int, columns: int) -> tuple[Picture, list[tuple[float, float]]]:
+    """Combine tiles into one picture of several lines.
+
+    Args:
+        tiles: The tiles.
+        height: Height to which each tile is scaled, in pixels.
+        columns: Tiles per line.
+
+    Returns:
+        The picture (H, W, 3), and for each tile the point (x, y) below its centre, where its caption goes.
+    """
     gap, below = 6, 22
     scaled = []
     for tile in tiles:
@@ -231,9 +261,8 @@ def mounted(tiles: Sequence[Tile], height: int, columns: int) -> tuple[Picture, 
     for number, line in enumerate(lines):
         top, left = number * (height + below), 0
         for picture in line:
-            whole[top : top + height, left : left + picture.shape[1]] = (
-                200  # a border: still flow is as white as the sheet
-            )
+            # A grey border, because the flow of a still picture is as white as the sheet.
+            whole[top : top + height, left : left + picture.shape[1]] = 200
             whole[top + 1 : top + height - 1, left + 1 : left + picture.shape[1] - 1] = picture[1:-1, 1:-1]
             places.append((left + picture.shape[1] / 2, float(top + height)))
             left += picture.shape[1] + gap

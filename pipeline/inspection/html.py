@@ -1,4 +1,4 @@
-"""Contact sheets as one HTML file that needs nothing else: pictures and sound are inside, every text is escaped."""
+"""Write contact sheets as one self-contained HTML file: images and audio are embedded, all text is escaped."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from bmlpipe.pipeline.demo.specimens import Specimen
-from bmlpipe.pipeline.inspection.contact_sheet import details_of, name_of, printable, sound_png
-from bmlpipe.pipeline.inspection.drawing import Tile, rows_of
+from bmlpipe.pipeline.inspection.contact_sheet import printable, sample_title, sound_png, source_line
+from bmlpipe.pipeline.inspection.drawing import Tile, tile_rows
+from bmlpipe.pipeline.inspection.samples import InspectedSample
 from bmlpipe.pipeline.store.reasons import FLAGS
 from bmlpipe.shards.kinds import WAVEFORM_MEMBER
 
-_MOST = 60  # instants of each kind
+_MAX_INSTANTS = 60  # per row
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -71,7 +71,7 @@ nav ol { columns: 18rem; font-size: .9rem; overflow-wrap: anywhere; }
 {% if s.sound %}<h3>sound</h3>
 <img class="sound" src="{{ s.sound }}" alt="spectrogram over time and frequency">{% endif %}
 {% if s.audio %}<audio controls preload="none" src="{{ s.audio }}"></audio>{% endif %}
-<details><summary>everything that is stored beside the features</summary><pre>{{ s.json }}</pre></details>
+<details><summary>metadata stored with the features</summary><pre>{{ s.json }}</pre></details>
 </article>
 {% endfor %}
 </main>
@@ -80,50 +80,50 @@ nav ol { columns: 18rem; font-size: .9rem; overflow-wrap: anywhere; }
 """
 
 
-def write_page(specimens: Iterable[Specimen], out: Path, title: str) -> int:
+def write_html_page(samples: Iterable[InspectedSample], out: Path, title: str) -> int:
     """Write samples one below the other.
 
-    Frames are the stored JPEGs themselves; a stored waveform can be listened to.
+    Frames are embedded as the stored JPEGs; a stored waveform can be played.
 
     Args:
-        specimens: Samples.
-        out: HTML file, replaced if it is there.
-        title: Of the page.
+        samples: The samples.
+        out: HTML file to write; an existing one is replaced.
+        title: Title of the page.
 
     Returns:
-        How many there were; none: nothing is written.
+        Number of samples. If it is 0, no file is written.
     """
-    samples = [_sample(specimen) for specimen in specimens]
-    if samples:
+    articles = [_template_values(sample) for sample in samples]
+    if articles:
         page = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(_PAGE)
-        out.write_text(page.render(title=printable(title), samples=samples), encoding="utf-8")
-    return len(samples)
+        out.write_text(page.render(title=printable(title), samples=articles), encoding="utf-8")
+    return len(articles)
 
 
-def _sample(specimen: Specimen) -> Mapping[str, Any]:
-    meta, sound = specimen.meta, sound_png(specimen)
-    audio = specimen.members.get(WAVEFORM_MEMBER)
+def _template_values(sample: InspectedSample) -> Mapping[str, Any]:
+    meta, sound = sample.meta, sound_png(sample)
+    audio = sample.members.get(WAVEFORM_MEMBER)
     return {
-        "name": name_of(meta),
-        "details": details_of(specimen),
+        "name": sample_title(meta),
+        "details": source_line(sample),
         "flags": [(flag, FLAGS[flag].says if flag in FLAGS else "") for flag in meta.get("flags", ())],
         "rows": [
-            {"title": row.title, "tiles": [(_source(tile), tile.caption) for tile in row.tiles]}
-            for row in rows_of(specimen, _MOST)
+            {"title": row.title, "tiles": [(_image_source(tile), tile.caption) for tile in row.tiles]}
+            for row in tile_rows(sample, _MAX_INSTANTS)
         ],
-        "sound": sound and _data("image/png", sound),
-        "audio": audio and _data("audio/flac", bytes(audio)),
+        "sound": sound and _data_url("image/png", sound),
+        "audio": audio and _data_url("audio/flac", bytes(audio)),
         "json": printable(json.dumps(meta, indent=1, ensure_ascii=False)),
     }
 
 
-def _source(tile: Tile) -> str:
+def _image_source(tile: Tile) -> str:
     if tile.jpeg is not None:
-        return _data("image/jpeg", tile.jpeg)
+        return _data_url("image/jpeg", tile.jpeg)
     file = io.BytesIO()
     Image.fromarray(tile.pixels).save(file, "PNG")
-    return _data("image/png", file.getvalue())
+    return _data_url("image/png", file.getvalue())
 
 
-def _data(kind: str, content: bytes) -> str:
+def _data_url(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

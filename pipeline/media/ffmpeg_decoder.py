@@ -21,7 +21,7 @@ from bmlpipe.pipeline.media.audio import AudioDecoder, Samples
 from bmlpipe.pipeline.media.errors import ClipError, DamageError
 from bmlpipe.pipeline.media.ffmpeg_program import FFmpeg
 from bmlpipe.pipeline.media.h264_skip import MAX_REORDER, selected_pts
-from bmlpipe.pipeline.media.video import TimedFrame, VideoDecoder, Window
+from bmlpipe.pipeline.media.video import ClipSpan, TimedFrame, VideoDecoder
 
 _MAX_EXPRESSION = 100_000  # characters of ffmpeg's select filter; Linux accepts 131,071 in one argument
 _FULL_RANGE = 2  # AVCOL_RANGE_JPEG
@@ -40,7 +40,7 @@ def decode_with_ffmpeg(
     ffmpeg: FFmpeg,
     path: Path,
     decoder: VideoDecoder,
-    window: Window,
+    span: ClipSpan,
     lookahead: int,
     *,
     seek_time: Fraction | None = None,
@@ -52,7 +52,7 @@ def decode_with_ffmpeg(
         ffmpeg: The program.
         path: The file.
         decoder: The video, of which nothing has been read yet. It decodes one frame for its colours and rotation.
-        window: The clip's span.
+        span: The clip's span.
         lookahead: Number of frames needed after the frame shown at each instant.
         seek_time: Where `decoder.demuxer` has seeked to, in seconds of the file's clock; None: it has not.
         skip_unneeded: Transfer only the frames needed; all others come with `image` None.
@@ -65,13 +65,13 @@ def decode_with_ffmpeg(
     by_dts = decoder.stream.container.format.name == "avi"
     if by_dts and seek_time is not None:
         raise DamageError("AVI files store no times by which two decoders could agree on where a seek landed")
-    scan = _scan_packets(decoder, window, lookahead, by_dts)
+    scan = _scan_packets(decoder, span, lookahead, by_dts)
     if decoder.demuxer.packets_missing:
         raise DamageError("a part of the container cannot be read, so packets may be missing")
     selected: set[int] | None = None
-    if skip_unneeded and scan.ends and scan.all_timed and not by_dts and window.instants is not None:
+    if skip_unneeded and scan.ends and scan.all_timed and not by_dts and span.instants is not None:
         decoder.end_pts = scan.end_pts
-        selected = selected_pts(decoder, window, lookahead, [TimedFrame(pts, None) for pts in sorted(scan.ends)])
+        selected = selected_pts(decoder, span, lookahead, [TimedFrame(pts, None) for pts in sorted(scan.ends)])
     output = _output_options(selected, decoder.stream.time_base, scan.sample, ffmpeg.hwaccel)
     images = ffmpeg.frames(path, decoder.stream, output, exit_on_error=True, seek_time=seek_time)
     frames = _timed(images, decoder, scan, by_dts, ffmpeg.hwaccel)
@@ -201,10 +201,10 @@ class _PacketScan:
         return self.ends[max(self.ends)] if self.ends else 0
 
 
-def _scan_packets(decoder: VideoDecoder, window: Window, lookahead: int, by_dts: bool) -> _PacketScan:
+def _scan_packets(decoder: VideoDecoder, span: ClipSpan, lookahead: int, by_dts: bool) -> _PacketScan:
     """Read the packets up to the last one that the clip needs."""
     scan = _PacketScan()
-    last = None if window.instants is None else decoder.pts_at(window, window.instants - 1)
+    last = None if span.instants is None else decoder.pts_at(span, span.instants - 1)
     beyond = 0
     for number, packet in enumerate(decoder.demuxer.packets(decoder.stream)):
         if not number:

@@ -32,7 +32,7 @@ from bmlpipe.pipeline.media.h264_bitstream import (
     length_field_size,
     nal_units,
 )
-from bmlpipe.pipeline.media.video import TimedFrame, VideoDecoder, Window, select_frames_at_instants
+from bmlpipe.pipeline.media.video import ClipSpan, TimedFrame, VideoDecoder, select_frames_at_instants
 
 #: Largest number of pictures decoded before one that is displayed before them (max_num_reorder_frames; E.2.1).
 MAX_REORDER = 16
@@ -40,14 +40,14 @@ MAX_REORDER = 16
 _SKIPPABLE = {SLICE, SEI, DELIMITER, FILLER}
 
 
-def decode_needed_frames(decoder: VideoDecoder, window: Window, lookahead: int = 0) -> Iterator[TimedFrame]:
+def decode_needed_frames(decoder: VideoDecoder, span: ClipSpan, lookahead: int = 0) -> Iterator[TimedFrame]:
     """Yield all frames of a clip in display order, as a full decode does, but decode only those that are needed.
 
     Frames that are not needed come with `image` None.
 
     Args:
         decoder: The video, of which nothing has been read yet.
-        window: The clip's span.
+        span: The clip's span.
         lookahead: Number of frames needed after the frame shown at each instant.
 
     Raises:
@@ -55,10 +55,10 @@ def decode_needed_frames(decoder: VideoDecoder, window: Window, lookahead: int =
     """
     packets = decoder.demuxer.packets(decoder.stream)
     length_size = length_field_size(decoder.stream)
-    if decoder.stream.codec_context.name != "h264" or window.instants is None or length_size is None:
+    if decoder.stream.codec_context.name != "h264" or span.instants is None or length_size is None:
         yield from decoder.decode(packets)
         return
-    ahead = _read_ahead(packets, decoder.pts_at(window, window.instants - 1), lookahead)
+    ahead = _read_ahead(packets, decoder.pts_at(span, span.instants - 1), lookahead)
     units = [nal_units(packet, length_size) for packet in ahead]
     if not _is_regular(ahead, units, decoder.stream):
         yield from decoder.decode(chain(ahead, packets))
@@ -68,7 +68,7 @@ def decode_needed_frames(decoder: VideoDecoder, window: Window, lookahead: int =
     ends = ((packet.pts, packet.pts + (packet.duration or decoder.frame_duration)) for packet in visible)
     end_pts = max(ends, default=(0, 0))[1]
     decoder.end_pts = end_pts
-    selected = selected_pts(decoder, window, lookahead, display)
+    selected = selected_pts(decoder, span, lookahead, display)
     needed = _needed(ahead, units, selected)
     decoder.skipped_packets = sum(not is_needed for is_needed in needed[: len(needed) - needed[::-1].index(True)])
     expected = iter(display)
@@ -89,9 +89,9 @@ def decode_needed_frames(decoder: VideoDecoder, window: Window, lookahead: int =
     decoder.end_pts = end_pts
 
 
-def selected_pts(decoder: VideoDecoder, window: Window, lookahead: int, display: list[TimedFrame]) -> set[int]:
+def selected_pts(decoder: VideoDecoder, span: ClipSpan, lookahead: int, display: list[TimedFrame]) -> set[int]:
     """Presentation times of the frames that are selected from `display`, the frames in display order."""
-    selections = select_frames_at_instants(decoder, window, lookahead, display)
+    selections = select_frames_at_instants(decoder, span, lookahead, display)
     return {frame.pts for selection in selections for frame in (selection.shown, *selection.frames)}
 
 

@@ -16,21 +16,35 @@ from typing import Any, NamedTuple
 
 import av.error
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.pipeline.media.container import Demuxer, is_truncated, start_time
 from bmlpipe.pipeline.media.errors import ClipError, DamageError
 
 
-class Window:
-    """The stretch of a file that is one clip, in exact seconds.
+class ClipSpan:
+    """The part of a file that is one clip, in exact seconds.
+
+    Args:
+        start: Seconds from the file's beginning to the clip's; 0 or more.
+        duration: Length of the clip in seconds, above 0; None: to the end of the file.
+        seconds: Largest number of instants (0, 1, 2 … s), and the length that sound is tiled or cut to; None: every
+            instant.
 
     Attributes:
-        start: From the file's beginning to the clip's.
-        length: None: to the end of the file.
-        seconds: Instants at most, and the length of the sound; None: every instant.
-        instants: Instants that there should be; None: as many as there are.
+        start: See above.
+        length: The duration; None: to the end of the file.
+        seconds: See above.
+        instants: Number of instants that the clip should have; None: as many as the file has.
+
+    Raises:
+        OptionError: A value is out of range.
     """
 
     def __init__(self, start: float = 0.0, duration: float | None = None, seconds: int | None = None) -> None:
+        if not (math.isfinite(start) and start >= 0):
+            raise OptionError(f"start is {start}: must be 0 or more seconds")
+        if duration is not None and not (math.isfinite(duration) and duration > 0):
+            raise OptionError(f"duration is {duration}: must be above 0 seconds")
         self.start = Fraction(repr(float(start)))  # the decimal number that was written, not its binary neighbour
         self.length = None if duration is None else Fraction(repr(float(duration)))
         self.seconds = seconds
@@ -85,14 +99,14 @@ class VideoDecoder:
         rate = self.stream.average_rate
         return max(1, round(1 / (rate * self.stream.time_base))) if rate else 1
 
-    def pts_at(self, window: Window, instant: int) -> int:
+    def pts_at(self, span: ClipSpan, instant: int) -> int:
         """The last tick that is not after an instant, given in whole seconds from the clip's start."""
         base: Fraction = self.stream.time_base
-        return math.floor((start_time(self.stream) + window.start + instant) / base)
+        return math.floor((start_time(self.stream) + span.start + instant) / base)
 
-    def seconds_from_start(self, pts: int, window: Window) -> float:
+    def seconds_from_start(self, pts: int, span: ClipSpan) -> float:
         """Convert a presentation time to seconds from the clip's start."""
-        return float(pts * self.stream.time_base - start_time(self.stream) - window.start)
+        return float(pts * self.stream.time_base - start_time(self.stream) - span.start)
 
     def __iter__(self) -> Iterator[TimedFrame]:
         return self.decode(self.demuxer.packets(self.stream))
@@ -190,7 +204,7 @@ class SelectedFrames(NamedTuple):
 
 
 def select_frames_at_instants(
-    decoder: VideoDecoder, window: Window, lookahead: int = 0, frames: Iterable[TimedFrame] | None = None
+    decoder: VideoDecoder, span: ClipSpan, lookahead: int = 0, frames: Iterable[TimedFrame] | None = None
 ) -> Iterator[SelectedFrames]:
     """Select the frame shown at each whole second of a clip: the last one whose presentation time is not after it.
 
@@ -199,7 +213,7 @@ def select_frames_at_instants(
 
     Args:
         decoder: The video.
-        window: The clip's span.
+        span: The clip's span.
         lookahead: Number of frames needed after the frame shown at each instant.
         frames: The frames in display order; None: every frame of `decoder`.
 
@@ -211,8 +225,8 @@ def select_frames_at_instants(
     held: deque[TimedFrame] = deque()  # frames number `count - len(held)` to `count - 1`
     pending: deque[tuple[int, int, bool]] = deque()  # (instant, index, late) of instants that still lack frames
     count = instant = 0
-    limit = window.instants
-    target = decoder.pts_at(window, 0)
+    limit = span.instants
+    target = decoder.pts_at(span, 0)
 
     def selected(instant: int, index: int, late: bool) -> SelectedFrames:
         base = count - len(held)
@@ -226,7 +240,7 @@ def select_frames_at_instants(
                 raise DamageError  # the seek landed after the clip's start
             pending.append((instant, max(count - 1, 0), count == 0))
             instant += 1
-            target = decoder.pts_at(window, instant)
+            target = decoder.pts_at(span, instant)
         held.append(frame)
         count += 1
         while pending and count > pending[0][1] + lookahead:
@@ -236,7 +250,7 @@ def select_frames_at_instants(
         oldest_needed = min(pending[0][1] if pending else count - 1, count - 1 - lookahead)
         while count - len(held) < oldest_needed:
             held.popleft()
-    while (limit is None or instant < limit) and count and decoder.pts_at(window, instant) < decoder.end_pts:
+    while (limit is None or instant < limit) and count and decoder.pts_at(span, instant) < decoder.end_pts:
         pending.append((instant, count - 1, False))
         instant += 1
     if not count:
@@ -249,24 +263,24 @@ def select_frames_at_instants(
         yield selected(*pending.popleft())
 
 
-def check_complete(decoder: VideoDecoder, window: Window, instants: int) -> None:
+def check_complete(decoder: VideoDecoder, span: ClipSpan, instants: int) -> None:
     """Reject a clip whose file ends before the length in its header, so that instants are missing.
 
     Args:
         decoder: The video, decoded to the last frame needed.
-        window: The clip's span.
+        span: The clip's span.
         instants: Number of instants that were found.
 
     Raises:
         ClipError: `truncated`, or `start_past_end` where the clip begins after the video's end.
     """
-    if instants == window.instants:
+    if instants == span.instants:
         return
     stream = decoder.stream
     base = stream.time_base
     end = decoder.end_pts * base
     end_seconds = float(end - start_time(stream))
-    if is_truncated(stream, decoder.demuxer, end, start_time(stream) + window.start + instants):
+    if is_truncated(stream, decoder.demuxer, end, start_time(stream) + span.start + instants):
         raise ClipError(
             "truncated",
             f"the video ends after {end_seconds:.2f} s, but its header promises more: copy or download it again",
@@ -274,5 +288,5 @@ def check_complete(decoder: VideoDecoder, window: Window, instants: int) -> None
     if not instants:
         raise ClipError(
             "start_past_end",
-            f"the clip begins at {float(window.start):g} s, but the video ends after {end_seconds:.2f} s",
+            f"the clip begins at {float(span.start):g} s, but the video ends after {end_seconds:.2f} s",
         )

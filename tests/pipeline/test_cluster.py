@@ -28,7 +28,7 @@ from bmlpipe.pipeline.extraction.worker import Recipe, Task
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
 from bmlpipe.pipeline.store.feature_file import StoreWriteError
 from bmlpipe.pipeline.store.ledger import Row, read_ledger
-from bmlpipe.pipeline.store.versions import software
+from bmlpipe.pipeline.store.versions import installed_versions
 
 pytestmark = pytest.mark.slow
 
@@ -135,12 +135,12 @@ def test_the_address_of_the_dashboard_is_logged_where_there_is_one(
 def test_another_version_of_this_package_is_refused_and_other_differences_are_logged(
     scheduler: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    numpy = software()["numpy"]
-    workers = ExistingScheduler(scheduler, versions={**software(), "numpy": "1.2.3"})
+    numpy = installed_versions()["numpy"]
+    workers = ExistingScheduler(scheduler, versions={**installed_versions(), "numpy": "1.2.3"})
     assert len(list(map_batches(worker(set()), [[1], [2]], died, workers))) == 2
     (told,) = [message for message in caplog.messages if "numpy" in message]
     assert f"has numpy {numpy} (1.2.3 here)" in told
-    workers = ExistingScheduler(scheduler, patience=1, versions={**software(), "bmlpipe": "0.0.0"})
+    workers = ExistingScheduler(scheduler, patience=1, versions={**installed_versions(), "bmlpipe": "0.0.0"})
     with pytest.raises(
         ClusterError, match=r"worker tcp://.*it has bmlpipe .* \(0.0.0 here\): install"
     ):

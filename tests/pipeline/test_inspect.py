@@ -18,17 +18,21 @@ import numpy.typing as npt
 import pytest
 import simplejpeg
 from click.testing import CliRunner, Result
-from matplotlib.figure import Figure
 from PIL import Image
 
 from bmlpipe.pipeline.cli import main
-from bmlpipe.pipeline.demo.specimens import Choice, Specimen, from_features, from_shards
 from bmlpipe.pipeline.front_ends.flow import quantise
 from bmlpipe.pipeline.front_ends.presets import PRESETS
 from bmlpipe.pipeline.front_ends.spectrogram import SpectrogramOptions, log_spectrogram
 from bmlpipe.pipeline.front_ends.waveform import encode_waveform
-from bmlpipe.pipeline.inspection import contact_sheet as sheet
-from bmlpipe.pipeline.inspection.drawing import flow_colours, flow_wheel, rows_of, spectrogram_axes
+from bmlpipe.pipeline.inspection.contact_sheet import draw_sample
+from bmlpipe.pipeline.inspection.drawing import flow_colours, flow_wheel, spectrogram_axes, tile_rows
+from bmlpipe.pipeline.inspection.samples import (
+    InspectedSample,
+    SampleSelection,
+    samples_from_features,
+    samples_from_shards,
+)
 from bmlpipe.pipeline.store.ledger import LOG_FILE
 from bmlpipe.pipeline.store.reasons import REASONS
 from bmlpipe.shards.index import SAMPLES_FILE
@@ -62,31 +66,20 @@ def npy(values: npt.NDArray[Any]) -> bytes:
 # ----- axes -----
 
 
-def heard(preset: str, sound: npt.NDArray[np.float64]) -> Specimen:
+def heard(preset: str, sound: npt.NDArray[np.float64]) -> InspectedSample:
     """A sample with nothing but this sound's spectrogram."""
     values = log_spectrogram(sound.astype(np.float32), preset)
     parameters = SpectrogramOptions(preset).parameters(3)
-    return Specimen("k", {SPECTROGRAM_MEMBER: npy(values)}, {}, {"spectrogram": parameters}, "")
-
-
-def drawn(specimen: Specimen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Figure:
-    """The figure of its contact sheet."""
-    figures: list[Figure] = []
-    original = sheet._drawn
-    monkeypatch.setattr(sheet, "_drawn", lambda figure: (figures.append(figure), original(figure))[1])
-    assert sheet.write_sheet([specimen], tmp_path / "sheet.png") == 1
-    return figures[0]
+    return InspectedSample("k", {SPECTROGRAM_MEMBER: npy(values)}, {}, {"spectrogram": parameters}, "")
 
 
 @pytest.mark.parametrize("hertz", [440, 3000])
 @pytest.mark.parametrize("preset", PRESETS.keys() - {"mfcc"})  # which has no axis of frequencies
-def test_a_tone_lies_at_its_place_on_the_frequency_axis(
-    preset: str, hertz: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tone_lies_at_its_place_on_the_frequency_axis(preset: str, hertz: int) -> None:
     """Read off the picture as one would: the brightest row, by the axis's own labels."""
     rate = PRESETS[preset].rate
-    specimen = heard(preset, 0.5 * np.sin(2 * np.pi * hertz * np.arange(3 * rate) / rate))
-    figure = drawn(specimen, tmp_path, monkeypatch)
+    sample = heard(preset, 0.5 * np.sin(2 * np.pi * hertz * np.arange(3 * rate) / rate))
+    figure = draw_sample(sample)
     axes = next(axes for axes in figure.axes if axes.get_ylabel().startswith("frequency (kHz)"))
     image = axes.images[0]
     _, _, bottom, top = image.get_extent()
@@ -110,10 +103,10 @@ def test_a_mel_bin_is_drawn_around_its_own_centre(row: int) -> None:
     low, high = (1127 * np.log(1 + hertz / 700) for hertz in (20, 8000))
     centre = low + (row + 1) * (high - low) / 129
     tone = np.sin(2 * np.pi * 700 * np.expm1(centre / 1127) * np.arange(48000) / 16000)
-    specimen = heard("kaldi-fbank", 0.5 * tone)
-    values = np.load(io.BytesIO(specimen.members[SPECTROGRAM_MEMBER]))
+    sample = heard("kaldi-fbank", 0.5 * tone)
+    values = np.load(io.BytesIO(sample.members[SPECTROGRAM_MEMBER]))
     assert values.mean(axis=1, dtype=np.float32).argmax() == row
-    axes = spectrogram_axes(specimen.features["spectrogram"], values.shape)
+    axes = spectrogram_axes(sample.features["spectrogram"], values.shape)
     assert axes is not None
     _, _, bottom, top = axes.extent
     assert bottom + (row + 0.5) * (top - bottom) / 128 == pytest.approx(centre)
@@ -124,9 +117,9 @@ def test_a_click_lies_at_its_time(preset: str) -> None:
     layout = PRESETS[preset]
     sound = np.random.default_rng(0).normal(0, 1e-4, 3 * layout.rate)
     sound[round(1.2345 * layout.rate)] = 0.9
-    specimen = heard(preset, sound)
-    values = np.load(io.BytesIO(specimen.members[SPECTROGRAM_MEMBER])).astype(np.float32)
-    axes = spectrogram_axes(specimen.features["spectrogram"], values.shape)
+    sample = heard(preset, sound)
+    values = np.load(io.BytesIO(sample.members[SPECTROGRAM_MEMBER])).astype(np.float32)
+    axes = spectrogram_axes(sample.features["spectrogram"], values.shape)
     assert axes is not None
     left, right, _, _ = axes.extent
     level = values.mean(axis=0) - np.median(values)
@@ -137,11 +130,9 @@ def test_a_click_lies_at_its_time(preset: str) -> None:
     assert middle == pytest.approx(1.2345, abs=width)
 
 
-def test_a_spectrogram_of_unknown_making_has_bins_and_windows(
-    toy_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (specimen,) = from_shards(ShardReader(toy_shards), Choice(("val-003",)))
-    figure = drawn(specimen, tmp_path, monkeypatch)
+def test_a_spectrogram_of_unknown_parameters_has_bins_and_windows(toy_shards: Path) -> None:
+    (sample,) = samples_from_shards(ShardReader(toy_shards), SampleSelection(("val-003",)))
+    figure = draw_sample(sample)
     assert {"bin"} <= {axes.get_ylabel() for axes in figure.axes}
 
 
@@ -179,7 +170,7 @@ def test_motion_to_the_right_is_red_up_to_the_edge_of_its_wheel(tmp_path: Path) 
             levels = quantise(np.full((32, 48, 1), pixels, np.float32), 20)
             members[flow_member(instant, 0, axis)] = simplejpeg.encode_jpeg(levels, 95, colorspace="GRAY")
     meta = {"flow": {"times": [0.0, 1.0], "height": 32, "width": 48, "bound": 20}}
-    (row,) = rows_of(Specimen("k", members, meta, {"flow": {"stack": 3}}, ""))
+    (row,) = tile_rows(InspectedSample("k", members, meta, {"flow": {"stack": 3}}, ""))
     right, up, wheel = row.tiles
     assert row.title == "flow, the first of 3 fields, stored up to ±20 px"
     assert (right.caption, up.caption, wheel.caption) == ("0.00 s", "1.00 s", "edge: 6.0 px")
@@ -193,7 +184,7 @@ def test_rgb_differences_are_grey_where_nothing_changes_and_stronger_than_stored
     levels[:, 24:] = 138  # a change by 20
     member = simplejpeg.encode_jpeg(levels, 100, colorspace="RGB")
     meta = {"rgb_diff": {"times": [0.0], "height": 32, "width": 48}}
-    (row,) = rows_of(Specimen("k", {rgb_diff_member(0): member}, meta, {}, ""))
+    (row,) = tile_rows(InspectedSample("k", {rgb_diff_member(0): member}, meta, {}, ""))
     (tile,) = row.tiles
     assert np.abs(tile.pixels[:, :16].astype(int) - 128).max() <= 4
     assert np.abs(tile.pixels[:, 32:].astype(int) - 168).max() <= 4  # 128 + 4 · 10
@@ -203,7 +194,7 @@ def test_rgb_differences_are_grey_where_nothing_changes_and_stronger_than_stored
 
 
 def chosen(shards: Path | str, **wanted: Any) -> list[str]:
-    return [specimen.key for specimen in from_shards(ShardReader(shards), Choice(**wanted))]
+    return [sample.key for sample in samples_from_shards(ShardReader(shards), SampleSelection(**wanted))]
 
 
 def test_samples_are_chosen_by_name_chance_split_and_class(toy_shards: Path) -> None:
@@ -234,8 +225,8 @@ def test_flags_are_looked_for_and_no_longer_than_needed(tmp_path: Path) -> None:
 
     def found(*flags: str, **wanted: Any) -> list[str]:
         looked.clear()
-        choice = Choice(flags=flags, **wanted)
-        return [str(s.meta["id"]) for s in from_shards(ShardReader(shards), choice, lambda: looked.append(1))]
+        choice = SampleSelection(flags=flags, **wanted)
+        return [str(s.meta["id"]) for s in samples_from_shards(ShardReader(shards), choice, lambda: looked.append(1))]
 
     assert sorted(found("silent_audio")) == ["clip.0", "clip.20", "clip.40"]
     assert len(looked) < 60  # the index says that there are three
@@ -255,10 +246,10 @@ def test_from_an_address_few_shards_are_fetched(tmp_path: Path, monkeypatch: pyt
     assert reader.remote is not None
     original = reader.remote.open
     monkeypatch.setattr(reader.remote, "open", lambda shard: (fetched.append(shard), original(shard))[1])
-    keys = [specimen.key for specimen in from_shards(reader, Choice(count=6))]
+    keys = [sample.key for sample in samples_from_shards(reader, SampleSelection(count=6))]
     assert len(set(keys)) == 6
     assert len(set(fetched)) == 1
-    assert len(list(from_shards(reader, Choice(count=25)))) == 25
+    assert len(list(samples_from_shards(reader, SampleSelection(count=25)))) == 25
     assert len(set(fetched)) == 3
 
 
@@ -393,14 +384,18 @@ def features(tmp_path_factory: pytest.TempPathFactory, make_clip: Callable[..., 
 
 
 def test_clips_of_a_feature_folder_are_shown_like_samples(features: Path, tmp_path: Path) -> None:
-    (one,) = from_features(features, Choice(("x/good1",)))
+    def selected(*names: str, **wanted: Any) -> list[str]:
+        found = samples_from_features(features, SampleSelection(names, **wanted))
+        return sorted(str(sample.meta["id"]) for sample in found)
+
+    (one,) = samples_from_features(features, SampleSelection(("x/good1",)))
     assert (one.key, one.source) == (key_of("x/good1"), "x/good1.mp4")
     assert one.features["spectrogram"]["preset"] == "vggsound"
     assert {kind_of(member) for member in one.members} == set(KINDS)
-    assert [specimen.meta["id"] for specimen in from_features(features, Choice((one.key,)))] == ["x/good1"]
-    assert {str(s.meta["id"]) for s in from_features(features, Choice())} == {"x/good0", "x/good1", "x/mute"}
-    assert [s.meta["id"] for s in from_features(features, Choice(flags=("silent_audio",)))] == ["x/mute"]
-    assert list(from_features(features, Choice(split="val"))) == []
+    assert selected(one.key) == ["x/good1"]
+    assert selected() == ["x/good0", "x/good1", "x/mute"]
+    assert selected(flags=("silent_audio",)) == ["x/mute"]
+    assert selected(split="val") == []
     result = bmlpipe("inspect", features, "--flag", "silent", "--out", tmp_path / "s.html")
     assert (result.exit_code, result.stdout.startswith("1 sample:")) == (0, True)
     assert "silent_audio" in Page.of(tmp_path / "s.html").text
