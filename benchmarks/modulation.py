@@ -35,7 +35,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bmlpipe.train.models.encoders.registry import ResNet18
+from bmlpipe.train.models.encoders.resnet18 import ResNet18
 from bmlpipe.train.models.fusion import make_fusion
 from bmlpipe.train.modulation import OGM, OPM, Modulation
 from bmlpipe.train.modulation.scores import unimodal_logits, unimodal_scores

@@ -80,12 +80,12 @@ def train(process: ProcessInfo, rules: tuple[Rule, ...], micro: int = 1) -> dict
         parts = mine.chunk(micro)
         for part in parts:
 
-            def between(features: Any, part: Any = part, labels: Any = labels, ids: Any = ids) -> Any:
+            def feature_hook(features: Any, part: Any = part, labels: Any = labels, ids: Any = ids) -> Any:
                 alone = unimodal_scores(unimodal_logits(model.head, features), labels[part])
                 return modulation.forward(features, alone, ids[part])
 
             seen = modulation.inputs({m: value[part] for m, value in inputs.items()}, ids[part])
-            loss = cross_entropy(wrapped(seen, between), labels[part])
+            loss = cross_entropy(wrapped(seen, feature_hook), labels[part])
             if part is parts[-1]:
                 modulation.reduce(torch.stack([loss, torch.tensor(float(process.rank))]))
             (loss / micro).backward()

@@ -14,7 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bmlpipe.train.models.encoders.registry import CNN4, ENCODERS, ResNet18, load_imagenet, make_encoder
+from bmlpipe.train.config.registries import ENCODERS
+from bmlpipe.train.models.encoders.cnn4 import CNN4
+from bmlpipe.train.models.encoders.registry import make_encoder
+from bmlpipe.train.models.encoders.resnet18 import ResNet18, load_imagenet
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +112,7 @@ def test_every_encoder_gives_one_feature_a_sample_and_learns(
 ) -> None:
     encoder = make_encoder(name, modality, channels=channels)
     out = encoder(torch.randn(2, 2, channels, *size))
-    assert out.shape == (2, encoder.features)
+    assert out.shape == (2, encoder.feature_dim)
     out.square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
 
@@ -127,7 +130,7 @@ def test_cnn4_equals_its_description() -> None:
         x = x.relu()
     expected = x.mean(dim=(2, 3)).view(2, 3, -1).mean(dim=1)
     assert widths == [3, 6, 12, 12]
-    assert encoder.features == 12
+    assert encoder.feature_dim == 12
     torch.testing.assert_close(encoder(clip), expected)
 
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bmlpipe.train.models.encoders.registry import CNN4
+from bmlpipe.manifests.common.errors import OptionError
+from bmlpipe.train.config.registries import FUSIONS
+from bmlpipe.train.models.encoders.cnn4 import CNN4
 from bmlpipe.train.models.fusion import (
-    FUSIONS,
     CentralNet,
     Concatenation,
     DeepConcatenation,
@@ -21,7 +22,7 @@ from bmlpipe.train.models.fusion import (
     LowRank,
     Summation,
     make_fusion,
-    reads_pyramid,
+    needs_all_stages,
     split_linear,
 )
 from bmlpipe.train.models.multimodal import MultimodalModel
@@ -29,8 +30,8 @@ from bmlpipe.train.modulation.scores import unimodal_logits
 
 DIMS = {"audio": 5, "visual": 7, "flow": 3}
 CLASSES = 4
-#: Parts of the features above that two stages of an encoder gave.
-WIDTHS = {"audio": (2, 3), "visual": (3, 4), "flow": (1, 2)}
+#: Lengths of the parts of the features above that come from two stages of an encoder.
+CHANNELS = {"audio": (2, 3), "visual": (3, 4), "flow": (1, 2)}
 
 
 @pytest.fixture(autouse=True)
@@ -125,7 +126,7 @@ def test_low_rank_begins_near_a_linear_head_so_that_every_modality_learns() -> N
 
 
 def test_centralnet_by_hand() -> None:
-    head = CentralNet(DIMS, CLASSES, widths=WIDTHS).double()
+    head = CentralNet(DIMS, CLASSES, stage_channels=CHANNELS).double()
     assert [len(alpha) for alpha in head.alphas] == [3, 4]
     torch.testing.assert_close(head.alphas[1].detach(), torch.full((4,), 0.25).double())
     for alpha in head.alphas:
@@ -134,8 +135,8 @@ def test_centralnet_by_hand() -> None:
     alphas = [alpha.detach().numpy() for alpha in head.alphas]
 
     def matched(stage: int, m: str) -> np.ndarray:
-        begin = 0 if stage == 0 else WIDTHS[m][0]
-        part = given[m].numpy()[:, begin : begin + WIDTHS[m][stage]]
+        begin = 0 if stage == 0 else CHANNELS[m][0]
+        part = given[m].numpy()[:, begin : begin + CHANNELS[m][stage]]
         if m == "visual":  # the widest at both stages: as it is
             return part
         layer = head.projections[stage][m]
@@ -149,7 +150,7 @@ def test_centralnet_by_hand() -> None:
 
 
 def test_a_feature_set_to_zero_cuts_the_modality_off_the_central_branch_at_every_stage() -> None:
-    head = CentralNet(DIMS, CLASSES, widths=WIDTHS).double()
+    head = CentralNet(DIMS, CLASSES, stage_channels=CHANNELS).double()
     given = {m: value.requires_grad_() for m, value in features().items()}
     off = given["visual"] * 0
     head({**given, "visual": off}).sum().backward()
@@ -157,7 +158,7 @@ def test_a_feature_set_to_zero_cuts_the_modality_off_the_central_branch_at_every
     with torch.no_grad():
         alone = head({**given, "visual": off, "flow": given["flow"] * 0})
         removed = CentralNet(
-            {"audio": 5, "flow": 3}, CLASSES, widths={m: WIDTHS[m] for m in ("audio", "flow")}
+            {"audio": 5, "flow": 3}, CLASSES, stage_channels={m: CHANNELS[m] for m in ("audio", "flow")}
         ).double()
         # The same weights without visual's terms: nothing of it is left, neither a projection nor a constant.
         for stage in (0, 1):
@@ -221,7 +222,11 @@ def test_summation_of_deep_branches_still_splits_into_its_branches() -> None:
 @pytest.mark.parametrize("names", [("audio", "visual"), ("visual", "audio", "flow")])
 def test_gradients_reach_every_parameter_and_every_modality(name: str, depth: int, names: tuple[str, ...]) -> None:
     head = make_fusion(
-        name, {m: DIMS[m] for m in names}, CLASSES, classifier_layers=depth, widths={m: WIDTHS[m] for m in names}
+        name,
+        {m: DIMS[m] for m in names},
+        CLASSES,
+        classifier_layers=depth,
+        stage_channels={m: CHANNELS[m] for m in names},
     ).double()
     given = {m: value.requires_grad_() for m, value in features(names).items()}
     nn.functional.cross_entropy(head(given), torch.tensor([0, 1, 2, 3, 0, 1])).backward()
@@ -268,19 +273,17 @@ def test_split_of_a_bare_linear_layer_without_bias() -> None:
 def test_refusals_name_the_value() -> None:
     with pytest.raises(ValueError, match=r"'mean'.*centralnet, concat, film, gated, lowrank, sum"):
         make_fusion("mean", DIMS, CLASSES)
-    with pytest.raises(
-        ValueError, match=r"stages of 'audio' have 2 \+ 2 channels, its feature 5 entries.*pyramid=True"
-    ):
-        CentralNet(DIMS, CLASSES, widths={**WIDTHS, "audio": (2, 2)})
+    with pytest.raises(OptionError, match=r"stages of 'audio' have 2 \+ 2 channels"):
+        CentralNet(DIMS, CLASSES, stage_channels={**CHANNELS, "audio": (2, 2)})
     with pytest.raises(ValueError, match=r"same number of stages.*audio 1, visual 2, flow 2"):
-        CentralNet(DIMS, CLASSES, widths={**WIDTHS, "audio": (5,)})
+        CentralNet(DIMS, CLASSES, stage_channels={**CHANNELS, "audio": (5,)})
     for name in FUSIONS:
         with pytest.raises(ValueError, match="classifier_layers must be at least 1, not 0"):
             make_fusion(name, DIMS, CLASSES, classifier_layers=0)
     for name in ("film", "gated", "lowrank", "centralnet"):
         with pytest.raises(ValueError, match=r"at least 2 modalities.*\['audio'\].*'concat'"):
             make_fusion(name, {"audio": 5}, CLASSES)
-    with pytest.raises(ValueError, match="2 shares for the 3 modalities"):
+    with pytest.raises(ValueError, match="2 entries for 3 modalities"):
         Concatenation(DIMS, CLASSES).double().split_logits(features(), (0.5, 0.5))
     with pytest.raises(ValueError, match=r"5 \+ 7 entries, the layer takes 15"):
         split_linear(nn.Linear(15, CLASSES).double(), features(("audio", "visual")))
@@ -290,17 +293,19 @@ def test_refusals_name_the_value() -> None:
 def test_the_model_joins_encoders_and_head_and_between_sits_between(name: str) -> None:
     torch.manual_seed(0)
     encoders = {"audio": CNN4(1, width=2), "visual": CNN4(3, width=3)}
-    model = MultimodalModel(encoders, make_fusion(name, {m: e.features for m, e in encoders.items()}, CLASSES)).eval()
+    model = MultimodalModel(
+        encoders, make_fusion(name, {m: e.feature_dim for m, e in encoders.items()}, CLASSES)
+    ).eval()
     inputs = {"audio": torch.randn(2, 1, 1, 20, 20), "visual": torch.randn(2, 3, 3, 16, 16)}
     alone = {m: encoders[m](inputs[m]) for m in encoders}
     torch.testing.assert_close(model(inputs), model.head(alone))
     seen = {}
 
-    def between(given: dict[str, Tensor]) -> dict[str, Tensor]:
+    def feature_hook(given: dict[str, Tensor]) -> dict[str, Tensor]:
         seen.update(given)
         return {**given, "audio": torch.zeros_like(given["audio"])}
 
-    dropped = model(inputs, between)
+    dropped = model(inputs, feature_hook)
     assert {m: value.shape for m, value in seen.items()} == {"audio": (2, 8), "visual": (2, 12)}
     torch.testing.assert_close(dropped, model.head({**alone, "audio": torch.zeros_like(alone["audio"])}))
     assert not torch.allclose(dropped, model(inputs))
@@ -321,11 +326,11 @@ class Mean(nn.Module):
 def test_a_head_of_another_package_is_made_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FUSIONS, "plugins", lambda: {"mean": SimpleNamespace(load=lambda: Mean)})
     dims = {"audio": 4, "visual": 4}
-    head = make_fusion("mean", dims, CLASSES, widths={"audio": (4,), "visual": (4,)})
+    head = make_fusion("mean", dims, CLASSES, stage_channels={"audio": (4,), "visual": (4,)})
     assert isinstance(head, Mean)
     given = {m: torch.randn(2, 4) for m in dims}
     zeroed = head({"audio": given["audio"], "visual": torch.zeros(2, 4)})
     torch.testing.assert_close(unimodal_logits(head, given)["audio"], zeroed.detach())
-    with pytest.raises(ValueError, match="'mean' takes no classifier_layers"):
+    with pytest.raises(OptionError, match="'mean' has no keyword `classifier_layers`"):
         make_fusion("mean", dims, CLASSES, classifier_layers=2)
-    assert [name for name in FUSIONS if reads_pyramid(name)] == ["centralnet"]
+    assert [name for name in FUSIONS if needs_all_stages(name)] == ["centralnet"]

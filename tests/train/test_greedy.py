@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bmlpipe.manifests.common.errors import OptionError
-from bmlpipe.train.models.encoders.networks import CNN4
+from bmlpipe.train.models.encoders.cnn4 import CNN4
 from bmlpipe.train.models.intermediate import MMTM, TransferUnit
 from bmlpipe.train.models.multimodal import MultimodalModel
 from bmlpipe.train.modulation import Modulation, Rule
@@ -39,11 +39,11 @@ class Head(nn.Module):
         return self.linear(torch.cat([features[m] for m in NAMES], dim=1))
 
 
-def make_model(exchange: bool = True) -> MultimodalModel:
+def make_model(mmtm: bool = True) -> MultimodalModel:
     torch.manual_seed(0)
     encoders = {"audio": CNN4(1, width=2), "visual": CNN4(3, width=2)}
-    widths = {m: encoder.widths for m, encoder in encoders.items()}
-    return MultimodalModel(encoders, Head(), MMTM(widths) if exchange else None)
+    channels = {m: encoder.stage_channels for m, encoder in encoders.items()}
+    return MultimodalModel(encoders, Head(), MMTM(channels) if mmtm else None)
 
 
 def batch(number: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -74,21 +74,21 @@ class Run:
         self.optimizer.zero_grad()
         for part in torch.arange(len(labels)).chunk(micro):
 
-            def between(features: dict[str, Tensor], part: Tensor = part) -> dict[str, Tensor]:
+            def feature_hook(features: dict[str, Tensor], part: Tensor = part) -> dict[str, Tensor]:
                 self.alone.append(self.unit.solo)
                 alone = unimodal_scores(unimodal_logits(model.head, features), labels[part])
                 return balance.forward(features, alone, ids[part])
 
             given = balance.inputs({m: value[part] for m, value in inputs.items()}, ids[part])
-            (cross_entropy(model(given, between), labels[part]) / micro).backward()
+            (cross_entropy(model(given, feature_hook), labels[part]) / micro).backward()
         balance.backward(model.encoders)
         self.before = {name: p.detach().clone() for name, p in model.named_parameters()}
         self.optimizer.step()
 
     @property
     def unit(self) -> TransferUnit:
-        exchange: Any = self.model.exchange
-        return exchange.units[0]
+        mmtm: Any = self.model.intermediate
+        return mmtm.units[0]
 
     def moved(self) -> set[str]:
         return {name for name, p in self.model.named_parameters() if not torch.equal(p, self.before[name])}
@@ -125,7 +125,7 @@ def test_the_speeds_are_the_papers() -> None:
 
 def fake_step(balance: Modulation, model: nn.Module, effort: dict[str, float], moment: float = 1.0) -> str | None:
     """One step whose gradients make |g|²/|θ|² of each encoder, and of MMTM as a whole, what is given."""
-    unit: Any = model.exchange.units[0]
+    unit: Any = model.intermediate.units[0]
     alone = {m: torch.full((2,), 0.5) for m in NAMES}
     balance.inputs({m: torch.zeros(2) for m in NAMES}, torch.arange(2))
     solo = unit.solo
@@ -266,7 +266,7 @@ def test_ranks_that_average_their_gradients_decide_alike() -> None:
         for rank, (model, balance) in enumerate(zip(models, balances, strict=True)):
             mine = slice(rank, None, 2)
             given = balance.inputs({m: value[mine] for m, value in inputs.items()}, ids[mine])
-            seen.append(model.exchange.units[0].solo)
+            seen.append(model.intermediate.units[0].solo)
             model.zero_grad()
             features = model.encode(given)
             alone = unimodal_scores(unimodal_logits(model.head, features), labels[mine])
@@ -289,7 +289,7 @@ def test_ranks_that_average_their_gradients_decide_alike() -> None:
 
 def test_a_model_without_mmtm_is_refused() -> None:
     with pytest.raises(OptionError, match="--intermediate mmtm"):
-        Greedy().bind(make_model(exchange=False))
+        Greedy().bind(make_model(mmtm=False))
 
 
 def test_a_model_that_was_not_shown_is_asked_for() -> None:

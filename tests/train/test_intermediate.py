@@ -13,9 +13,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bmlpipe.train.models.encoders.networks import CNN4, ResNet18
+from bmlpipe.manifests.common.errors import OptionError
+from bmlpipe.train.models.encoders.cnn4 import CNN4
+from bmlpipe.train.models.encoders.resnet18 import ResNet18
 from bmlpipe.train.models.fusion import make_fusion
-from bmlpipe.train.models.intermediate import INTERMEDIATE_FUSIONS, MMTM, CrossModalAttention, make_exchange
+from bmlpipe.train.models.intermediate import INTERMEDIATE_FUSIONS, MMTM, CrossModalAttention, make_intermediate
 from bmlpipe.train.models.multimodal import MultimodalModel
 from bmlpipe.train.modulation import OGM, OPM, Modulation
 from bmlpipe.train.modulation.scores import unimodal_logits, unimodal_scores
@@ -112,7 +114,7 @@ def test_mmtm_meets_after_all_stages_but_the_first_unless_told() -> None:
     assert MMTM({"audio": (2,), "visual": (2,)}).stages == (-1,)
     chosen = MMTM(four, stages=(-4, -2), ratio=2)
     assert [unit.squeeze.out_features for unit in chosen.units] == [2, 2]
-    with pytest.raises(ValueError, match=r"stages must be some of \[-4, -3, -2, -1\], not \[0\]"):
+    with pytest.raises(OptionError, match=r"stages must be one or more of \[-4, -3, -2, -1\], not \[0\]"):
         MMTM(four, stages=(0,))
 
 
@@ -152,7 +154,7 @@ def test_attention_by_einsum(names: tuple[str, ...]) -> None:
 
 def test_the_heads_of_attention_divide_its_width() -> None:
     assert CrossModalAttention({"audio": (4, 12), "visual": (4, 10)}).attend.num_heads == 4
-    with pytest.raises(ValueError, match="divide the width of the tokens, 6; 4 does not"):
+    with pytest.raises(OptionError, match="divisor of the width of the tokens, 6"):
         CrossModalAttention(WIDTHS, heads=4)
 
 
@@ -167,8 +169,8 @@ def make_model(name: str, fusion: str = "concat", names: tuple[str, ...] = TRIPL
         "flow": CNN4(2, width=3),
     }
     encoders = {m: encoders[m] for m in names}
-    head = make_fusion(fusion, {m: int(encoder.features) for m, encoder in encoders.items()}, 4)
-    return MultimodalModel(encoders, head, make_exchange(name, encoders))
+    head = make_fusion(fusion, {m: int(encoder.feature_dim) for m, encoder in encoders.items()}, 4)
+    return MultimodalModel(encoders, head, make_intermediate(name, encoders))
 
 
 def inputs(names: tuple[str, ...] = TRIPLE) -> dict[str, Tensor]:
@@ -192,7 +194,7 @@ def test_gradients_reach_every_parameter_and_cross_between_the_encoders(name: st
     features = model.eval().encode(given)
     (gradient,) = torch.autograd.grad(features["audio"].sum(), given["visual"])
     assert gradient.count_nonzero() > 0  # the audio feature knows of the picture
-    model.exchange = None
+    model.intermediate = None
     (gradient,) = torch.autograd.grad(
         model.encode(given)["audio"].sum(), given["visual"], allow_unused=True, materialize_grads=True
     )
@@ -216,14 +218,14 @@ def test_reading_scores_between_changes_nothing_but_the_step_itself(name: str) -
         torch.manual_seed(1)
         model = make_model(name, "gated")
 
-        def between(features: dict[str, Tensor], model: MultimodalModel = model) -> dict[str, Tensor]:
+        def feature_hook(features: dict[str, Tensor], model: MultimodalModel = model) -> dict[str, Tensor]:
             alone = unimodal_logits(model.head, features)
             zeros = {m: torch.zeros_like(value) for m, value in features.items()}
             for m in TRIPLE:
                 torch.testing.assert_close(alone[m], model.head({**zeros, m: features[m]}).detach())
             return features
 
-        logits.append(model(given, between if read else None))
+        logits.append(model(given, feature_hook if read else None))
         states.append(model.state_dict())
     assert torch.equal(*logits)
     assert states[0].keys() == states[1].keys()
@@ -231,20 +233,22 @@ def test_reading_scores_between_changes_nothing_but_the_step_itself(name: str) -
 
 
 @pytest.mark.parametrize("name", sorted(INTERMEDIATE_FUSIONS))
-def test_modulation_leaves_the_exchange_alone(name: str) -> None:
+def test_modulation_leaves_the_intermediate_fusion_alone(name: str) -> None:
     model, given = make_model(name), inputs()
     balance = Modulation(TRIPLE, OPM(), OGM(alpha=1.0))
 
-    def between(features: dict[str, Tensor]) -> dict[str, Tensor]:
-        return balance.forward(features, unimodal_scores(unimodal_logits(model.head, features), LABELS), torch.arange(4))
+    def feature_hook(features: dict[str, Tensor]) -> dict[str, Tensor]:
+        return balance.forward(
+            features, unimodal_scores(unimodal_logits(model.head, features), LABELS), torch.arange(4)
+        )
 
-    nn.functional.cross_entropy(model(given, between), LABELS).backward()
+    nn.functional.cross_entropy(model(given, feature_hook), LABELS).backward()
     before = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
     balance.backward(model.encoders)
     changed = {key for key, p in model.named_parameters() if not torch.equal(before[key], p.grad)}
     convolutions = {key for key, p in model.named_parameters() if key.startswith("encoders.") and p.ndim > 1}
     assert convolutions <= changed <= {key for key in before if key.startswith("encoders.")}
-    assert any(key.startswith("exchange.") for key in before)
+    assert any(key.startswith("intermediate.") for key in before)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -271,9 +275,9 @@ def test_channels_last_is_kept_from_stage_to_stage(name: str) -> None:
     model, given = make_model(name).eval(), inputs()
     plain = model.encode(given)
     model = model.to(memory_format=torch.channels_last)
-    assert model.exchange is not None
+    assert model.intermediate is not None
     kept = []
-    model.exchange.register_forward_hook(lambda _, __, maps: kept.append(maps["visual"].flatten(0, 1)))
+    model.intermediate.register_forward_hook(lambda _, __, maps: kept.append(maps["visual"].flatten(0, 1)))
     last = model.encode(given)
     assert len(kept) == 4
     assert all(frames.is_contiguous(memory_format=torch.channels_last) for frames in kept)
@@ -305,8 +309,8 @@ def test_data_parallel_finds_no_unused_parameter(name: str, fusion: str) -> None
     wrapped = DistributedDataParallel(model)
     for _ in range(2):  # a parameter without gradient is found at the second forward pass
         nn.functional.cross_entropy(wrapped(given), LABELS).backward()
-    if isinstance(model.exchange, MMTM):
-        model.exchange.solo("audio")
+    if isinstance(model.intermediate, MMTM):
+        model.intermediate.solo("audio")
         for _ in range(2):
             nn.functional.cross_entropy(wrapped(given), LABELS).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
@@ -314,21 +318,21 @@ def test_data_parallel_finds_no_unused_parameter(name: str, fusion: str) -> None
 
 def test_refusals_name_the_value() -> None:
     encoders = {"audio": CNN4(1, width=1), "visual": CNN4(3, width=1)}
-    assert make_exchange("none", encoders) is None
+    assert make_intermediate("none", encoders) is None
     with pytest.raises(ValueError, match="'early'; known: none, attention, mmtm"):
-        make_exchange("early", encoders)
+        make_intermediate("early", encoders)
     for name in INTERMEDIATE_FUSIONS:
-        with pytest.raises(ValueError, match=r"between modalities, there is only \['audio'\]"):
-            make_exchange(name, {"audio": encoders["audio"]})
+        with pytest.raises(OptionError, match="two or more modalities, but there is only audio"):
+            make_intermediate(name, {"audio": encoders["audio"]})
     with pytest.raises(ValueError, match="solo must be one of audio, visual, flow or None, not 'text'"):
         MMTM(WIDTHS).solo("text")
 
 
-def test_an_exchange_of_another_package_is_made_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_intermediate_fusion_of_another_package_is_made_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     class Halve(nn.Module):
-        def __init__(self, widths: Mapping[str, tuple[int, ...]]) -> None:
+        def __init__(self, stage_channels: Mapping[str, tuple[int, ...]]) -> None:
             super().__init__()
-            assert widths == {"audio": (2, 4, 8, 8), "visual": (1, 2, 4, 4)}
+            assert stage_channels == {"audio": (2, 4, 8, 8), "visual": (1, 2, 4, 4)}
 
         def forward(self, maps: dict[str, Tensor], stage: int) -> dict[str, Tensor]:
             return {m: value / 2 for m, value in maps.items()} if stage == -1 else maps
@@ -336,7 +340,7 @@ def test_an_exchange_of_another_package_is_made_by_its_name(monkeypatch: pytest.
     monkeypatch.setattr(INTERMEDIATE_FUSIONS, "plugins", lambda: {"halve": SimpleNamespace(load=lambda: Halve)})
     encoders = {"audio": CNN4(1, width=2).eval(), "visual": CNN4(3, width=1).eval()}
     model = MultimodalModel(
-        encoders, make_fusion("sum", {"audio": 8, "visual": 4}, 3), make_exchange("halve", encoders)
+        encoders, make_fusion("sum", {"audio": 8, "visual": 4}, 3), make_intermediate("halve", encoders)
     )
     given = inputs(PAIR)
     for m, value in model.encode(given).items():

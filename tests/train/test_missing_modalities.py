@@ -11,12 +11,19 @@ from sklearn.metrics import accuracy_score, average_precision_score, f1_score, l
 from torch import Tensor, nn
 
 from bmlpipe.train.config.options import ConfigError
-from bmlpipe.train.evaluation.missing_modalities import degraded, lost, parse_sweep, subsets, sweep
-from bmlpipe.train.evaluation.predict import Predictions, predict
+from bmlpipe.train.evaluation.missing_modalities import (
+    is_missing,
+    missing_metrics,
+    parse_missing,
+    subsets,
+    with_missing,
+)
+from bmlpipe.train.evaluation.predict import Predictions, PredictOptions, predict
 from bmlpipe.train.models.encoders.registry import make_encoder
-from bmlpipe.train.models.fusion import make_fusion, reads_pyramid
-from bmlpipe.train.models.intermediate import make_exchange
+from bmlpipe.train.models.fusion import make_fusion, needs_all_stages
+from bmlpipe.train.models.intermediate import make_intermediate
 from bmlpipe.train.models.multimodal import MultimodalModel
+from bmlpipe.train.tasks.classification import Classification
 
 NUMBERS = np.arange(40_000, dtype=np.int64)
 
@@ -35,11 +42,23 @@ NUMBERS = np.arange(40_000, dtype=np.int64)
     ],
 )
 def test_sweeps_are_read(text: str, expected: list[dict[str, float]]) -> None:
-    assert parse_sweep(text) == expected
+    assert parse_missing(text) == expected
 
 
 def test_eleven_rates_are_those_that_are_written() -> None:
-    assert [one["audio"] for one in parse_sweep("audio=0:1:0.1")] == [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]
+    assert [one["audio"] for one in parse_missing("audio=0:1:0.1")] == [
+        0,
+        0.1,
+        0.2,
+        0.3,
+        0.4,
+        0.5,
+        0.6,
+        0.7,
+        0.8,
+        0.9,
+        1,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -63,26 +82,26 @@ def test_eleven_rates_are_those_that_are_written() -> None:
 )
 def test_other_sweeps_are_refused_with_the_grammar(text: str, words: str) -> None:
     with pytest.raises(ConfigError) as error:
-        parse_sweep(text)
+        parse_missing(text)
     assert words in str(error.value)
     assert repr(text) in str(error.value)
 
 
 def test_who_loses_is_a_function_of_seed_sample_and_modality() -> None:
-    whole = lost(NUMBERS, "audio", 0.3, seed=1)
+    whole = is_missing(NUMBERS, "audio", 0.3, seed=1)
     order = np.random.default_rng(0).permutation(NUMBERS)
-    assert (lost(order, "audio", 0.3, seed=1) == whole[order]).all()
-    for other in (lost(NUMBERS, "visual", 0.3, seed=1), lost(NUMBERS, "audio", 0.3, seed=2)):
+    assert (is_missing(order, "audio", 0.3, seed=1) == whole[order]).all()
+    for other in (is_missing(NUMBERS, "visual", 0.3, seed=1), is_missing(NUMBERS, "audio", 0.3, seed=2)):
         both = (whole & other).mean()
         assert abs(both - 0.09) < 4 * np.sqrt(0.09 * 0.91 / len(NUMBERS))
 
 
 def test_rates_are_kept_exactly_at_the_ends_and_nested_between() -> None:
-    assert not lost(NUMBERS, "audio", 0.0, seed=0).any()
-    assert lost(NUMBERS, "audio", 1.0, seed=0).all()
-    before = lost(NUMBERS, "audio", 0.1, seed=0)
+    assert not is_missing(NUMBERS, "audio", 0.0, seed=0).any()
+    assert is_missing(NUMBERS, "audio", 1.0, seed=0).all()
+    before = is_missing(NUMBERS, "audio", 0.1, seed=0)
     for rate in (0.2, 0.5, 0.9):
-        after = lost(NUMBERS, "audio", rate, seed=0)
+        after = is_missing(NUMBERS, "audio", rate, seed=0)
         assert after[before].all()
         assert abs(after.mean() - rate) < 4 * np.sqrt(rate * (1 - rate) / len(NUMBERS))
         before = after
@@ -95,20 +114,20 @@ CLASSES, SAMPLES = 3, 23
 
 
 class AsTheyAre(nn.Module):
-    """In the place of `Inputs`: batches are normalised already."""
+    """In the place of `Normaliser`: batches are normalised already."""
 
     def forward(self, raw: dict[str, Tensor]) -> dict[str, Tensor]:
         return raw
 
 
-def made(modalities: tuple[str, ...], fusion: str, exchange: str) -> MultimodalModel:
+def made(modalities: tuple[str, ...], fusion: str, intermediate: str) -> MultimodalModel:
     torch.manual_seed(0)
-    pyramid = reads_pyramid(fusion)
-    encoders = {m: make_encoder("cnn4", m, channels=SHAPES[m][1], pyramid=pyramid) for m in modalities}
-    dims = {m: int(encoder.features) for m, encoder in encoders.items()}  # type: ignore[arg-type]
-    widths = {m: encoder.widths for m, encoder in encoders.items()} if pyramid else None
-    head = make_fusion(fusion, dims, CLASSES, widths=widths)  # type: ignore[arg-type]
-    model = MultimodalModel(encoders, head, make_exchange(exchange, encoders))
+    all_stages = needs_all_stages(fusion)
+    encoders = {m: make_encoder("cnn4", m, channels=SHAPES[m][1], all_stages=all_stages) for m in modalities}
+    dims = {m: int(encoder.feature_dim) for m, encoder in encoders.items()}  # type: ignore[arg-type]
+    stage_channels = {m: encoder.stage_channels for m, encoder in encoders.items()} if all_stages else None
+    head = make_fusion(fusion, dims, CLASSES, stage_channels=stage_channels)  # type: ignore[arg-type]
+    model = MultimodalModel(encoders, head, make_intermediate(intermediate, encoders))
     model.train()
     model(
         {m: torch.randn(16, *SHAPES[m]) for m in modalities}
@@ -121,7 +140,7 @@ def batches(data: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize(
-    ("modalities", "fusion", "exchange"),
+    ("modalities", "fusion", "intermediate"),
     [
         (("audio", "visual"), "concat", "none"),
         (("audio", "visual"), "film", "none"),
@@ -133,29 +152,36 @@ def batches(data: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
     ],
     ids=lambda value: value if isinstance(value, str) else str(len(value)),
 )
-def test_a_sweep_is_what_zeroed_inputs_give(modalities: tuple[str, ...], fusion: str, exchange: str) -> None:
+def test_a_sweep_is_what_zeroed_inputs_give(modalities: tuple[str, ...], fusion: str, intermediate: str) -> None:
     """Each sample's inputs are zeroed, and it is predicted by itself; scikit-learn measures."""
-    model = made(modalities, fusion, exchange)
+    model = made(modalities, fusion, intermediate)
     random = torch.Generator().manual_seed(1)
     labels = torch.randint(CLASSES, (SAMPLES,), generator=random)
     data = {m: torch.randn(SAMPLES, *SHAPES[m], generator=random) + labels.view(-1, 1, 1, 1, 1) for m in modalities}
     numbers = torch.arange(100, 100 + SAMPLES)
     whole = {**data, "number": numbers, "label": labels}
-    found = predict(model, AsTheyAre(), batches(whole, 8), CLASSES, torch.device("cpu"), absent=modalities)  # type: ignore[arg-type]
+    found = predict(
+        model,
+        AsTheyAre(),
+        batches(whole, 8),
+        outputs=CLASSES,
+        device=torch.device("cpu"),
+        options=PredictOptions(missing=modalities),
+    )  # type: ignore[arg-type]
     combinations = [dict.fromkeys(modalities, 0.5), {modalities[0]: 0.4}, {modalities[0]: 1.0}, {modalities[0]: 0.4}]
-    rows = sweep(found, combinations, seeds=[3, 4])
+    rows = missing_metrics(Classification(tuple("abc")), found, combinations, seeds=[3, 4])
     assert len(rows) == 3
     for row in rows:
         for place, seed in enumerate((3, 4)):
             logits = []
             for i in range(SAMPLES):
-                gone = {m: lost(numbers[i : i + 1].numpy(), m, row["rates"][m], seed)[0] for m in modalities}
+                gone = {m: is_missing(numbers[i : i + 1].numpy(), m, row["rates"][m], seed)[0] for m in modalities}
                 with torch.no_grad():
                     logits.append(
                         model({m: 0 * data[m][i : i + 1] if gone[m] else data[m][i : i + 1] for m in modalities})
                     )
             expected = torch.cat(logits)
-            np.testing.assert_allclose(degraded(found, row["rates"], seed), expected.numpy(), rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(with_missing(found, row["rates"], seed), expected.numpy(), rtol=1e-4, atol=1e-5)
             shares, truth = expected.double().softmax(dim=1).numpy(), labels.numpy()
             assert row["accuracy"][place] == pytest.approx(accuracy_score(truth, shares.argmax(axis=1)))
             assert row["f1"][place] == pytest.approx(f1_score(truth, shares.argmax(axis=1), average="macro"))
@@ -170,7 +196,7 @@ def test_nothing_is_lost_at_rate_zero_and_everything_at_one() -> None:
     random = np.random.default_rng(0)
     logits: dict[Any, Any] = {gone: random.normal(size=(9, 2)) for gone in [frozenset(), *subsets(["a", "b"])]}
     found = Predictions(np.arange(9), np.arange(9) % 2, logits.pop(frozenset()), {}, without=logits)
-    assert (degraded(found, {"a": 0, "b": 0}, 0) == found.logits).all()
-    assert (degraded(found, {"a": 1, "b": 0}, 0) == logits[frozenset("a")]).all()
-    assert (degraded(found, {"a": 0, "b": 1}, 0) == logits[frozenset("b")]).all()
-    assert (degraded(found, {"a": 1, "b": 1}, 0) == logits[frozenset("ab")]).all()
+    assert (with_missing(found, {"a": 0, "b": 0}, 0) == found.logits).all()
+    assert (with_missing(found, {"a": 1, "b": 0}, 0) == logits[frozenset("a")]).all()
+    assert (with_missing(found, {"a": 0, "b": 1}, 0) == logits[frozenset("b")]).all()
+    assert (with_missing(found, {"a": 1, "b": 1}, 0) == logits[frozenset("ab")]).all()

@@ -65,7 +65,7 @@ def reference_k(rho: np.ndarray, alpha: float, form: str, shape: str, neutral: f
 
 
 def reference_k_star(rho: np.ndarray, alpha: float, form: str, shape: str, neutral: float) -> np.ndarray:
-    """Of OGM* (Sec. 4.4.2): only who is behind, by the discrepancy of exchanged roles."""
+    """k of OGM* (Sec. 4.4.2): only weaker modalities are enlarged, by the discrepancy with the roles swapped."""
     enlarged = {
         "adaptive": lambda r: 1 + alpha * reference_z(1 / r if neutral else -r, shape, neutral),
         "constant": lambda r: 1 + alpha,

@@ -74,11 +74,11 @@ class Run:
         self.optimizer.zero_grad()
         for part in torch.arange(len(labels)).chunk(micro):
 
-            def between(features: dict[str, Tensor], part: Tensor = part) -> dict[str, Tensor]:
+            def feature_hook(features: dict[str, Tensor], part: Tensor = part) -> dict[str, Tensor]:
                 alone = unimodal_scores(unimodal_logits(self.model.head, features), labels[part])
                 return self.modulation.forward(features, alone, ids[part])
 
-            logits = self.model({m: value[part] for m, value in inputs.items()}, between)
+            logits = self.model({m: value[part] for m, value in inputs.items()}, feature_hook)
             (cross_entropy(logits, labels[part]) / micro).backward()
         self.modulation.backward(self.model.encoders)
         self.optimizer.step()

@@ -35,7 +35,7 @@ class Quieten(Rule):
 class Encoder(nn.Linear):
     def __init__(self, modality, channels):
         super().__init__(channels, 4)
-        self.features = 4
+        self.feature_dim = 4
 
 class Head(nn.Module):
     def __init__(self, dims, classes):
@@ -95,7 +95,7 @@ def test_a_modulation_of_another_package(install: Install) -> None:
 def test_encoders_and_fusions_of_another_package(install: Install) -> None:
     install("encoding-package", {"their-encoder": "Encoder"}, group="bmlpipe.encoders")
     install("fusing-package", {"their-fusion": "Head"}, group="bmlpipe.fusions")
-    assert make_encoder("their-encoder", "audio", channels=3).features == 4
+    assert make_encoder("their-encoder", "audio", channels=3).feature_dim == 4
     head = make_fusion("their-fusion", {"audio": 2, "visual": 3}, 5)
     logits = unimodal_logits(head, {"audio": torch.ones(1, 2), "visual": torch.ones(1, 3)})
     assert {m: tuple(value.shape) for m, value in logits.items()} == {"audio": (1, 5), "visual": (1, 5)}
@@ -119,9 +119,7 @@ def test_what_is_known_is_looked_up_lazily(install: Install) -> None:
 def test_names_that_clash_are_refused(install: Install) -> None:
     install("first-package", {"mine": "Quieten"})
     assert "mine" in Registry(GROUP, {})
-    with pytest.raises(
-        PluginError, match=r"first_package:Quieten of first-package .* itself uses \(builtins:dict\)"
-    ):
+    with pytest.raises(PluginError, match=r"first_package:Quieten of first-package .* itself uses \(builtins:dict\)"):
         list(Registry(GROUP, {"mine": "builtins:dict"}))
     install("second-package", {"mine": "Quieten"})
     with pytest.raises(PluginError, match="both register 'mine'") as refused:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bmlpipe.train.models.fusion import FUSIONS, Concatenation, Gated, Summation, make_fusion
+from bmlpipe.train.config.registries import FUSIONS
+from bmlpipe.train.models.fusion import Concatenation, Gated, Summation, make_fusion
 from bmlpipe.train.modulation.scores import unimodal_logits, unimodal_scores, zero_out
 
 DIMS = {"audio": 5, "visual": 7}
@@ -127,6 +128,6 @@ def test_a_score_is_the_probability_of_the_right_class() -> None:
     }
     got = unimodal_scores(logits, torch.tensor([1, 0]))
     torch.testing.assert_close(got, {"audio": torch.tensor([0.75, 0.5]), "visual": torch.tensor([0.5, 1.0])})
-    assert unimodal_scores({"audio": logits["audio"].bfloat16().requires_grad_()}, torch.tensor([1, 0]))["audio"].dtype == (
-        torch.float32
-    )
+    assert unimodal_scores({"audio": logits["audio"].bfloat16().requires_grad_()}, torch.tensor([1, 0]))[
+        "audio"
+    ].dtype == (torch.float32)

@@ -1,4 +1,4 @@
-"""Encoders stage by stage: pyramids, meeting between stages, one's own encoders."""
+"""Encoders stage by stage: features of all stages, intermediate fusion between stages, encoders of other packages."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bmlpipe.train.models.encoders.registry import CNN4, ENCODERS, ResNet18, make_encoder
-from bmlpipe.train.models.encoders.stages import Staged, run_together, staged
+from bmlpipe.train.config.registries import ENCODERS
+from bmlpipe.train.models.encoders.cnn4 import CNN4
+from bmlpipe.train.models.encoders.registry import make_encoder
+from bmlpipe.train.models.encoders.resnet18 import ResNet18
+from bmlpipe.train.models.encoders.staged_encoder import StagedEncoder, require_staged, run_stages_jointly
 from bmlpipe.train.models.fusion import make_fusion
-from bmlpipe.train.models.intermediate import make_exchange
+from bmlpipe.train.models.intermediate import make_intermediate
 from bmlpipe.train.models.multimodal import MultimodalModel
 
 
@@ -31,7 +34,7 @@ INPUTS = {"audio": torch.randn(2, 1, 1, 40, 36), "visual": torch.randn(2, 3, 3, 
 class Whole(nn.Module):
     """An encoder of another package: no stages, but its features have a length."""
 
-    features = 4
+    feature_dim = 4
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,8 +47,8 @@ class Whole(nn.Module):
 class Short(nn.Module):
     """An encoder of another package, of two stages, with a pooling of its own."""
 
-    features = 3
-    widths = (2, 3)
+    feature_dim = 3
+    stage_channels = (2, 3)
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,18 +65,18 @@ class Short(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [CNN4, ResNet18])
-def test_a_pyramid_is_the_pooled_maps_of_every_stage(kind: type[CNN4] | type[ResNet18]) -> None:
-    plain, pyramid = kind(2, width=3).eval(), kind(2, width=3, pyramid=True).eval()
-    pyramid.load_state_dict(plain.state_dict())  # the same names: a checkpoint goes with both
+def test_the_feature_of_all_stages_is_their_pooled_maps(kind: type[CNN4] | type[ResNet18]) -> None:
+    plain, every = kind(2, width=3).eval(), kind(2, width=3, all_stages=True).eval()
+    every.load_state_dict(plain.state_dict())  # the same names: a checkpoint goes with both
     clip = torch.randn(2, 3, 2, 40, 33)
     maps, pooled = clip, []
-    for number, width in enumerate(plain.widths):
+    for number, width in enumerate(plain.stage_channels):
         maps = plain.stage(number, maps)
         assert maps.shape[:3] == (2, 3, width)
         frames = maps.double().flatten(3).mean(dim=3)
         pooled.append(frames.mean(dim=1).float())
-    assert pyramid.features == sum(plain.widths)
-    torch.testing.assert_close(pyramid(clip), torch.cat(pooled, dim=1))
+    assert every.feature_dim == sum(plain.stage_channels)
+    torch.testing.assert_close(every(clip), torch.cat(pooled, dim=1))
     torch.testing.assert_close(plain(clip), pooled[-1])
 
 
@@ -85,7 +88,7 @@ def test_stages_of_a_meeting_are_those_of_each_encoder_alone() -> None:
         seen.append((stage, {m: tuple(value.shape) for m, value in maps.items()}))
         return maps
 
-    together = run_together(staged(given, "test"), INPUTS, watch)
+    together = run_stages_jointly(require_staged(given, "test"), INPUTS, watch)
     for m, encoder in given.items():
         torch.testing.assert_close(together[m], encoder(INPUTS[m]), rtol=0, atol=0)
     assert [stage for stage, _ in seen] == [-4, -3, -2, -1]
@@ -93,13 +96,13 @@ def test_stages_of_a_meeting_are_those_of_each_encoder_alone() -> None:
     assert seen[-1][1] == {"audio": (2, 1, 8, 2, 2), "visual": (2, 3, 24, 2, 2)}
 
 
-def test_what_an_exchange_changes_reaches_the_next_stage_and_the_pyramid() -> None:
-    given = {m: encoder.eval() for m, encoder in pair(pyramid=True).items()}
+def test_what_an_intermediate_fusion_changes_reaches_the_next_stage_and_the_feature() -> None:
+    given = {m: encoder.eval() for m, encoder in pair(all_stages=True).items()}
 
     def blind(maps: dict[str, Tensor], stage: int) -> dict[str, Tensor]:
         return {**maps, "visual": maps["visual"] * 0} if stage == -2 else maps
 
-    got = run_together(staged(given, "test"), INPUTS, blind)
+    got = run_stages_jointly(require_staged(given, "test"), INPUTS, blind)
     torch.testing.assert_close(got["audio"], given["audio"](INPUTS["audio"]))
     visual = given["visual"]
     assert isinstance(visual, ResNet18)
@@ -112,7 +115,7 @@ def test_what_an_exchange_changes_reaches_the_next_stage_and_the_pyramid() -> No
 
 def test_an_encoder_with_fewer_stages_meets_the_last_ones_of_the_others() -> None:
     given = {"visual": CNN4(3, width=2).eval(), "text": Short()}
-    assert isinstance(given["text"], Staged)
+    assert isinstance(given["text"], StagedEncoder)
     inputs = {"visual": INPUTS["visual"], "text": torch.randn(2, 1, 1, 3, 5)}
     seen: list[int] = []
 
@@ -121,7 +124,7 @@ def test_an_encoder_with_fewer_stages_meets_the_last_ones_of_the_others() -> Non
         assert maps["text"].shape == (2, 1, 4 + stage, 3, 5)
         return maps
 
-    got = run_together(staged(given, "test"), inputs, watch)
+    got = run_stages_jointly(require_staged(given, "test"), inputs, watch)
     assert seen == [-2, -1]
     for m, encoder in given.items():
         torch.testing.assert_close(got[m], encoder(inputs[m]), rtol=0, atol=0)
@@ -133,7 +136,7 @@ def test_encoders_without_stages_fuse_late_but_are_refused_for_more(name: str) -
     head = make_fusion("concat", {"audio": 4, "visual": 4}, 3)
     assert MultimodalModel(given, head)(INPUTS).shape == (2, 3)
     with pytest.raises(ValueError, match=rf"'{name}' works between the stages.*Whole of 'audio' is not made of stages"):
-        make_exchange(name, given)
+        make_intermediate(name, given)
     with pytest.raises(ValueError, match="Whole of 'audio'"):
         MultimodalModel(given, head, nn.Identity())
 
@@ -142,18 +145,20 @@ def test_an_encoder_of_another_package_is_made_by_its_name(monkeypatch: pytest.M
     makers = {"whole": lambda modality, channels: Whole(), "bare": lambda modality, channels: nn.Flatten()}
     plugins = {name: SimpleNamespace(load=lambda maker=maker: maker) for name, maker in makers.items()}
     monkeypatch.setattr(ENCODERS, "plugins", lambda: plugins)
-    assert make_encoder("whole", "text", channels=1).features == 4
-    with pytest.raises(ValueError, match=r"'whole' offers no features of its stages.*cnn4, resnet18, tsm18"):
-        make_encoder("whole", "text", channels=1, pyramid=True)
-    with pytest.raises(ValueError, match="'bare' must have the attribute `features`"):
+    assert make_encoder("whole", "text", channels=1).feature_dim == 4
+    with pytest.raises(ValueError, match=r"'whole' does not offer features.*cnn4, resnet18, tsm18"):
+        make_encoder("whole", "text", channels=1, all_stages=True)
+    with pytest.raises(ValueError, match="'bare' must have the attribute `feature_dim`"):
         make_encoder("bare", "text", channels=1)
 
 
 @pytest.mark.parametrize("name", sorted(ENCODERS))
-def test_centralnet_on_pyramids_in_a_model(name: str) -> None:
-    given = {m: make_encoder(name, m, channels=x.shape[2], pyramid=True) for m, x in INPUTS.items()}
-    dims = {m: int(encoder.features) for m, encoder in given.items()}
-    head = make_fusion("centralnet", dims, 3, widths={m: encoder.widths for m, encoder in given.items()})
+def test_centralnet_on_all_stages_in_a_model(name: str) -> None:
+    given = {m: make_encoder(name, m, channels=x.shape[2], all_stages=True) for m, x in INPUTS.items()}
+    dims = {m: int(encoder.feature_dim) for m, encoder in given.items()}
+    head = make_fusion(
+        "centralnet", dims, 3, stage_channels={m: encoder.stage_channels for m, encoder in given.items()}
+    )
     model = MultimodalModel(given, head)
     model(INPUTS).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

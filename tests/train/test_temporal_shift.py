@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bmlpipe.train.data.decode import choose
-from bmlpipe.train.models.encoders.networks import BasicBlock
-from bmlpipe.train.models.encoders.registry import ResNet18, make_encoder
+from bmlpipe.train.models.encoders.registry import make_encoder
+from bmlpipe.train.models.encoders.resnet18 import BasicBlock, ResNet18
 from bmlpipe.train.models.encoders.temporal_shift import temporal_shift
 from bmlpipe.train.models.fusion import Concatenation
 
@@ -127,7 +127,7 @@ def test_resnet18_with_one_frame_a_segment_is_tsn() -> None:
         assert int(begin) <= lower[k] <= upper[k] < end
     assert choose(available, segments) == [1, 5, 8]  # evaluation: the middle of each
     encoder = randomised(ResNet18(3, width=4))
-    head = Concatenation({"visual": encoder.features}, 5)
+    head = Concatenation({"visual": encoder.feature_dim}, 5)
     clip = torch.randn(2, available, 3, 40, 36)[:, lower]
     with torch.no_grad():
         of_snippets = [head({"visual": encoder(clip[:, k : k + 1])}) for k in range(segments)]

@@ -1,4 +1,4 @@
-"""Configuration → the shards to read and the model to train."""
+"""From a configuration to the model to train."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import nn
 
 from bmlpipe.shards.index import Index
 from bmlpipe.train.config.options import TrainConfig
-from bmlpipe.train.models.encoders.networks import ResNet18
-from bmlpipe.train.models.encoders.registry import load_imagenet, make_encoder
-from bmlpipe.train.models.fusion import make_fusion, reads_pyramid
-from bmlpipe.train.models.intermediate import make_exchange
+from bmlpipe.train.models.encoders.registry import make_encoder
+from bmlpipe.train.models.encoders.resnet18 import ResNet18, load_imagenet
+from bmlpipe.train.models.fusion.registry import make_fusion, needs_all_stages
+from bmlpipe.train.models.intermediate import make_intermediate
 from bmlpipe.train.models.multimodal import MultimodalModel
 from bmlpipe.train.modulation.rules.gblending import BlendedHead
 
@@ -21,29 +21,37 @@ from bmlpipe.train.modulation.rules.gblending import BlendedHead
 def build_model(
     config: TrainConfig, index: Index, *, blend: bool = False, weights: Mapping[str, float] | None = None
 ) -> MultimodalModel:
-    """Encoders for the configured modalities and a head for the shards' classes, initialised by the seed.
+    """Make the encoders of the configured modalities and a head for the classes of the shards, initialised by the seed.
 
     Args:
         config: Resolved configuration.
-        index: Of the shards.
-        blend: Give the head GBlending's branches.
-        weights: Theirs; None: a checkpoint will bring them.
+        index: Index of the shards.
+        blend: Whether the head gets the branches of GBlending.
+        weights: Weights of the branches' losses. None: a checkpoint brings them.
     """
     torch.manual_seed(config.seed)
     encoders: dict[str, nn.Module] = {}
-    pyramid = reads_pyramid(config.fusion)
-    for modality in config.chosen:
-        encoder = make_encoder(config.encoder, modality, channels=_channels(modality, index), pyramid=pyramid)
+    all_stages = needs_all_stages(config.fusion)
+    for modality in config.resolved_modalities:
+        encoder = make_encoder(config.encoder, modality, channels=_channels(modality, index), all_stages=all_stages)
         if config.weights != "none" and isinstance(encoder, ResNet18):
             load_imagenet(encoder, None if config.weights == "imagenet" else Path(str(config.weights)))
         encoders[modality] = encoder
-    dims = {modality: int(encoder.features) for modality, encoder in encoders.items()}  # type: ignore[arg-type]
-    widths = {modality: encoder.widths for modality, encoder in encoders.items()} if pyramid else None
+    dims = {modality: int(encoder.feature_dim) for modality, encoder in encoders.items()}  # type: ignore[arg-type]
+    stage_channels = (
+        {modality: encoder.stage_channels for modality, encoder in encoders.items()} if all_stages else None
+    )
     classes = len(index.classes)
-    head = make_fusion(config.fusion, dims, classes, classifier_layers=config.classifier_layers, widths=widths)  # type: ignore[arg-type]
+    head = make_fusion(
+        config.fusion,
+        dims,
+        classes,
+        classifier_layers=config.classifier_layers,
+        stage_channels=stage_channels,  # type: ignore[arg-type]
+    )
     if blend:
         head = BlendedHead(head, dims, classes, weights)
-    return MultimodalModel(encoders, head, make_exchange(config.intermediate, encoders))
+    return MultimodalModel(encoders, head, make_intermediate(config.intermediate, encoders))
 
 
 def _channels(modality: str, index: Index) -> int:

@@ -1,4 +1,4 @@
-"""What the heads share: the classifier of one or several layers, and concatenation with several."""
+"""Classifiers of one or several linear layers, which the heads share, and concatenation with several."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from bmlpipe.manifests.common.errors import OptionError
 class DeepConcatenation(nn.Module):
     """A classifier of several layers on the concatenated features (Sec. 4.3.7).
 
-    logits = W_L ReLU(… ReLU(W_1 [φ^1 … φ^M] + b_1) …) + b_L. It does not split into terms, so a modality is
-    read from it by zero-out.
+    logits = W_L ReLU(… ReLU(W_1 [φ^1 … φ^M] + b_1) …) + b_L. The logits do not split into one term per modality, so
+    the prediction of a modality is read by zero-out.
 
     Args:
         dims: Modality → length D_m of its feature.
-        classes: K.
-        classifier_layers: Linear layers L, two or more; the hidden ones have as many units as the longest feature.
+        classes: Number of classes K.
+        classifier_layers: Number of linear layers L, two or more; hidden layers have as many units as the longest
+            feature has entries.
     """
 
     def __init__(self, dims: Mapping[str, int], classes: int, *, classifier_layers: int) -> None:
@@ -36,10 +37,16 @@ class DeepConcatenation(nn.Module):
 
 
 def make_classifier(inputs: int, classes: int, *, layers: int, hidden: int) -> nn.Linear | nn.Sequential:
-    """Linear layers with ReLUs between them; one layer is a bare `nn.Linear`.
+    """Make a classifier of linear layers with ReLUs between them; a single layer is a bare `nn.Linear`.
+
+    Args:
+        inputs: Length of the input.
+        classes: Number of classes K.
+        layers: Number of linear layers, 1 or more.
+        hidden: Units of each hidden layer.
 
     Raises:
-        OptionError: No layer.
+        OptionError: `layers` is below 1.
     """
     if check_layers(layers) == 1:
         return nn.Linear(inputs, classes)
@@ -49,10 +56,10 @@ def make_classifier(inputs: int, classes: int, *, layers: int, hidden: int) -> n
 
 
 def check_layers(classifier_layers: int) -> int:
-    """The number of a classifier's layers.
+    """The number of layers, if it is at least 1.
 
     Raises:
-        OptionError: Below 1.
+        OptionError: It is below 1.
     """
     if classifier_layers < 1:
         raise OptionError(f"classifier_layers must be at least 1, not {classifier_layers}")
@@ -64,13 +71,13 @@ def _flat(classifier: nn.Linear | nn.Sequential) -> list[nn.Module]:
 
 
 def modalities_of(dims: Mapping[str, int], *, at_least: int) -> tuple[str, ...]:
-    """The modalities of a head.
+    """Names of the modalities of a head, if there are enough of them.
 
     Raises:
-        OptionError: Fewer than it joins.
+        OptionError: There are fewer than `at_least`.
     """
     if len(dims) < at_least:
         raise OptionError(
-            f"this fusion joins at least {at_least} modalities, it was given {list(dims)}; one alone goes with 'concat'"
+            f"this fusion needs at least {at_least} modalities, but was given {list(dims)}; use 'concat' for one"
         )
     return tuple(dims)

@@ -1,4 +1,4 @@
-"""Fusion in which the first modality x conditions the others: FiLM and the sigmoid gate."""
+"""Fusion in which the first modality x conditions the other ones: FiLM and the sigmoid gate."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ class FiLM(nn.Module):
     h^m = g^m(φ^x) ⊙ φ^m + f^m(φ^x) for m ≠ x, with linear g^m and f^m; logits = W [h^m]_{m ≠ x} + b.
 
     Args:
-        dims: Modality → length of its feature, two or more; the first one is x.
-        classes: K.
-        classifier_layers: Linear layers from [h^m] to the logits; hidden ones have as many units as the longest h^m.
+        dims: Modality → length D_m of its feature; two or more modalities, of which the first is x.
+        classes: Number of classes K.
+        classifier_layers: Number of linear layers from [h^m] to the logits; hidden ones have as many units as the
+            longest h^m has entries.
+
+    Raises:
+        OptionError: There are fewer than two modalities.
     """
 
     def __init__(self, dims: Mapping[str, int], classes: int, *, classifier_layers: int = 1) -> None:
@@ -40,14 +44,17 @@ class FiLM(nn.Module):
 
 
 class Gated(nn.Module):
-    """Sigmoid gate (Kiela et al. 2018): x gates the sum of the others.
+    """Sigmoid gate (Kiela et al. 2018): x gates the sum of the other modalities.
 
-    logits = W (σ(U^x φ^x + c^x) ⊙ Σ_{m ≠ x} (U^m φ^m + c^m)) + b; every U^m maps to the largest D_m.
+    logits = W (σ(U^x φ^x + c^x) ⊙ Σ_{m ≠ x} (U^m φ^m + c^m)) + b; every U^m maps to max D_m entries.
 
     Args:
-        dims: Modality → length of its feature, two or more; the first one is x.
-        classes: K.
-        classifier_layers: Linear layers from the gated sum to the logits; hidden ones are as wide as the sum.
+        dims: Modality → length D_m of its feature; two or more modalities, of which the first is x.
+        classes: Number of classes K.
+        classifier_layers: Number of linear layers from the gated sum to the logits; hidden ones are as wide as the sum.
+
+    Raises:
+        OptionError: There are fewer than two modalities.
     """
 
     def __init__(self, dims: Mapping[str, int], classes: int, *, classifier_layers: int = 1) -> None:

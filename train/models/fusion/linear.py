@@ -1,6 +1,6 @@
-"""Fusion by linear layers: concatenation and summation, whose logits are a sum of one term a modality.
+"""Fusion by linear layers: concatenation and summation, whose logits are a sum of one term per modality.
 
-They have the method `split_logits`, from which the score of a modality is read exactly.
+Their method `split_logits` returns these terms, from which the score of each modality is computed exactly.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class Concatenation(nn.Module):
     """One linear layer on the concatenated features: logits = Σ_m W^m φ^m + b.
 
     Args:
-        dims: Modality → length D_m of its feature; one modality is allowed (uni-modal training).
-        classes: K.
+        dims: Modality → length D_m of its feature; one modality or more (one: uni-modal training).
+        classes: Number of classes K.
     """
 
     def __init__(self, dims: Mapping[str, int], classes: int) -> None:
@@ -34,17 +34,20 @@ class Concatenation(nn.Module):
         return logits
 
     def split_logits(self, features: Mapping[str, Tensor], gamma: Sequence[float] | None = None) -> dict[str, Tensor]:
-        """{m: W^m φ^m + γ^m b} (Eq. 6); with Σ γ = 1 they add up to the logits. γ^m = 1/M where None."""
+        """The terms W^m φ^m + γ^m b (Eq. 6): {m: (B, D_m)} → {m: (B, K)}.
+
+        With Σ γ = 1 they add up to the logits. γ^m is 1/M if `gamma` is None.
+        """
         return split_linear(self.classifier, {m: features[m] for m in self.modalities}, gamma)
 
 
 class Summation(nn.Module):
-    """A classifier a modality: logits = Σ_m c^m(φ^m), c^m(φ) = W^m φ + b^m, or of several layers.
+    """One classifier per modality: logits = Σ_m c^m(φ^m), with c^m(φ) = W^m φ + b^m, or of several layers.
 
     Args:
         dims: Modality → length D_m of its feature.
-        classes: K.
-        classifier_layers: Linear layers of each c^m, with ReLUs between; hidden ones have D_m units.
+        classes: Number of classes K.
+        classifier_layers: Number of linear layers of each c^m, with ReLUs between them; hidden ones have D_m units.
     """
 
     def __init__(self, dims: Mapping[str, int], classes: int, *, classifier_layers: int = 1) -> None:
@@ -59,7 +62,10 @@ class Summation(nn.Module):
         return torch.stack([self.classifiers[m](features[m]) for m in self.modalities]).sum(dim=0)
 
     def split_logits(self, features: Mapping[str, Tensor], gamma: Sequence[float] | None = None) -> dict[str, Tensor]:
-        """{m: c^m(φ^m)}, its last bias times γ^m; γ^m = 1 where None, its own bias (the release's form is 0.5)."""
+        """The terms c^m(φ^m), with the last bias times γ^m: {m: (B, D_m)} → {m: (B, K)}.
+
+        γ^m is 1, the whole bias, if `gamma` is None (the release uses 0.5).
+        """
         share = _shares(gamma, self.modalities, default=1.0)
         logits = {}
         for m in self.modalities:
@@ -75,23 +81,23 @@ class Summation(nn.Module):
 def split_linear(
     linear: nn.Linear, features: Mapping[str, Tensor], gamma: Sequence[float] | None = None
 ) -> dict[str, Tensor]:
-    """The terms of one linear layer on concatenated features (Eq. 6), exact.
+    """The terms of one linear layer on concatenated features (Eq. 6), exactly.
 
     Args:
         linear: (K, Σ D_m), applied to the features concatenated in the order of the mapping.
         features: {m: (B, D_m)}.
-        gamma: Share γ^m of the bias that each term gets, in the order of `features`; 1/M each where None.
+        gamma: Share γ^m of the bias in each term, in the order of `features`. None: 1/M each.
 
     Returns:
         {m: W^m φ^m + γ^m b}, (B, K) each.
 
     Raises:
-        OptionError: The features are not as long as the layer is wide, or γ has another length than M.
+        OptionError: The lengths of the features do not add up to the input of the layer, or γ does not have M entries.
     """
     sizes = [feature.shape[1] for feature in features.values()]
     if sum(sizes) != linear.in_features:
         raise OptionError(
-            f"the features have {' + '.join(map(str, sizes))} entries, the layer takes {linear.in_features}"
+            f"the features have {' + '.join(map(str, sizes))} entries, but the layer takes {linear.in_features}"
         )
     share = _shares(gamma, tuple(features), default=1 / len(sizes))
     parts = torch.split(linear.weight, sizes, dim=1)
@@ -104,5 +110,5 @@ def _shares(gamma: Sequence[float] | None, modalities: tuple[str, ...], *, defau
     if gamma is None:
         return dict.fromkeys(modalities, default)
     if len(gamma) != len(modalities):
-        raise OptionError(f"gamma has {len(gamma)} shares for the {len(modalities)} modalities {list(modalities)}")
+        raise OptionError(f"gamma has {len(gamma)} entries for {len(modalities)} modalities: {list(modalities)}")
     return dict(zip(modalities, gamma, strict=True))

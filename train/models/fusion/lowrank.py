@@ -1,4 +1,4 @@
-"""Low-rank multimodal fusion: all products of features of different modalities, with weights of low rank."""
+"""Low-rank multimodal fusion: the products of features of different modalities, with weights of low rank."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ from bmlpipe.train.models.fusion.classifier import check_layers, make_classifier
 class LowRank(nn.Module):
     """Low-rank multimodal fusion (Liu et al., ACL 2018, Eqs. 6 to 8).
 
-    logits = Σ_r v_r · Π_m (W_r^m [φ^m; 1]) + b, the product over modalities entry by entry. W^m has the shape
-    (R, K, D_m + 1); here it is one linear layer, whose bias is the column that meets the appended 1.
+    logits = Σ_r v_r · Π_m (W_r^m [φ^m; 1]) + b, where the product over modalities is taken entry by entry. W^m has the
+    shape (R, K, D_m + 1); here it is one linear layer, whose bias is the column that meets the appended 1.
 
-    That column begins as 1 and v as 1/R: the logits begin as 1 + Σ_m (a linear layer on φ^m) + products, so that every
-    modality learns from the first step. Where it begins near 0, as the product of M small numbers, hardly any does.
+    That column is initialised to 1 and v to 1/R: the logits start as 1 + Σ_m (a linear layer on φ^m) + products, so
+    that every modality learns from the first step. If it started near 0, the logits would be products of M small
+    numbers, and hardly any modality would learn.
 
     Args:
-        dims: Modality → length of its feature, two or more.
-        classes: K.
-        rank: R.
+        dims: Modality → length D_m of its feature; two or more modalities.
+        classes: Number of classes K.
+        rank: Rank R.
         classifier_layers: 1 for the formula above. With L > 1 the fusion has as many outputs as the longest feature has
-            entries, and L − 1 linear layers with a ReLU before each lead to the logits.
+            entries, and L − 1 linear layers, each after a ReLU, lead to the logits.
+
+    Raises:
+        OptionError: There are fewer than two modalities.
     """
 
     def __init__(self, dims: Mapping[str, int], classes: int, *, rank: int = 4, classifier_layers: int = 1) -> None:

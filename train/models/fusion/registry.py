@@ -1,4 +1,4 @@
-"""Fusion heads by name, ours and those of installed packages."""
+"""Fusion heads by name: those of bmlpipe and those of other packages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bmlpipe.train.models.fusion.linear import Concatenation
 
 
 def concatenation(dims: Mapping[str, int], classes: int, *, classifier_layers: int = 1) -> nn.Module:
-    """Concatenation and a linear classifier, or one of several layers."""
+    """Concatenation with a linear classifier, or with a classifier of several layers."""
     if classifier_layers == 1:
         return Concatenation(dims, classes)
     return DeepConcatenation(dims, classes, classifier_layers=classifier_layers)
@@ -27,21 +27,26 @@ def make_fusion(
     classes: int,
     *,
     classifier_layers: int = 1,
-    widths: Mapping[str, Sequence[int]] | None = None,
+    stage_channels: Mapping[str, Sequence[int]] | None = None,
 ) -> nn.Module:
-    """A new head.
+    """Make a new fusion head.
 
     Args:
-        name: A key of `FUSIONS`, or the name of an entry point of the group `bmlpipe.fusions`: a callable with the
-            arguments (dims, classes), and the keywords `classifier_layers` and `widths` where it has a use for them.
-        dims: Modality → length of its feature, in the order of the modalities.
-        classes: K.
-        classifier_layers: Linear layers of the classifier, 1 or more.
-        widths: Modality → lengths of the parts that the encoder's stages gave to the feature; only for a head that
-            `reads_pyramid`, any other one is made without.
+        name: A name of `FUSIONS`. A plug-in is a callable with the arguments (dims, classes), and with the keywords
+            `classifier_layers` and `stage_channels` if it uses them.
+        dims: Modality → length D_m of its feature, in the order of the modalities.
+        classes: Number of classes K.
+        classifier_layers: Number of linear layers of the classifier, 1 or more.
+        stage_channels: Modality → lengths of the parts of its feature, one per stage of its encoder. Only heads that
+            need all stages (`needs_all_stages`) receive it.
+
+    Returns:
+        A module {m: (B, D_m)} → (B, K).
 
     Raises:
-        OptionError: Unknown name, fewer modalities than the head needs, or a head that has one layer only.
+        OptionError: The name is unknown, there are too few modalities, or the head takes no `classifier_layers` and
+            more than one is asked for.
+        PluginError: A head of another package cannot be loaded.
     """
     maker = _maker(name)
     takes = inspect.signature(maker).parameters
@@ -49,19 +54,22 @@ def make_fusion(
     if "classifier_layers" in takes:
         options["classifier_layers"] = classifier_layers
     elif classifier_layers != 1:
-        raise OptionError(f"fusion {name!r} takes no classifier_layers (its maker does not name it): leave it at 1")
-    if widths is not None and "widths" in takes:
-        options["widths"] = widths
+        raise OptionError(
+            f"fusion {name!r} has no keyword `classifier_layers`, so it cannot have {classifier_layers}: use 1"
+        )
+    if stage_channels is not None and "stage_channels" in takes:
+        options["stage_channels"] = stage_channels
     return maker(dims, classes, **options)
 
 
-def reads_pyramid(name: str) -> bool:
-    """Whether a head wants the features of all stages: encoders made with `pyramid=True`, and their `widths`.
+def needs_all_stages(name: str) -> bool:
+    """Whether a head reads the features of all stages: encoders made with `all_stages=True`, and `stage_channels`.
 
     Raises:
-        OptionError: Unknown name.
+        OptionError: The name is unknown.
+        PluginError: A head of another package cannot be loaded.
     """
-    return "widths" in inspect.signature(_maker(name)).parameters
+    return "stage_channels" in inspect.signature(_maker(name)).parameters
 
 
 def _maker(name: str) -> Callable[..., nn.Module]:
