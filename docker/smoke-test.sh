@@ -107,11 +107,11 @@ plain pipeline python - << 'EOF'
 import csv
 from pathlib import Path
 
-from bmlpipe.pipeline.demo.run import make_clips
+from bmlpipe.pipeline.demo.synthetic_clips import write_clips
 
 videos = Path("/work/videos")
 real = [path.name for path in sorted(videos.iterdir())]
-with make_clips(videos, {"train": 44, "val": 8, "test": 8}, lambda: None).open() as file:
+with write_clips(videos, {"train": 44, "val": 8, "test": 8}, lambda: None).open() as file:
     rows = [(row["path"], int(row["label"]) % 2, row["split"]) for row in csv.DictReader(file)]
 rows += [(name, number % 2, ("train", "val", "train", "test")[number % 4]) for number, name in enumerate(real)]
 with Path("/work/annotations/clips.csv").open("w", newline="") as file:

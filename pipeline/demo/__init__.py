@@ -1,1 +1,1 @@
-"""The whole way on synthetic clips."""
+"""The demo: synthetic clips, and the commands that take them to trained models."""

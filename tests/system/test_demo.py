@@ -1,4 +1,4 @@
-"""The demo: its data are what it says, and the whole way runs."""
+"""The demo: its data is as described, and all of its commands run."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from bmlpipe.pipeline.cli import main
-from bmlpipe.pipeline.demo.run import RATE, SECONDS, SIZE, Plan, draw, plan_clips, sound, start_afresh
+from bmlpipe.pipeline.demo.run import prepare_folder
+from bmlpipe.pipeline.demo.synthetic_clips import RATE, SECONDS, SIZE, assign_clips, render_audio, render_frames
 
 
 def test_no_handwriting_is_in_two_splits() -> None:
     digits = load_digits()
-    plans = plan_clips(digits.target.tolist(), {"train": 400, "val": 100, "test": 100})
-    assert len({plan.image for plan in plans}) == len(plans) == 600
-    assert all(digits.target[plan.image] == plan.digit for plan in plans)
-    assert [sum(plan.split == split for plan in plans) for split in ("train", "val", "test")] == [400, 100, 100]
+    clips = assign_clips(digits.target.tolist(), {"train": 400, "val": 100, "test": 100})
+    assert len({clip.image for clip in clips}) == len(clips) == 600
+    assert all(digits.target[clip.image] == clip.digit for clip in clips)
+    assert [sum(clip.split == split for clip in clips) for split in ("train", "val", "test")] == [400, 100, 100]
 
 
 @pytest.mark.parametrize(("digit", "low", "high"), [(1, 697, 1209), (5, 770, 1336), (9, 852, 1477), (0, 941, 1336)])
 def test_the_sound_holds_the_keypads_two_frequencies(digit: int, low: int, high: int) -> None:
-    spectrum = np.abs(np.fft.rfft(sound(digit, "train", np.random.default_rng(1))))
+    spectrum = np.abs(np.fft.rfft(render_audio(digit, "train", np.random.default_rng(1))))
     strongest = np.argsort(spectrum)[-2:] / SECONDS
     np.testing.assert_allclose(sorted(strongest), [low, high], atol=1)
-    assert len(sound(digit, "train", np.random.default_rng(1))) == SECONDS * RATE
+    assert len(render_audio(digit, "train", np.random.default_rng(1))) == SECONDS * RATE
 
 
 def test_the_digit_moves_and_stays_inside() -> None:
-    pictures = draw(load_digits().images, Plan("x.mp4", 3, "train", 3), np.random.default_rng(0))
+    pictures = render_frames(load_digits().images, 3, np.random.default_rng(0))
     assert pictures.shape == (30, SIZE, SIZE)
     assert pictures.dtype == np.uint8
     near, far = (np.abs(pictures[0].astype(int) - pictures[later]).mean() for later in (1, -1))
@@ -52,12 +53,12 @@ def test_the_whole_demo_runs(tmp_path: Path) -> None:
 
 
 def test_an_earlier_demo_is_replaced_and_anything_else_left_alone(tmp_path: Path) -> None:
-    start_afresh(tmp_path / "demo")
+    prepare_folder(tmp_path / "demo")
     (tmp_path / "demo" / "old").write_text("old")
-    start_afresh(tmp_path / "demo")
+    prepare_folder(tmp_path / "demo")
     assert not (tmp_path / "demo" / "old").exists()
     (tmp_path / "thesis.tex").write_text("important")
     result = CliRunner().invoke(main, ["demo", "--out", str(tmp_path)])
     assert result.exit_code == 1
-    assert "nothing was changed" in result.output
+    assert "Nothing was changed" in " ".join(result.output.split())
     assert (tmp_path / "thesis.tex").read_text() == "important"
