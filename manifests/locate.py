@@ -1,20 +1,18 @@
-"""Where a clip's file is: the variants of file names in use, matched against one scan of the videos' folder."""
+"""Finding the files of a clip: the file names in use, matched against one scan of the videos' folder."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from bmlpipe.manifests.readers.kinetics_sounds import parse_key
 from bmlpipe.manifests.schema import Clip, ManifestError
-
-#: Suffixes of video files, in any case, in order of preference where a clip exists in several containers.
-CONTAINERS = (".mp4", ".mkv", ".webm", ".avi", ".flv", ".mov", ".mpg", ".mpeg", ".m4v", ".wmv", ".ts")
+from bmlpipe.manifests.video_files import CONTAINERS, split_name, walk
 
 _PREFERENCE = {suffix: position for position, suffix in enumerate(CONTAINERS)}
-_SECONDS = 10  # a VGGSound or Kinetics clip, where the name does not say its end
+_SECONDS = 10  # length of a VGGSound or Kinetics clip whose name does not state its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +20,8 @@ class Source:
     """The files of one clip.
 
     Attributes:
-        video: The video file; it exists, and may still be empty or corrupt.
-        audio: A sound file of its own, where the data set has one (CREMA-D's `AudioWAV/<id>.wav`).
+        video: The video file. It exists, but may be empty or corrupt.
+        audio: A separate sound file, where the data set has one (CREMA-D's `AudioWAV/<id>.wav`); None: none.
     """
 
     video: Path
@@ -31,63 +29,80 @@ class Source:
 
     @classmethod
     def below(cls, folder: Path, video: str, audio: str | None) -> Source:
-        """The files of these names in a folder."""
+        """The files at these paths below a folder."""
         return cls(folder / video, folder / audio if audio else None)
+
+
+@dataclass(frozen=True)
+class _FileNames:
+    """How the files of a data set are named.
+
+    Attributes:
+        stems: Clip → file names without suffix under which its file may be found, the preferred one first.
+        any_case: Upper and lower case are not distinguished.
+        sound_files: A `.wav` file of the same stem holds the sound.
+    """
+
+    stems: Callable[[Clip], tuple[str, ...]]
+    any_case: bool = False
+    sound_files: bool = False
 
 
 class Locator:
     """Finds clips' files by name, in any sub-folder.
 
-    The folder is scanned once, when the locator is made: then each look-up is a few dictionary accesses. Names are
-    built from the clip and looked up; names on disk are never parsed. A clip of `folder` has a path and needs no
-    scan.
+    The folder is scanned once, at construction; each look-up is then a few dictionary accesses. Names are built from
+    the clip and looked up; names on disk are never parsed. A clip of a data set without fixed names (`folder`) has a
+    path, and its folder is not scanned.
 
     Args:
-        dataset: Name of the data set: decides on the forms of names (docs/datasets.md).
+        dataset: Name of the data set; it decides which file names are looked up (docs/datasets.md).
         videos: Folder of the video files.
 
     Raises:
-        ManifestError: The data set is unknown, `videos` is no folder, or a folder in it cannot be listed.
+        ManifestError: The data set is unknown, `videos` is not a folder, or a folder below it cannot be listed.
     """
 
     def __init__(self, dataset: str, videos: Path) -> None:
-        if dataset != "folder" and dataset not in _STEMS:
-            raise ManifestError(f"data set {dataset!r} must be one of {', '.join((*_STEMS, 'folder'))}")
+        if dataset not in _FILE_NAMES:
+            raise ManifestError(f"data set is {dataset!r}: must be one of {', '.join(_FILE_NAMES)}")
         if not videos.is_dir():
-            raise ManifestError(f"videos {videos}: is no folder: give the one that holds the clips")
-        self._dataset = dataset
+            raise ManifestError(f"videos is {videos}, which is not a folder: give the folder that holds the clips")
+        self._names = _FILE_NAMES[dataset]
         self._videos = videos
-        self._found: dict[str, str | list[str]] = {}  # stem (UCF-101: in lower case) → path below the folder, or paths
+        self._found: dict[str, str | list[str]] = {}  # stem → path below the folder, or paths
         self._sounds: dict[str, str] = {}  # stem → path
-        if dataset == "folder":
-            return
-        for path in walk(videos):
+        if self._names is not None:
+            self._scan(self._names)
+
+    def _scan(self, names: _FileNames) -> None:
+        for path in walk(self._videos):
             stem, suffix = split_name(path)
             if suffix in _PREFERENCE:
-                key = stem.lower() if dataset == "ucf101" else stem
+                key = stem.lower() if names.any_case else stem
                 before = self._found.setdefault(key, path)
                 if isinstance(before, list):
                     before.append(path)
                 elif before is not path:
                     self._found[key] = [before, path]
-            elif suffix == ".wav" and dataset == "cremad":
+            elif suffix == ".wav" and names.sound_files:
                 self._sounds[stem] = min(path, self._sounds.get(stem, path))
 
     def find(self, clip: Clip) -> Source | None:
-        """The clip's files, or None where the video is absent.
+        """The clip's files, or None if there is no video.
 
-        Where several files match: the first form of name, then the preferred container (`CONTAINERS`), then the first
-        path in alphabetical order; a path that the annotation names goes before all.
+        Where several files match, the first form of name wins, then the path that the annotation states, then the
+        preferred container (`CONTAINERS`), then the first path in alphabetical order.
         """
-        names = self.names(clip)
-        return None if names is None else Source.below(self._videos, *names)
+        paths = self.paths(clip)
+        return None if paths is None else Source.below(self._videos, *paths)
 
-    def names(self, clip: Clip) -> tuple[str, str | None] | None:
-        """As `find`: the paths of video and sound file below the videos' folder."""
-        if self._dataset == "folder":
+    def paths(self, clip: Clip) -> tuple[str, str | None] | None:
+        """As `find`: the paths of video and sound file relative to the videos' folder."""
+        if self._names is None:
             return (clip.path, None) if os.path.isfile(f"{self._videos}/{clip.path}") else None  # noqa: PTH113  (fast)
-        for stem in _STEMS[self._dataset](clip):
-            paths = self._found.get(stem)
+        for stem in self._names.stems(clip):
+            paths = self._found.get(stem.lower() if self._names.any_case else stem)
             if paths is not None:
                 if isinstance(paths, list):
                     best = min(paths, key=lambda path: (path != clip.path, _PREFERENCE[split_name(path)[1]], path))
@@ -95,52 +110,6 @@ class Locator:
                     best = paths
                 return best, self._sounds.get(stem)
         return None
-
-
-def walk(folder: Path) -> Iterator[str]:
-    """All files below a folder, as paths relative to it with `/`; hidden ones and `lost+found` left out.
-
-    Links to files count as files. Links to folders are followed after everything else, and only to folders that
-    were not visited yet: so no loop is entered, and a file that lies below the folder is met under its own path.
-
-    Raises:
-        ManifestError: A folder cannot be listed.
-    """
-    pending = [("", folder.resolve())]
-    links: list[tuple[str, Path]] = []
-    visited: set[Path] = set()
-    while pending or links:
-        if not pending:
-            links.sort()
-            pending.append(links.pop(0))
-        prefix, real = pending.pop()
-        if real in visited:
-            continue
-        visited.add(real)
-        try:
-            with os.scandir(real) as entries:
-                for entry in entries:
-                    if entry.name.startswith(".") or entry.name == "lost+found":
-                        continue
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append((f"{prefix}{entry.name}/", real / entry.name))
-                    elif entry.is_symlink() and Path(entry.path).is_dir():
-                        links.append((f"{prefix}{entry.name}/", Path(entry.path).resolve()))
-                    elif entry.is_file(follow_symlinks=False) or Path(entry.path).is_file():
-                        yield prefix + entry.name
-        except OSError as error:
-            raise ManifestError(f"{real}: cannot be listed: {error.strerror}: make it readable or move it") from error
-
-
-def split_name(path: str) -> tuple[str, str]:
-    """Stem and lower-case suffix of a path's last part.
-
-    >>> split_name("playing harp/6zlMP_kQ_-w_000030.MP4")
-    ('6zlMP_kQ_-w_000030', '.mp4')
-    """
-    name = path.rpartition("/")[2]
-    stem, dot, suffix = name.rpartition(".")
-    return (stem, dot + suffix.lower()) if stem else (name, "")
 
 
 def _vggsound_stems(clip: Clip) -> tuple[str, ...]:
@@ -166,10 +135,15 @@ def _forms(youtube: str, start: int, end: int) -> tuple[tuple[str, ...], tuple[s
     return single, double, f"{youtube}_{start * 1000}_{end * 1000}"
 
 
-#: Data set → the stems under which a clip's file may be found, the preferred form first.
-_STEMS: dict[str, Callable[[Clip], tuple[str, ...]]] = {
-    "vggsound": _vggsound_stems,
-    "kinetics-sounds": _kinetics_stems,
-    "cremad": lambda clip: (clip.id,),
-    "ucf101": lambda clip: (clip.id.lower(),),
+def _id_stem(clip: Clip) -> tuple[str, ...]:
+    return (clip.id,)
+
+
+#: Data set → how its files are named; None: the annotation states their paths.
+_FILE_NAMES: Mapping[str, _FileNames | None] = {
+    "vggsound": _FileNames(_vggsound_stems),
+    "kinetics-sounds": _FileNames(_kinetics_stems),
+    "cremad": _FileNames(_id_stem, sound_files=True),
+    "ucf101": _FileNames(_id_stem, any_case=True),
+    "folder": None,
 }

@@ -1,4 +1,4 @@
-"""The table of clips that every later stage starts from."""
+"""The manifest: the clips of a data set, from which every later stage starts."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ SPLITS = ("train", "val", "test")
 
 
 class ManifestError(BmlpipeError):
-    """An annotation file or manifest that cannot be read as what it should be.
+    """An annotation, a manifest or a folder of videos cannot be used.
 
-    The message names the file (and line), the value, and what to do about it.
+    The message states the file and line, the value, and the remedy.
     """
 
 
@@ -31,11 +31,12 @@ class Clip:
         id: The data set's own name of the clip, unique in its manifest (VGGSound: `<youtube id>_<start:06d>`).
         split: `train`, `val` or `test`.
         label: Class name, one of the manifest's classes.
-        path: Where the annotation says that the file is, relative to the videos' folder; empty where the
-            annotation names an id only and the file is found by its name (`bmlpipe.manifests.locate`).
-        start: Seconds into the source file at which the clip begins, 0 for a file that holds just the clip.
-        duration: Length of the clip in seconds; None: to the end of the file.
-        group: Clips of one group never stand in two splits made by us (UCF-101 group, CREMA-D actor); may be empty.
+        path: Path of the file relative to the videos' folder, if the annotation states it. Empty if the annotation
+            states an id only; then the file is found by its name (`bmlpipe.manifests.locate`).
+        start: Start of the clip in its file, in seconds; 0 for a file that holds just the clip.
+        duration: Length of the clip, in seconds; None: to the end of the file.
+        group: Group that a validation split made by bmlpipe keeps together (UCF-101 group, CREMA-D actor); may be
+            empty.
     """
 
     id: str
@@ -56,10 +57,13 @@ class Manifest:
 
     Attributes:
         dataset: Name of the data set (`bmlpipe datasets`).
-        classes: Class names; a clip's class id is the position of its label here. They come from the annotation,
-            never from what is on disk, so that ids stay the same whatever could be downloaded.
-        clips: The table.
-        notes: What the reader noticed and how it resolved it (duplicates, a validation split made here).
+        classes: Class names. The class id of a clip is the position of its label here. They come from the annotation,
+            never from the files on disk, so that ids do not depend on which clips could be downloaded.
+        clips: The clips.
+        notes: What the reader changed: repeated rows that it dropped, a validation split that it made.
+
+    Raises:
+        ManifestError: An id occurs twice, or a clip's label or split is unknown.
     """
 
     dataset: str
@@ -73,7 +77,7 @@ class Manifest:
         for clip in self.clips:
             if clip.id in seen:
                 raise ManifestError(
-                    f"clip id {clip.id!r} occurs twice in the manifest of {self.dataset}: ids must be unique"
+                    f"clip id {clip.id!r} occurs twice in the manifest of {self.dataset}: make the ids unique"
                 )
             seen.add(clip.id)
             if clip.label not in known:
@@ -84,13 +88,13 @@ class Manifest:
                 raise ManifestError(f"clip {clip.id!r} has split {clip.split!r}: must be one of {', '.join(SPLITS)}")
 
     def counts(self) -> dict[str, int]:
-        """Number of clips of each split, zero included."""
+        """Number of clips per split, including splits without clips."""
         found = Counter(clip.split for clip in self.clips)
         return {split: found[split] for split in SPLITS}
 
 
 def write_clips(clips: Iterable[Clip], path: Path) -> None:
-    """Write clips as CSV, columns in the order of `Clip`; `read_clips` reads them back exactly."""
+    """Write clips as CSV, with the fields of `Clip` as columns; `read_clips` reads them back exactly."""
     write_csv(path, chain([_COLUMNS], map(_cells, clips)))
 
 
@@ -100,17 +104,17 @@ def _cells(clip: Clip) -> list[str]:
 
 
 def read_clips(path: Path) -> list[Clip]:
-    """Read what `write_clips` wrote.
+    """Read clips from a CSV file that `write_clips` wrote.
 
     Raises:
-        ManifestError: The header is another one or a number cannot be read.
+        ManifestError: The header differs, or a number cannot be parsed.
     """
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = csv.reader(file)
         header = next(rows, [])
         if tuple(header) != _COLUMNS:
             raise ManifestError(
-                f"{path}: header is {header}, expected {list(_COLUMNS)}: not a table of clips of this version"
+                f"{path} has the header {header}, expected {list(_COLUMNS)}: run bmlpipe extract again to write it anew"
             )
         try:
             return [

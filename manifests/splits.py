@@ -5,39 +5,56 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from bmlpipe.manifests.schema import Clip, ManifestError
+from bmlpipe.manifests.common.errors import OptionError
+from bmlpipe.manifests.schema import Clip
 
-#: What moves as a whole: a group's name; where clips stand for themselves, a clip's id; in a tuple, a clip's id beside
-#: groups.
+#: What moves as a whole: the name of a group, or the id of a clip; where groups exist, a clip without one is a tuple of
+#: its id.
 _Unit = str | tuple[str]
 
 
-def add_validation(clips: Sequence[Clip], *, fraction: float, seed: int, by_group: bool) -> list[Clip]:
-    """Move a part of the training clips to `val`, stratified by label.
+@dataclass(frozen=True)
+class ValidationSplit:
+    """How validation clips are chosen from the training clips.
 
-    A label with n ≥ 2 training clips aims at round(fraction · n) of them, at least 1 and at most n − 1. Clips (with
-    `by_group`: whole groups) are visited in the order of the SHA-256 of seed and name, and each is taken where that
-    brings the labels that it holds nearer to their aims. Where this leaves a label without validation clips (all of
-    its groups are large), the smallest of its groups is taken after all. No label loses its last training clip.
-
-    The result depends on the set of clips and the seed only, neither on their order nor on the process.
-
-    Args:
-        clips: All clips; those of other splits are passed on untouched.
-        fraction: Share of the training clips, between 0 and 1, both excluded.
-        seed: Any integer; another one gives another split.
-        by_group: Keep clips of one group together; a clip without a group stands for itself.
-
-    Returns:
-        All clips in their order.
+    Attributes:
+        fraction: Fraction of the training clips, in (0, 1).
+        by_group: Keep the clips of a group together; a clip without a group stands for itself.
+        seed: Seed of the choice.
 
     Raises:
-        ManifestError: The fraction is out of range.
+        OptionError: The fraction is out of range.
     """
-    if not 0 < fraction < 1:
-        raise ManifestError(f"share of validation clips is {fraction}: must lie between 0 and 1, both excluded")
+
+    fraction: float = 0.1
+    by_group: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction < 1:
+            raise OptionError(f"the fraction of validation clips is {self.fraction}: must be above 0 and below 1")
+
+
+def add_validation(clips: Sequence[Clip], validation: ValidationSplit) -> list[Clip]:
+    """Move a part of the training clips to `val`, stratified by label.
+
+    The target of a label with n ≥ 2 training clips is round(fraction · n) of them, at least 1 and at most n − 1. Clips
+    (with `by_group`: whole groups) are visited in the order of the SHA-256 of seed and name. Each is moved if that
+    brings its labels nearer to their targets. If this leaves a label without validation clips, because all of its
+    groups are large, its smallest group is moved. No label loses its last training clip.
+
+    The result depends on the set of clips and the seed only, not on their order or the process.
+
+    Args:
+        clips: All clips. Those of other splits are returned unchanged.
+        validation: How many clips to move, and which.
+
+    Returns:
+        All clips, in the given order.
+    """
+    fraction, seed, by_group = validation.fraction, validation.seed, validation.by_group
     units: dict[_Unit, str | list[str]] = {}  # unit → its clip's label, or its clips' labels
     for clip in clips:
         if clip.split == "train":
@@ -49,9 +66,9 @@ def add_validation(clips: Sequence[Clip], *, fraction: float, seed: int, by_grou
                 before.append(clip.label)
             else:
                 units[unit] = [before, clip.label]
-    chosen = _choose(_ranked(units, seed), units, fraction)
+    moved = _choose(_ranked(units, seed), units, fraction)
     return [
-        replace(clip, split="val") if clip.split == "train" and _unit(clip, by_group) in chosen else clip
+        replace(clip, split="val") if clip.split == "train" and _unit(clip, by_group) in moved else clip
         for clip in clips
     ]
 
@@ -63,9 +80,9 @@ def _unit(clip: Clip, by_group: bool) -> _Unit:
 
 
 def _ranked(units: Iterable[_Unit], seed: int) -> list[_Unit]:
-    """Units in the order of their names' hashes (of 16 bytes), a clip before a group of the same name.
+    """Units in the order of the first 16 bytes of their names' hashes, a clip before a group of the same name.
 
-    An array of numbers takes a quarter of the memory of the hashes as objects: there may be millions.
+    The hashes are kept in an array, which takes a quarter of the memory of objects: there may be millions.
     """
     import numpy as np
 
@@ -81,14 +98,14 @@ def _ranked(units: Iterable[_Unit], seed: int) -> list[_Unit]:
 
 
 def _choose(ranked: Sequence[_Unit], labels_of: Mapping[_Unit, str | list[str]], fraction: float) -> set[_Unit]:
-    """Choose units in the order in which they stand."""
+    """Choose units, in the order given."""
 
     def labels(unit: _Unit) -> Sequence[str]:
         found = labels_of[unit]
         return (found,) if isinstance(found, str) else found
 
     total = Counter(label for unit in ranked for label in labels(unit))
-    aim = {label: min(max(1, round(fraction * n)), n - 1) for label, n in total.items()}
+    target = {label: min(max(1, round(fraction * n)), n - 1) for label, n in total.items()}
     taken: Counter[str] = Counter()
     chosen: set[_Unit] = set()
 
@@ -100,13 +117,13 @@ def _choose(ranked: Sequence[_Unit], labels_of: Mapping[_Unit, str | list[str]],
         return all(taken[label] + n < total[label] for label, n in Counter(labels(unit)).items())
 
     for unit in ranked:
-        if all(taken[label] >= aim[label] for label in labels(unit)):
+        if all(taken[label] >= target[label] for label in labels(unit)):
             continue
-        missing = [(aim[label] - taken[label], n) for label, n in Counter(labels(unit)).items()]
+        missing = [(target[label] - taken[label], n) for label, n in Counter(labels(unit)).items()]
         gain = sum(abs(short) - abs(short - n) for short, n in missing)
         if gain > 0 and spares_training(unit):
             take(unit)
-    for label in sorted(label for label in aim if aim[label]):
+    for label in sorted(label for label in target if target[label]):
         if not taken[label]:
             fitting = [unit for unit in ranked if label in labels(unit) and spares_training(unit)]
             if fitting:

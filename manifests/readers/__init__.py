@@ -1,1 +1,1 @@
-"""One reader per data set: from its official annotation files to a manifest."""
+"""Readers of official annotation files, one module per data set."""

@@ -16,16 +16,16 @@ _NAME = re.compile(r"([0-9]{4})_[A-Z]{3}_[A-Z]{3}_[A-Z]{1,2}")  # actor, sentenc
 
 
 def read(annotations: Path) -> Manifest:
-    """Read `train.csv` and `test.csv` (`1088_IOM_NEU_XX,NEU`, no header).
+    """Read `train.csv` and `test.csv`; their rows are `1088_IOM_NEU_XX,NEU`, without header.
 
     Args:
-        annotations: Their folder, or one of them with the other beside it.
+        annotations: Folder of the two files, or one of them with the other in the same folder.
 
     Returns:
-        Clips whose id is the file's stem and whose group is the actor.
+        Clips; the id is the file name without suffix, the group is the actor.
 
     Raises:
-        ManifestError: A row is not of this form or contradicts another.
+        ManifestError: A row is malformed, or contradicts another row.
     """
     files = split_files(annotations, "{}.csv")
     clips, notes = distinct(row for split, path in files for row in _rows(path, split))
@@ -36,7 +36,7 @@ def _rows(path: Path, split: str) -> Iterator[tuple[Path, int, Clip]]:
     for line, row in read_rows(path):
         match = _NAME.fullmatch(row[0])
         if len(row) != 2 or not match:
-            raise ManifestError(f"{path}, line {line}: {row} is not <actor>_<sentence>_<emotion>_<level>,<emotion>")
+            raise ManifestError(f"{path}, line {line}: {row} must be <actor>_<sentence>_<emotion>_<level>,<emotion>")
         if row[1] not in CLASSES:
-            raise ManifestError(f"{path}, line {line}: emotion {row[1]!r} must be one of {', '.join(CLASSES)}")
+            raise ManifestError(f"{path}, line {line}: emotion is {row[1]!r}: must be one of {', '.join(CLASSES)}")
         yield path, line, Clip(row[0], split, row[1], group=match[1])

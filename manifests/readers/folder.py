@@ -1,4 +1,4 @@
-"""People's own data: one folder a class, or a CSV file."""
+"""A user's own data: one folder per class, or a CSV file."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from bmlpipe.manifests.locate import CONTAINERS, split_name, walk
 from bmlpipe.manifests.readers.text_files import distinct, read_rows
 from bmlpipe.manifests.schema import SPLITS, Clip, Manifest, ManifestError
+from bmlpipe.manifests.video_files import CONTAINERS, split_name, walk
 
 _REQUIRED = ("path", "label", "split")
 _OPTIONAL = ("id", "start", "duration", "group")
 
-_Row = tuple[Path, int, Clip, tuple[str, ...]]  # file, line, clip, its possible ids from short to long
+_Row = tuple[Path, int, Clip, tuple[str, ...]]  # file, line, clip, its possible ids
 
 
 def read(annotations: Path | None, videos: Path | None) -> Manifest:
-    """Read a data set of one's own.
+    """Read a user's own data set.
 
-    A clip's id, where none is given, is its path without the suffix, and `@start` where the row has a start; the
-    suffix stays, and `+duration` follows, where clips could not be told apart otherwise. Classes are the labels,
-    sorted; labels that are all whole numbers are sorted as numbers.
+    A clip without an id gets its path without suffix, followed by `@start` if the row states a start. Where two clips
+    would have the same id, the suffix is kept and, if need be, `+duration` is appended. The classes are the labels,
+    sorted; if all labels are whole numbers, they are sorted as numbers.
 
     Args:
-        annotations: CSV file with a header of path, label, split and, where wanted, id, start, duration (seconds) and
-            group, in any order; paths are relative to `videos`. None: each folder in `videos` is a class, or
-            `videos` holds folders train, val, test and these hold the classes.
-        videos: Folder of the video files; may be None where annotations are given.
+        annotations: CSV file with the columns path, label, split and optionally id, start and duration (in seconds)
+            and group, in any order, named by a header. Paths are relative to `videos`. None: each folder in `videos`
+            is a class, or `videos` contains folders train, val and test, and these contain the classes.
+        videos: Folder of the video files; may be None if annotations are given.
 
     Returns:
         Clips in the order of the file, or sorted by path.
 
     Raises:
-        ManifestError: A row is wrong, a path leaves `videos`, or the folders hold no clips.
+        ManifestError: A row is malformed, a path leads out of `videos`, or the folders contain no clips.
     """
     if annotations is not None:
         rows, notes = _read_csv(annotations, videos)
@@ -45,7 +45,9 @@ def read(annotations: Path | None, videos: Path | None) -> Manifest:
     elif videos is not None:
         clips, notes = _scan(videos)
     else:
-        raise ManifestError("folder: give the folder of videos, or a CSV file as annotations, or both")
+        raise ManifestError(
+            "the data set `folder` needs the folder of videos, or a CSV file as annotations: give one of them, or both"
+        )
     return Manifest("folder", _sorted_labels({clip.label for clip in clips}), clips, notes)
 
 
@@ -60,32 +62,30 @@ def _read_csv(path: Path, videos: Path | None) -> tuple[list[_Row], tuple[str, .
     header = [name.lower() for name in next(lines, (1, []))[1]]
     missing = [name for name in _REQUIRED if name not in header]
     if missing:
-        raise ManifestError(f"{path}, line 1: no column {', '.join(missing)} in the header {header}")
+        raise ManifestError(f"{path}, line 1: the header {header} lacks the columns {', '.join(missing)}: add them")
     used = [name for name in header if name in _REQUIRED + _OPTIONAL]
     if len(set(used)) != len(used):
-        raise ManifestError(f"{path}, line 1: a column occurs twice in the header {header}")
+        raise ManifestError(f"{path}, line 1: a column occurs twice in the header {header}: delete one")
     other = [name for name in header if name and name not in used]
     rows = [_row(path, line, header, fields, videos) for line, fields in lines]
     if not rows:
-        raise ManifestError(f"{path}: holds a header and no clips")
+        raise ManifestError(f"{path} contains a header and no clips: add a row for each clip")
     return rows, ((f"columns not used: {', '.join(other)}",) if other else ())
 
 
 def _row(path: Path, line: int, header: list[str], fields: list[str], videos: Path | None) -> _Row:
     where = f"{path}, line {line}"
     if len(fields) != len(header):
-        raise ManifestError(
-            f"{where}: {len(fields)} fields, the header has {len(header)} (a field with a comma must be quoted)"
-        )
+        raise ManifestError(f"{where}: the row has {len(fields)} fields, the header has {len(header)}: quote commas")
     value = dict(zip(header, fields))
     if not value["label"]:
-        raise ManifestError(f"{where}: the label is empty")
+        raise ManifestError(f"{where}: the label is empty: give the name of a class")
     if value["split"] not in SPLITS:
-        raise ManifestError(f"{where}: split {value['split']!r} must be one of {', '.join(SPLITS)}")
+        raise ManifestError(f"{where}: split is {value['split']!r}: must be one of {', '.join(SPLITS)}")
     start = _seconds(value.get("start", ""), f"{where}: start")
     duration = _seconds(value.get("duration", ""), f"{where}: duration")
     if duration == 0:
-        raise ManifestError(f"{where}: duration is 0: give a length in seconds, or nothing for the whole file")
+        raise ManifestError(f"{where}: duration is 0: give a length in seconds, or leave it empty for the whole file")
     source = _inside(value["path"], videos, where)
     name = value.get("id", "")
     ids = (name,) if name else _ids(source, start, duration)
@@ -105,19 +105,19 @@ def _seconds(text: str, where: str) -> float | None:
 
 
 def _inside(text: str, videos: Path | None, where: str) -> str:
-    """The path relative to `videos`, with `/`; anything that leaves it is refused."""
+    """The path relative to `videos`, with `/`; a path that leads out of it is refused."""
     path = PurePosixPath(text)
     if path.is_absolute() and videos is not None:
         for folder in (videos.absolute(), videos.resolve()):
             if path.is_relative_to(folder):
                 path = path.relative_to(folder)
     if path.is_absolute() or ".." in path.parts or not path.name:
-        raise ManifestError(f"{where}: path {text!r} must name a file inside the videos' folder {videos or ''}")
+        raise ManifestError(f"{where}: path is {text!r}: must name a file inside the videos' folder {videos or ''}")
     return str(path)
 
 
 def _ids(path: str, start: float | None, duration: float | None) -> tuple[str, ...]:
-    """Ids from short to long."""
+    """Possible ids of a clip, from short to long."""
     stem = str(PurePosixPath(path).with_name(split_name(path)[0]))
     at = "" if start is None else f"@{_number(start)}"
     length = "" if duration is None else f"+{_number(duration)}"
@@ -129,7 +129,7 @@ def _number(seconds: float) -> str:
 
 
 def _named(rows: Sequence[_Row]) -> Iterator[tuple[Path, int, Clip]]:
-    """Give each clip the shortest of its ids that no other clip has; repeated rows share theirs."""
+    """Give each clip its shortest id that no other clip has; repeated rows share one."""
     names = {(clip, ids): ids[0] for _, _, clip, ids in rows}
     for length in (1, 2):
         count = Counter(names.values())
@@ -143,14 +143,14 @@ def _named(rows: Sequence[_Row]) -> Iterator[tuple[Path, int, Clip]]:
 
 def _scan(videos: Path) -> tuple[list[Clip], tuple[str, ...]]:
     if not videos.is_dir():
-        raise ManifestError(f"videos {videos}: is no folder: give the one that holds a folder for each class")
+        raise ManifestError(f"videos is {videos}, which is not a folder: give the folder of the class folders")
     paths = sorted(path for path in walk(videos) if split_name(path)[1] in CONTAINERS)
     top = {path.partition("/")[0] for path in paths if "/" in path}
     splits, others = top & set(SPLITS), top - set(SPLITS)
     if len(splits) > 1 and others:
         raise ManifestError(
-            f"{videos}: holds {', '.join(sorted(splits))} beside {min(others)}, which is no split: "
-            "move what is no split away, or write a CSV file"
+            f"{videos} contains {', '.join(sorted(splits))} and {min(others)}, which is not a split: move it away, or "
+            "write a CSV file"
         )
     by_split = bool(splits) and not others
     rows: list[_Row] = []
@@ -159,7 +159,7 @@ def _scan(videos: Path) -> tuple[list[Clip], tuple[str, ...]]:
         try:
             path.encode()
         except UnicodeEncodeError as error:
-            raise ManifestError(f"{videos}: file name {path!r} is not UTF-8: rename the file") from error
+            raise ManifestError(f"{videos} contains {path!r}, whose name is not UTF-8: rename the file") from error
         *folders, _ = path.split("/")
         if len(folders) <= by_split:
             loose.append(path)
@@ -170,7 +170,10 @@ def _scan(videos: Path) -> tuple[list[Clip], tuple[str, ...]]:
         rows.append((videos, 0, clip, ids))
     if not rows:
         raise ManifestError(
-            f"{videos}: no video files ({' '.join(CONTAINERS)}) in a folder for each class: {len(loose)} stand loose"
+            f"{videos} contains no video files ({' '.join(CONTAINERS)}) in class folders, and {len(loose)} outside "
+            "of them: move them into one folder per class"
         )
-    notes = (f"{len(loose)} video files in no class folder left out, the first is {loose[0]}",) if loose else ()
+    notes = (
+        (f"{len(loose)} video files outside of class folders were left out, the first is {loose[0]}",) if loose else ()
+    )
     return [clip for _, _, clip in _named(rows)], notes

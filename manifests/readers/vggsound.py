@@ -1,4 +1,4 @@
-"""VGGSound (Chen et al., 2020): 10 s YouTube clips of 309 sound classes."""
+"""VGGSound (Chen et al., 2020): 10 s clips from YouTube, 309 sound classes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ _FILE = re.compile(r"([A-Za-z0-9_-]+)_([0-9]{1,6})(?:\.[A-Za-z0-9]+)?")
 
 
 def read(annotations: Path) -> Manifest:
-    """Read the official lists; class ids are the sorted labels.
+    """Read the official lists. The classes are the labels, sorted.
 
     Args:
-        annotations: `vggsound.csv` (`youtube_id,start_seconds,label,split`, no header), or the older release's
-            `train.csv` and `test.csv` (`<id>_<start:06d>.mp4,label`), of which one or the folder is named.
+        annotations: `vggsound.csv` with rows `youtube_id,start_seconds,label,split`, without header; or the folder of
+            the older release's `train.csv` and `test.csv` with rows `<id>_<start:06d>.mp4,label`, or one of these
+            files.
 
     Returns:
-        Clips with id `<youtube id>_<start:06d>`; the group is the YouTube id, as one video can give several clips.
+        Clips; the id is `<youtube id>_<start:06d>`, the group is the YouTube id, since a video can give several clips.
 
     Raises:
-        ManifestError: A row is not of this form or contradicts another.
+        ManifestError: A row is malformed, or contradicts another row.
     """
     if annotations.is_dir() and (annotations / "vggsound.csv").is_file():
         annotations /= "vggsound.csv"
@@ -36,7 +37,7 @@ def read(annotations: Path) -> Manifest:
     else:
         clips, notes = distinct(_four_columns(annotations))
     if not clips:
-        raise ManifestError(f"{annotations}: holds no clips")
+        raise ManifestError(f"{annotations} contains no clips: give the official file")
     return Manifest("vggsound", tuple(sorted({clip.label for clip in clips})), clips, notes)
 
 
@@ -44,18 +45,18 @@ def _four_columns(path: Path) -> Iterator[tuple[Path, int, Clip]]:
     for line, row in read_rows(path):
         if len(row) != 4:
             raise ManifestError(
-                f"{path}, line {line}: {len(row)} columns, expected youtube_id,start_seconds,label,split "
-                "(a label with a comma must be quoted)"
+                f"{path}, line {line}: the row has {len(row)} columns, expected "
+                "youtube_id,start_seconds,label,split: quote labels that contain a comma"
             )
         youtube, start, label, split = row
         if line == 1 and not _START.fullmatch(start) and split not in SPLITS:
             continue  # a header
         if not _YOUTUBE.fullmatch(youtube) or not _START.fullmatch(start):
             raise ManifestError(
-                f"{path}, line {line}: {youtube!r}, {start!r} is no YouTube id and start in whole seconds"
+                f"{path}, line {line}: {youtube!r},{start!r} must be a YouTube id and a start in whole seconds"
             )
         if split not in SPLITS:
-            raise ManifestError(f"{path}, line {line}: split {split!r} must be one of {', '.join(SPLITS)}")
+            raise ManifestError(f"{path}, line {line}: split is {split!r}: must be one of {', '.join(SPLITS)}")
         yield path, line, _clip(path, line, youtube, int(start), label, split)
 
 
@@ -63,7 +64,7 @@ def _two_columns(path: Path, split: str) -> Iterator[tuple[Path, int, Clip]]:
     for line, row in read_rows(path):
         match = _FILE.fullmatch(row[0])
         if len(row) != 2 or not match:
-            raise ManifestError(f"{path}, line {line}: {row} is not <youtube id>_<start:06d>.mp4,label")
+            raise ManifestError(f"{path}, line {line}: {row} must be <youtube id>_<start:06d>.mp4,label")
         yield path, line, _clip(path, line, match[1], int(match[2]), row[1], split)
 
 

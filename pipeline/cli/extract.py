@@ -1,222 +1,316 @@
-"""The command `bmlpipe extract`."""
+"""The command `bmlpipe extract`: compute features from clips."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from bmlpipe.manifests import places
 from bmlpipe.manifests.common.command import Program
+from bmlpipe.manifests.common.help_texts import option
 from bmlpipe.manifests.datasets import DATASETS
 from bmlpipe.pipeline.cli.options import (
+    DATASET,
     EXISTING,
     EXISTING_FOLDER,
     FOLDER,
-    dataset_option,
+    MAIN,
     kinds_option,
+    log_next,
+    log_places,
 )
 from bmlpipe.pipeline.front_ends.presets import PRESETS
 
 if TYPE_CHECKING:
-    from bmlpipe.pipeline.store.ledger import Row
+    from bmlpipe.manifests.schema import Manifest
+    from bmlpipe.pipeline.extraction.request import ExtractionRequest
+    from bmlpipe.pipeline.media.ffmpeg_program import FFmpeg
+    from bmlpipe.pipeline.store.ledger import LedgerRow
 
 _logger = logging.getLogger(__name__)
 
-#: A run of more clips than this is judged by a few of them before it begins.
+_FEATURES, _SPLITS, _WORKERS = "Features", "Splits", "Workers and decoding"
+_FAILURES = "Failures and disk space"
+
+#: An extraction of more clips than this measures a few of them first, to check the free space of the disk.
 _MANY = 200
 
 
-@click.command(cls=Program, on_interrupt="what is done stays done; the same command continues where it stopped")
-@dataset_option
-@click.option("--videos", required=True, type=EXISTING_FOLDER, help="Folder of the clips.")
-@click.option("--annotations", type=EXISTING, help="Official annotation file or folder.")
-@click.option("--out", required=True, type=FOLDER, help="Feature folder; a second run does only what is missing.")
-@kinds_option("Feature kinds: frames,spectrogram,flow,rgb_diff,waveform.  [the paper's setting]")
-@click.option("--seconds", type=click.IntRange(1), help="Length taken of each clip.  [the data set's]")
-@click.option("--short-side", type=int, default=256, show_default=True, help="Short side of pictures, in pixels.")
-@click.option(
-    "--preset",
-    default="vggsound",
-    show_default=True,
-    type=click.Choice(list(PRESETS)),
-    help="Spectrogram.",
+@click.command(
+    cls=Program,
+    on_interrupt="finished clips are kept; run the same command again to continue",
+    examples=(
+        "bmlpipe extract --dataset vggsound",
+        "bmlpipe extract --dataset cremad --videos /data/cremad --annotations lists/ --out features/cremad --workers 8",
+    ),
 )
-@click.option(
+@option("--dataset", group=MAIN, required=True, type=DATASET, help="Data set; see bmlpipe datasets.")
+@option("--videos", group=MAIN, type=EXISTING_FOLDER, help="Folder of the clips.", shown="data/<dataset>/videos")
+@option(
+    "--annotations",
+    group=MAIN,
+    type=EXISTING,
+    help="Official annotation file or folder.",
+    shown="the official file in data/<dataset>/annotations",
+)
+@option(
+    "--out",
+    group=MAIN,
+    type=FOLDER,
+    help="Feature folder; clips that it already holds are skipped.",
+    shown="features/<dataset>",
+)
+@kinds_option("Feature kinds, separated by commas.", group=MAIN, shown="the paper's setting")
+@option("--seconds", group=MAIN, type=click.IntRange(1), help="Seconds to take of each clip.", shown="the data set's")
+@option(
+    "--workers",
+    group=MAIN,
+    type=click.IntRange(0),
+    help="Number of worker processes; 0: work in this process, without Dask.",
+    shown="all cores",
+)
+@option("--dry-run", group=MAIN, is_flag=True, help="Report the work, time and disk space; write nothing.")
+@option("--short-side", group=_FEATURES, type=int, default=256, help="Length of the short side of images, in pixels.")
+@option(
+    "--spectrogram-preset", group=_FEATURES, default="vggsound", type=click.Choice(list(PRESETS)), help="Spectrogram."
+)
+@option(
     "--flow-algorithm",
+    group=_FEATURES,
     default="dis",
-    show_default=True,
     type=click.Choice(["dis", "farneback", "tvl1", "tvl1-fast"]),
-    help="Optical flow; tvl1 takes 400 times, tvl1-fast 56 times as long as dis.",
+    help="Optical flow. tvl1 takes 400 times as long as dis, tvl1-fast 56 times.",
 )
-@click.option("--flow-images", type=EXISTING_FOLDER, help="Take ready-made flow images from here instead.")
-@click.option(
+@option("--flow-images", group=_FEATURES, type=EXISTING_FOLDER, help="Folder of ready-made flow images to use instead.")
+@option(
     "--flow-bound",
+    group=_FEATURES,
     default=20.0,
-    show_default=True,
     type=click.FloatRange(0, 1000, min_open=True),
-    help="Flow is cut to ± so many pixels; of images: what they were made with.",
+    help="Largest flow in pixels; larger values are clipped. For ready-made images: their bound.",
 )
-@click.option(
-    "--flow-stack", default=1, show_default=True, type=click.IntRange(1, 10), help="Consecutive fields an instant."
+@option(
+    "--flow-stack", group=_FEATURES, default=1, type=click.IntRange(1, 10), help="Number of consecutive flow fields at each second."
 )
-@click.option(
+@option(
     "--rgb-diff-stack",
+    group=_FEATURES,
     default=1,
-    show_default=True,
     type=click.IntRange(1, 10),
-    help="Consecutive RGB differences an instant.",
+    help="Number of consecutive RGB differences at each second.",
 )
-@click.option("--fold", default=1, show_default=True, type=click.IntRange(1, 3), help="UCF-101's split.")
-@click.option("--val-fraction", default=0.1, show_default=True, help="Share of train, for a set without val.")
-@click.option("--val-by-group", is_flag=True, help="By group (CREMA-D: actors).")
-@click.option("--workers", type=click.IntRange(0), help="Processes; 0: in this one, without Dask.  [all cores]")
-@click.option("--scheduler", help="An existing Dask scheduler instead: tcp://…, or file:// and its file.")
-@click.option("--batch", default=8, show_default=True, type=click.IntRange(1), help="Clips a task.")
-@click.option(
+@option("--fold", group=_SPLITS, default=1, type=click.IntRange(1, 3), help="Official split of UCF-101.")
+@option(
+    "--val-fraction",
+    group=_SPLITS,
+    default=0.1,
+    help="Fraction of the training clips for validation, for data sets without a validation split.",
+)
+@option("--val-by-group", group=_SPLITS, is_flag=True, help="Keep the clips of one CREMA-D actor in one split.")
+@option(
+    "--scheduler",
+    group=_WORKERS,
+    help="Dask scheduler of a cluster, tcp://… or file://…, in place of local worker processes.",
+)
+@option(
+    "--clips-per-task",
+    "batch",
+    group=_WORKERS,
+    default=8,
+    type=click.IntRange(1),
+    help="Number of clips per Dask task.",
+)
+@option(
     "--clip-timeout",
+    group=_WORKERS,
     default=600.0,
-    show_default=True,
     type=click.FloatRange(0),
-    help="Seconds after which a clip fails, with worker processes; 0: never.",
+    help="Seconds after which a worker gives up a clip; 0: never.",
 )
-@click.option(
+@option(
     "--decoder",
+    group=_WORKERS,
     default="pyav",
-    show_default=True,
     type=click.Choice(["pyav", "ffmpeg"]),
-    help="ffmpeg: by an ffmpeg program, for what PyAV cannot decode and for hardware; same pictures and sound.",
+    help="Decoder; ffmpeg: an ffmpeg program, for files that PyAV cannot decode and for hardware decoding.",
 )
-@click.option("--ffmpeg", "program", type=EXISTING, help="The ffmpeg program.  [imageio-ffmpeg's, or the one on PATH]")
-@click.option("--hwaccel", help="Hardware decoding by ffmpeg: cuda, vaapi, qsv, …")
-@click.option("--retry-failed", is_flag=False, flag_value="all", help="Take failed clips again: all, or one reason's.")
-@click.option(
+@option(
+    "--ffmpeg",
+    "program",
+    group=_WORKERS,
+    type=EXISTING,
+    help="Path of the ffmpeg program.",
+    shown="imageio-ffmpeg's, or the one on PATH",
+)
+@option("--hwaccel", group=_WORKERS, help="Hardware decoding by ffmpeg: cuda, vaapi, qsv, …")
+@option(
+    "--retry-failed",
+    group=_FAILURES,
+    is_flag=False,
+    flag_value="all",
+    help="Try failed clips again; with =REASON only those that failed for this reason.",
+)
+@option(
     "--max-failed",
+    group=_FAILURES,
     default=0.05,
-    show_default=True,
     type=click.FloatRange(0, 1),
-    help="Share of failed clips, among those found, above which the exit status is 1.",
+    help="Largest accepted fraction of failed clips; above it the exit status is 1.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and what it would need; write nothing.")
-@click.option(
-    "--disk-check/--no-disk-check", default=True, help="Judge by a few clips first whether the disk has the room."
+@option(
+    "--disk-check/--no-disk-check",
+    group=_FAILURES,
+    default=True,
+    help="Measure a few clips first and stop if the disk is too small.",
 )
 def extract(
     dataset: str,
-    videos: Path,
+    videos: Path | None,
     annotations: Path | None,
-    out: Path,
+    out: Path | None,
     kinds: tuple[str, ...] | None,
-    seconds: int | None,
-    short_side: int,
-    preset: str,
-    flow_algorithm: str,
-    flow_images: Path | None,
-    flow_bound: float,
-    flow_stack: int,
-    rgb_diff_stack: int,
-    fold: int,
-    val_fraction: float,
-    val_by_group: bool,
-    workers: int | None,
-    scheduler: str | None,
-    batch: int,
-    clip_timeout: float,
-    decoder: str,
-    program: Path | None,
-    hwaccel: str | None,
-    retry_failed: str | None,
-    max_failed: float,
     dry_run: bool,
-    disk_check: bool,
+    max_failed: float,
+    **options: Any,
 ) -> None:
-    """Clips → features: 1-fps frames, spectrograms, optical flow, RGB differences, from one decode of each clip."""
-    from bmlpipe.manifests.common.locks import exclusive_folder
-    from bmlpipe.manifests.common.progress import ProgressMeter
-    from bmlpipe.manifests.datasets import read_manifest
-    from bmlpipe.pipeline.extraction.estimate import estimate
-    from bmlpipe.pipeline.extraction.run import make_plan, run
-    from bmlpipe.pipeline.extraction.status import ExtractionStatus
-    from bmlpipe.pipeline.extraction.worker import Recipe
+    """Compute features from clips, with one decode per clip.
+
+    The feature kinds are frames (one per second), spectrogram, flow, rgb_diff and waveform. The command continues
+    where an earlier one has stopped.
+    """
+    from bmlpipe.pipeline.store.folder import FeatureFolder
+
+    request = _request(kinds or DATASETS[dataset].kinds, options["seconds"] or DATASETS[dataset].seconds, options)
+    annotations = annotations or (None if videos else places.find_annotations(dataset))
+    videos = videos or places.videos_folder(dataset)
+    out = out or places.features_folder(dataset)
+    log_places(videos=videos, annotations=annotations, features=out)
+    counts = _run(_read_manifest(dataset, annotations, videos, options), videos, out, request, dry_run, options)
+    if counts is None:
+        return
+    ledger, found = FeatureFolder(out).ledger, counts["ok"] + counts["failed"]
+    click.echo(f"ok {counts['ok']}, failed {counts['failed']}, absent {counts['absent']}: see {ledger}")
+    if not found:
+        raise click.ClickException(f"no clip has a file below {videos}: see bmlpipe datasets for the file names")
+    if counts["failed"] > max_failed * found:
+        raise click.ClickException(
+            f"{counts['failed']} of {found} clips failed, more than --max-failed {max_failed:g}: see the reasons in "
+            f"{ledger}, or bmlpipe inspect --failed {out}"
+        )
+    log_next("bmlpipe shard" if out == places.features_folder(dataset) else f"bmlpipe shard --features {out}")
+
+
+def _request(kinds: Sequence[str], seconds: int | None, options: Mapping[str, Any]) -> ExtractionRequest:
+    """The extraction request of the command line."""
+    from bmlpipe.pipeline.extraction.request import ExtractionRequest
     from bmlpipe.pipeline.front_ends.flow import FlowOptions
     from bmlpipe.pipeline.front_ends.frames import FrameOptions
     from bmlpipe.pipeline.front_ends.rgb_diff import RgbDiffOptions
     from bmlpipe.pipeline.front_ends.spectrogram import SpectrogramOptions
     from bmlpipe.pipeline.front_ends.waveform import WaveformOptions
-    from bmlpipe.pipeline.media.ffmpeg_program import FFmpeg
-    from bmlpipe.pipeline.store.ledger import LEDGER_FILE
 
-    if scheduler is not None and workers is not None:
-        raise click.UsageError("--workers is for a cluster on this machine: leave it out with --scheduler")
-    if decoder == "pyav" and (program or hwaccel):
-        raise click.UsageError("--ffmpeg and --hwaccel are for --decoder ffmpeg: add it")
-    wanted = kinds or DATASETS[dataset].kinds
-    ffmpeg = None
-    if decoder == "ffmpeg":
-        ffmpeg = FFmpeg(str(program.absolute()) if program else None, hwaccel, math.ceil(clip_timeout))
-        if scheduler is None:  # else it is the workers' machines that must have it
-            ffmpeg.program()
-    frames = FrameOptions(short_side=short_side)
-    images = flow_images and flow_images.absolute()
-    flow = FlowOptions(flow_algorithm, flow_stack, flow_bound, short_side=short_side, images=images)
-    rgb_diff = RgbDiffOptions(stack=rgb_diff_stack, short_side=short_side)
-    recipe = Recipe(
-        seconds or DATASETS[dataset].seconds,
-        frames if "frames" in wanted else None,
-        SpectrogramOptions(preset=preset) if "spectrogram" in wanted else None,
-        flow if "flow" in wanted else None,
-        rgb_diff if "rgb_diff" in wanted else None,
-        WaveformOptions() if "waveform" in wanted else None,
-        ffmpeg,
-    )
+    side, images = options["short_side"], options["flow_images"]
+    front_ends = {
+        "frames": FrameOptions(short_side=side),
+        "spectrogram": SpectrogramOptions(preset=options["spectrogram_preset"]),
+        "flow": FlowOptions(
+            options["flow_algorithm"],
+            options["flow_stack"],
+            options["flow_bound"],
+            short_side=side,
+            images=images and images.absolute(),
+        ),
+        "rgb_diff": RgbDiffOptions(stack=options["rgb_diff_stack"], short_side=side),
+        "waveform": WaveformOptions(),
+    }
+    return ExtractionRequest(tuple(front_ends[kind] for kind in kinds), seconds, _ffmpeg(options))
+
+
+def _ffmpeg(options: Mapping[str, Any]) -> FFmpeg | None:
+    """The ffmpeg program to decode with, or None for PyAV."""
+    from bmlpipe.pipeline.media.ffmpeg_program import FFmpeg
+
+    program, hwaccel = options["program"], options["hwaccel"]
+    if options["decoder"] == "pyav":
+        if program or hwaccel:
+            raise click.UsageError("--ffmpeg and --hwaccel need --decoder ffmpeg.")
+        return None
+    ffmpeg = FFmpeg(str(program.absolute()) if program else None, hwaccel, math.ceil(options["clip_timeout"]))
+    if options["scheduler"] is None:  # with a scheduler the machines of its workers must have the program
+        ffmpeg.program()
+    return ffmpeg
+
+
+def _read_manifest(dataset: str, annotations: Path | None, videos: Path, options: Mapping[str, Any]) -> Manifest:
+    from bmlpipe.manifests.datasets import read_manifest
+
     manifest = read_manifest(
-        dataset, annotations, videos=videos, fold=fold, val_fraction=val_fraction, group_val=val_by_group
+        dataset,
+        annotations,
+        videos=videos,
+        fold=options["fold"],
+        val_fraction=options["val_fraction"],
+        group_val=options["val_by_group"],
     )
     for note in manifest.notes:
         _logger.info("%s", note)
+    return manifest
+
+
+def _run(
+    manifest: Manifest,
+    videos: Path,
+    out: Path,
+    request: ExtractionRequest,
+    dry_run: bool,
+    options: Mapping[str, Any],
+) -> Counter[str] | None:
+    """Plan and run the extraction; gives the number of clips of each status, or None for a dry run."""
+    from bmlpipe.manifests.common.locks import exclusive_folder
+    from bmlpipe.manifests.common.progress import ProgressMeter
+    from bmlpipe.pipeline.extraction.estimate import estimate
+    from bmlpipe.pipeline.extraction.run import make_plan, run
+    from bmlpipe.pipeline.extraction.status import ExtractionStatus
+
+    scheduler, workers = options["scheduler"], options["workers"]
+    if scheduler is not None and workers is not None:
+        raise click.UsageError("--workers is for processes on this machine and excludes --scheduler.")
+    processes = _cores() if workers is None else workers
     with nullcontext() if dry_run else exclusive_folder(out, "extraction"):
-        plan = make_plan(manifest, videos, out, recipe, retry_failed=retry_failed)
+        plan = make_plan(manifest, videos, out, request, retry_failed=options["retry_failed"])
         _logger.info("%s", plan)
-        processes = _cores() if workers is None else workers
-        if dry_run or (disk_check and len(plan.tasks) > _MANY):
+        if dry_run or (options["disk_check"] and len(plan.tasks) > _MANY):
             needed = estimate(plan)
             _logger.info("%s", needed.text(processes))
             if dry_run:
-                return
+                return None
             needed.check(out)
         status = ExtractionStatus(plan)
 
-        def progress(rows: Sequence[Row]) -> None:
+        def progress(rows: Sequence[LedgerRow]) -> None:
             meter.advance(len(rows), Counter(row.reason for row in rows if row.reason))
             status.add(rows)
 
         with status.file, ProgressMeter("clips", len(plan.tasks)) as meter:
-            counts = run(
+            return run(
                 plan,
                 workers=processes,
                 scheduler=scheduler,
-                batch=batch,
-                time_limit=clip_timeout or None,
+                batch=options["batch"],
+                time_limit=options["clip_timeout"] or None,
                 progress=progress,
             )
-    ledger, found = out / LEDGER_FILE, counts["ok"] + counts["failed"]
-    click.echo(f"ok {counts['ok']}, failed {counts['failed']}, absent {counts['absent']}: see {ledger}")
-    if not found:
-        raise click.ClickException(f"no clip has a file below {videos}: see `bmlpipe datasets` for file names")
-    if counts["failed"] > max_failed * found:
-        raise click.ClickException(
-            f"{counts['failed']} of {found} clips failed, more than --max-failed {max_failed:g}: "
-            f"see the reasons in {ledger}"
-        )
 
 
 def _cores() -> int:
-    """Cores that this process may use: its affinity and its container's quota."""
+    """Number of cores that this process may use, by its affinity and the quota of its container."""
     from dask.system import CPU_COUNT
 
     return int(CPU_COUNT)

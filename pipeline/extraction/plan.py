@@ -1,7 +1,7 @@
-"""What an extraction will do: the manifest against what is on disk and what earlier runs recorded.
+"""What an extraction will do: the manifest compared with the files on disk and with the ledger of earlier runs.
 
-A data set may have millions of rows. So nothing is held of a row but which case it is, and of a clip to be done the
-names of its files; tasks and ledger rows are made when they are asked for.
+A data set may have millions of rows. So only the state of each row is held in memory, and for clips to be extracted the
+names of their files; tasks and ledger rows are made on request.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from typing import Any, overload
 from bmlpipe.manifests.common.errors import BmlpipeError
 from bmlpipe.manifests.locate import Locator, Source
 from bmlpipe.manifests.schema import Clip, Manifest
-from bmlpipe.pipeline.extraction.worker import Recipe, Task
+from bmlpipe.pipeline.extraction.request import ExtractionRequest
+from bmlpipe.pipeline.extraction.task import ClipTask
 from bmlpipe.pipeline.store.feature_file import FeatureStore
-from bmlpipe.pipeline.store.ledger import NOT_TRIED, KnownRows, Row
+from bmlpipe.pipeline.store.folder import FeatureFolder
+from bmlpipe.pipeline.store.ledger import NOT_TRIED, KnownRows, LedgerRow
 
-DATASET_FILE = "dataset.json"
-
-_ABSENT, _TO_DO, _SETTLED = range(3)
+_ABSENT, _TO_DO, _SETTLED = range(3)  # states of a clip
 
 
 class ExtractionError(BmlpipeError):
-    """A run that cannot start or go on; the message says why and what to do."""
+    """A run that cannot start or continue. The message states the cause and the remedy."""
 
 
-class Tasks(Sequence[Task]):
-    """The clips to be handed to workers, in the manifest's order; a task is made when it is taken.
+class ClipTasks(Sequence[ClipTask]):
+    """The clips to be extracted, in the manifest's order; each task is made when it is requested.
 
     Args:
         clips: All clips of the manifest.
@@ -45,7 +45,13 @@ class Tasks(Sequence[Task]):
         self._sounds: dict[int, str] = {}  # number of the task → its sound file
 
     def append(self, position: int, video: str, audio: str | None) -> None:
-        """Add the clip at a position of the manifest, with its files' names below the videos' folder."""
+        """Add a clip.
+
+        Args:
+            position: Position of the clip in the manifest.
+            video: Name of its video file, relative to the folder of videos.
+            audio: Name of its separate sound file; None: there is none.
+        """
         if audio is not None:
             self._sounds[len(self._names)] = audio
         self._positions.append(position)
@@ -55,113 +61,116 @@ class Tasks(Sequence[Task]):
         return len(self._names)
 
     @overload
-    def __getitem__(self, index: int) -> Task: ...
+    def __getitem__(self, index: int) -> ClipTask: ...
 
     @overload
-    def __getitem__(self, index: slice) -> list[Task]: ...
+    def __getitem__(self, index: slice) -> list[ClipTask]: ...
 
-    def __getitem__(self, index: int | slice) -> Task | list[Task]:
+    def __getitem__(self, index: int | slice) -> ClipTask | list[ClipTask]:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         number = range(len(self))[index]
         source = Source.below(self._videos, self._names[number], self._sounds.get(number))
-        return Task(self._clips[self._positions[number]], source)
+        return ClipTask(self._clips[self._positions[number]], source)
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExtractionPlan:
     """What a run will do.
 
     Attributes:
         manifest: All clips.
-        videos: Folder of the source files, absolute: the workers of a cluster have working folders of their own.
+        videos: Folder of the source files, absolute: workers of a cluster have working folders of their own.
         out: Feature folder, absolute.
-        recipe: What is wanted.
-        tasks: Clips to hand to workers.
-        known: Number of the other clips of each status: `ok` done before and `failed` before, both unchanged since;
-            `absent`.
+        request: What to make of each clip.
+        tasks: The clips to be extracted.
+        known: Number of the other clips per status, all unchanged since an earlier run: `ok`, `failed`; or `absent`.
+        states: State of each row of the manifest, for `rows`.
     """
 
     manifest: Manifest
     videos: Path
     out: Path
-    recipe: Recipe
-    tasks: Tasks
+    request: ExtractionRequest
+    tasks: ClipTasks
     known: Counter[str] = field(default_factory=Counter)
-    cases: bytearray = field(default_factory=bytearray, repr=False)
+    states: bytearray = field(default_factory=bytearray, repr=False)
 
     def __str__(self) -> str:
         splits = ", ".join(f"{split} {count}" for split, count in self.manifest.counts().items())
         return (
-            f"{self.manifest.dataset}: {len(self.cases)} clips ({splits}); {len(self.tasks)} to do, "
+            f"{self.manifest.dataset}: {len(self.states)} clips ({splits}); {len(self.tasks)} to do, "
             f"{self.known['ok']} done before, {self.known['failed']} failed before, "
             f"{self.known['absent']} without a file"
         )
 
     @property
-    def rows(self) -> Iterator[Row]:
-        """A ledger row for each clip of the manifest, in its order, as things stand before the run.
+    def rows(self) -> Iterator[LedgerRow]:
+        """One ledger row for each clip of the manifest, in the manifest's order, with the state before the run.
 
-        Rows of clips that are settled come from the ledger on disk: take them before it changes.
+        Rows of clips that are not extracted again come from the ledger on disk: iterate before it changes.
         """
         missing = f"no file of this clip below {self.videos}"
         message = "the run was stopped before this clip: run the same command again"
-        absent = {"status": "absent", "reason": "not_found", "message": missing, "parameters": self.recipe.sha256}
+        absent = {"status": "absent", "reason": "not_found", "message": missing, "parameters": self.request.sha256}
         number = 0
         with KnownRows(self.out) as known:
-            for clip, case in zip(self.manifest.clips, self.cases, strict=True):
+            for clip, state in zip(self.manifest.clips, self.states, strict=True):
                 old = known.find(clip.id)
-                if case == _ABSENT:
-                    yield Row(clip.id, clip.split, **absent)
-                elif case == _TO_DO:
+                if state == _ABSENT:
+                    yield LedgerRow(clip.id, clip.split, **absent)
+                elif state == _TO_DO:
                     task = self.tasks[number]
                     number += 1
-                    yield task.row(self.recipe, self.videos, status="failed", reason=NOT_TRIED, message=message)
+                    about = {"status": "failed", "reason": NOT_TRIED, "message": message}
+                    yield task.ledger_row(self.request, self.videos, **about)
                 elif old is not None:
                     yield old
 
 
-def make_plan(manifest: Manifest, videos: Path, out: Path, recipe: Recipe, *, retry_failed: str | None = None) -> Plan:
-    """Compare the manifest with what is on disk and with what earlier runs recorded; writes nothing.
+def make_plan(
+    manifest: Manifest, videos: Path, out: Path, request: ExtractionRequest, *, retry_failed: str | None = None
+) -> ExtractionPlan:
+    """Compare the manifest with the files on disk and with the ledger of earlier runs. Nothing is written.
 
     Args:
         manifest: All clips.
-        videos: Folder of the source files, scanned once.
-        out: Feature folder of this and earlier runs; need not exist.
-        recipe: What is wanted.
-        retry_failed: Take failed clips again: those with this reason code, or all for `all`. Clips whose file,
-            stretch or parameters have changed are always taken again.
+        videos: Folder of the source files; it is scanned once.
+        out: Feature folder of this and earlier runs; it need not exist.
+        request: What to make of each clip.
+        retry_failed: Extract failed clips again: those with this reason code, or all with `all`. Clips whose file,
+            start, duration or parameters have changed are always extracted again.
 
     Raises:
         ExtractionError: The folder holds features of another data set.
-        ManifestError: The videos' folder cannot be scanned.
+        ManifestError: The folder of videos cannot be scanned.
     """
     videos, out = videos.absolute(), out.absolute()
-    old_features(manifest, out)
-    locator, tasks = Locator(manifest.dataset, videos), Tasks(manifest.clips, videos)
-    plan = Plan(manifest, videos, out, recipe, tasks)
+    stored_parameters(manifest, out)
+    locator, tasks = Locator(manifest.dataset, videos), ClipTasks(manifest.clips, videos)
+    plan = ExtractionPlan(manifest, videos, out, request, tasks)
     with KnownRows(out) as known:
         for position, clip in enumerate(manifest.clips):
-            names, old = locator.names(clip), known.find(clip.id)
+            names, old = locator.paths(clip), known.find(clip.id)
             if names is None:
-                plan.cases.append(_ABSENT)
+                plan.states.append(_ABSENT)
                 plan.known["absent"] += 1
-            elif old is not None and _settled(old, Task(clip, Source.below(videos, *names)), plan, retry_failed):
-                plan.cases.append(_SETTLED)
+            elif old is not None and _settled(old, ClipTask(clip, Source.below(videos, *names)), plan, retry_failed):
+                plan.states.append(_SETTLED)
                 plan.known[old.status] += 1
             else:
-                plan.cases.append(_TO_DO)
+                plan.states.append(_TO_DO)
                 tasks.append(position, *names)
     return plan
 
 
-def _settled(old: Row, task: Task, plan: Plan, retry_failed: str | None) -> bool:
-    """Whether an old row still says what a worker would find."""
-    new = task.row(plan.recipe, plan.videos)
+def _settled(old: LedgerRow, task: ClipTask, plan: ExtractionPlan, retry_failed: str | None) -> bool:
+    """Whether an earlier row still holds, so that the clip need not be extracted again."""
+    new = task.ledger_row(plan.request, plan.videos)
     if (old.split, old.source, old.parameters) != (new.split, new.source, new.parameters):
         return False
     try:
-        if old.stamp != task.stamp(plan.recipe.flow_images):
+        if old.stamp != task.stamp(plan.request):
             return False
     except OSError:
         return False  # the worker reports it
@@ -170,13 +179,13 @@ def _settled(old: Row, task: Task, plan: Plan, retry_failed: str | None) -> bool
     return old.status == "failed" and retry_failed not in ("all", old.reason)
 
 
-def old_features(manifest: Manifest, out: Path) -> dict[str, Any]:
-    """Feature kinds that the folder holds already, with their parameters; refuses another data set's folder.
+def stored_parameters(manifest: Manifest, out: Path) -> dict[str, Any]:
+    """Feature kinds that a folder already holds, with their parameters; empty where it does not exist.
 
     Raises:
-        ExtractionError: It is another data set's, or its description is damaged.
+        ExtractionError: The folder is that of another data set, or its description is damaged.
     """
-    path = out / DATASET_FILE
+    path = FeatureFolder(out).dataset
     if not path.is_file():
         return {}
     try:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bmlpipe.manifests.locate import Locator, Source, split_name, walk
+from bmlpipe.manifests.locate import Locator, Source
 from bmlpipe.manifests.schema import Clip, ManifestError
+from bmlpipe.manifests.video_files import split_name, walk
 
 
 def touch(folder: Path, *paths: str) -> Path:
@@ -184,7 +185,7 @@ def test_split_name(path: str, parts: tuple[str, str]) -> None:
 
 
 def test_locator_refuses(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match="is no folder"):
+    with pytest.raises(ManifestError, match="is not a folder"):
         Locator("vggsound", tmp_path / "nothing")
-    with pytest.raises(ManifestError, match="'vgg' must be one of vggsound"):
+    with pytest.raises(ManifestError, match="'vgg': must be one of vggsound"):
         Locator("vgg", tmp_path)

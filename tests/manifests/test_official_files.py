@@ -11,6 +11,7 @@ import pytest
 from bmlpipe.manifests.datasets import read_manifest
 from bmlpipe.manifests.locate import Locator
 from bmlpipe.manifests.readers import kinetics_sounds
+from bmlpipe.manifests.splits import ValidationSplit
 
 pytestmark = pytest.mark.real
 
@@ -61,7 +62,7 @@ def test_cremad(annotations: Path) -> None:
     order = (annotations / "cremad" / "stat.csv").read_text(encoding="utf-8-sig").split()
     assert manifest.classes == tuple(order)
     assert all(clip.id.split("_")[2] == clip.label for clip in manifest.clips)
-    by_actor = read_manifest("cremad", annotations / "cremad", group_val=True)
+    by_actor = read_manifest("cremad", annotations / "cremad", validation=ValidationSplit(by_group=True))
     val = {clip.group for clip in by_actor.clips if clip.split == "val"}
     assert not val & {clip.group for clip in by_actor.clips if clip.split == "train"}
     total = Counter(clip.label for clip in by_actor.clips if clip.split != "test")

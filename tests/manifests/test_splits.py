@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bmlpipe.manifests.schema import Clip, ManifestError
-from bmlpipe.manifests.splits import add_validation
+from bmlpipe.manifests.common.errors import OptionError
+from bmlpipe.manifests.schema import Clip
+from bmlpipe.manifests.splits import ValidationSplit, add_validation
 
 labels = st.sampled_from("abcd")
 rows = st.lists(st.tuples(st.sampled_from(["train", "train", "train", "test"]), labels, st.integers(0, 6)), max_size=60)
@@ -36,9 +37,9 @@ def val_ids(clips: list[Clip]) -> set[str]:
 @given(rows, fractions, st.integers(0, 3), st.booleans(), st.randoms(use_true_random=False))
 def test_order_of_the_input_does_not_matter(made, fraction, seed, by_group, random) -> None:
     clips = clips_of(made, groups=True)
-    result = add_validation(clips, fraction=fraction, seed=seed, by_group=by_group)
+    result = add_validation(clips, ValidationSplit(fraction, by_group=by_group, seed=seed))
     shuffled = random.sample(clips, len(clips))
-    again = add_validation(shuffled, fraction=fraction, seed=seed, by_group=by_group)
+    again = add_validation(shuffled, ValidationSplit(fraction, by_group=by_group, seed=seed))
     assert val_ids(again) == val_ids(result)
     assert [clip.id for clip in again] == [clip.id for clip in shuffled]
 
@@ -47,7 +48,7 @@ def test_order_of_the_input_does_not_matter(made, fraction, seed, by_group, rand
 @given(rows, fractions, st.booleans())
 def test_nothing_but_the_split_of_training_clips_changes(made, fraction, by_group) -> None:
     clips = clips_of(made, groups=True)
-    result = add_validation(clips, fraction=fraction, seed=0, by_group=by_group)
+    result = add_validation(clips, ValidationSplit(fraction, by_group=by_group, seed=0))
     for before, after in zip(clips, result, strict=True):
         if after.split == "val":
             assert before == replace(after, split="train")
@@ -67,14 +68,14 @@ def test_each_label_gives_its_share_from_the_top_of_the_ranking(made, fraction, 
     for names in ranked.values():
         if len(names) >= 2:
             expected |= set(names[: min(max(1, round(fraction * len(names))), len(names) - 1)])
-    assert val_ids(add_validation(clips, fraction=fraction, seed=seed, by_group=False)) == expected
+    assert val_ids(add_validation(clips, ValidationSplit(fraction, by_group=False, seed=seed))) == expected
 
 
 @settings(deadline=None)
 @given(rows, fractions)
 def test_no_group_is_parted_and_no_label_loses_training(made, fraction) -> None:
     clips = clips_of(made, groups=True)
-    result = add_validation(clips, fraction=fraction, seed=0, by_group=True)
+    result = add_validation(clips, ValidationSplit(fraction, by_group=True, seed=0))
     parts = {name: {clip.group for clip in result if clip.split == name} for name in ("train", "val")}
     assert not parts["train"] & parts["val"]
     trained = {clip.label for clip in clips if clip.split == "train"}
@@ -85,7 +86,7 @@ def test_no_group_is_parted_and_no_label_loses_training(made, fraction) -> None:
 @given(rows, st.floats(0.01, 0.5))
 def test_class_wise_groups_come_within_half_a_group_of_the_share(made, fraction) -> None:
     clips = clips_of(made, groups=True, class_wise=True)
-    result = add_validation(clips, fraction=fraction, seed=0, by_group=True)
+    result = add_validation(clips, ValidationSplit(fraction, by_group=True, seed=0))
     total = Counter(clip.label for clip in clips if clip.split == "train")
     sizes = defaultdict(Counter)
     for clip in clips:
@@ -106,41 +107,41 @@ def test_groups_that_cross_labels_come_near_the_share() -> None:
     clips = [
         Clip(f"{actor}_{e}_{i}", "train", e, group=f"{actor}") for actor in range(50) for e in "xyz" for i in range(7)
     ]
-    result = add_validation(clips, fraction=0.1, seed=0, by_group=True)
+    result = add_validation(clips, ValidationSplit(0.1, by_group=True, seed=0))
     assert Counter(clip.label for clip in result if clip.split == "val") == {"x": 35, "y": 35, "z": 35}
 
 
 def test_few_large_groups_still_give_a_validation_split() -> None:
     clips = [Clip(f"{speaker}_{i}", "train", "xy"[i % 2], group=speaker) for speaker in "abcde" for i in range(20)]
-    result = add_validation(clips, fraction=0.1, seed=0, by_group=True)
+    result = add_validation(clips, ValidationSplit(0.1, by_group=True, seed=0))
     assert len({clip.group for clip in result if clip.split == "val"}) == 1
 
 
 def test_another_seed_gives_another_split() -> None:
     clips = [Clip(f"c{i}", "train", "x") for i in range(100)]
-    splits = {frozenset(val_ids(add_validation(clips, fraction=0.1, seed=s, by_group=False))) for s in range(5)}
+    splits = {frozenset(val_ids(add_validation(clips, ValidationSplit(0.1, by_group=False, seed=s)))) for s in range(5)}
     assert len(splits) == 5
 
 
 def test_an_existing_validation_clip_stays() -> None:
     clips = [Clip("a", "val", "x"), *(Clip(f"c{i}", "train", "x") for i in range(4))]
-    result = add_validation(clips, fraction=0.5, seed=0, by_group=False)
+    result = add_validation(clips, ValidationSplit(0.5, by_group=False, seed=0))
     assert result[0] == clips[0]
     assert len(val_ids(result)) == 3
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
 def test_fraction_out_of_range(fraction: float) -> None:
-    with pytest.raises(ManifestError, match="must lie between 0 and 1"):
-        add_validation([], fraction=fraction, seed=0, by_group=False)
+    with pytest.raises(OptionError, match="must be above 0 and below 1"):
+        add_validation([], ValidationSplit(fraction, by_group=False, seed=0))
 
 
 def test_same_in_every_process() -> None:
     code = (
         "from bmlpipe.manifests.schema import Clip\n"
-        "from bmlpipe.manifests.splits import add_validation\n"
+        "from bmlpipe.manifests.splits import ValidationSplit, add_validation\n"
         "clips = [Clip(f'c{i}', 'train', 'xyz'[i % 3], group=f'g{i % 17}') for i in range(200)]\n"
-        "found = add_validation(clips, fraction=0.1, seed=3, by_group=True)\n"
+        "found = add_validation(clips, ValidationSplit(0.1, by_group=True, seed=3))\n"
         "print(*[clip.id for clip in found if clip.split == 'val'])"
     )
     outputs = {
