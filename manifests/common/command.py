@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import click
 
 from bmlpipe.manifests.common.errors import BmlpipeError, OptionError
-from bmlpipe.manifests.common.help_texts import GENERAL, GroupedOption, HelpedCommand, HelpedGroup
+from bmlpipe.manifests.common.help_texts import GENERAL, HelpedCommand, HelpedGroup, option
 from bmlpipe.manifests.common.logs import ENVIRONMENT, FORMATS, configure, log_settings
 from bmlpipe.manifests.common.signals import exit_status, signals_raised
 
@@ -33,9 +33,8 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 def log_options(target: _Target) -> _Target:
     """Add `--log-format` and `--verbose/--quiet` to a command, or to the function that becomes one."""
     options = (
-        click.option(
+        option(
             "--log-format",
-            cls=GroupedOption,
             group=GENERAL,
             type=click.Choice(FORMATS),
             default="text",
@@ -47,10 +46,9 @@ def log_options(target: _Target) -> _Target:
             callback=_configure,
             help="Format of the log on stderr; json: one object per line.",
         ),
-        click.option(
+        option(
             "--verbose/--quiet",
             "loud",
-            cls=GroupedOption,
             group=GENERAL,
             default=None,
             is_eager=True,
@@ -59,8 +57,8 @@ def log_options(target: _Target) -> _Target:
             help="Log more, or only warnings and errors.",
         ),
     )
-    for option in options:
-        option(target)
+    for decorate in options:
+        decorate(target)
     return target
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from gettext import gettext
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from bmlpipe.manifests.common.plugins import PluginError
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 #: Heading of the options that every command has.
 GENERAL = "General options"
@@ -20,26 +22,42 @@ class GroupedOption(click.Option):
     Args:
         group: Heading under which the help lists the option.
         listed: Gives names that the help appends. It is called when the help is shown, not before.
+        shown: What the help shows as the default value.
     """
 
     def __init__(
-        self, *arguments: Any, group: str = "Options", listed: Callable[[], Iterable[str]] | None = None, **options: Any
+        self,
+        *arguments: Any,
+        group: str = "Options",
+        listed: Callable[[], Iterable[str]] | None = None,
+        shown: str = "",
+        **options: Any,
     ) -> None:
         super().__init__(*arguments, **options)
+        if self.metavar is None and isinstance(self.type, click.IntRange | click.FloatRange):
+            self.metavar = "INTEGER" if isinstance(self.type, click.IntRange) else "FLOAT"
         self.group = group
-        self._listed = listed
+        self._listed, self._shown = listed, shown
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """The option and its help, with the listed names."""
+        """The option and its help, with the listed names and the default."""
         record = super().get_help_record(ctx)
-        if record is None or self._listed is None:
-            return record
-        try:
-            names = ", ".join(self._listed())
-        except PluginError as error:
-            names = str(error)
-        text, mark, default = record[1].rpartition("  [default:")
-        return record[0], f"{text or default} One of: {names}.{mark}{default if mark else ''}"
+        if record is None:
+            return None
+        text, mark, brackets = record[1].partition("  [")
+        if self._listed is not None:
+            try:
+                text += f" One of: {', '.join(self._listed())}."
+            except PluginError as error:
+                text += f" {error}"
+        if self._shown:
+            mark, brackets = "  [", f"default: {self._shown}]"
+        return record[0], text + mark + brackets
+
+
+def option(*declarations: str, group: str = "Options", **options: Any) -> Callable[[_Function], _Function]:
+    """Decorate a function with a `GroupedOption`; the arguments are its and those of `click.option`."""
+    return click.option(*declarations, cls=GroupedOption, group=group, **options)
 
 
 class NamedChoice(click.ParamType):
@@ -76,7 +94,7 @@ class HelpedCommand(click.Command):
         """Write the options, one section per heading, in the order in which the headings first occur."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
-            if (record := parameter.get_help_record(ctx)) is not None:
+            if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)) is not None:
                 heading = getattr(parameter, "group", GENERAL if "--help" in parameter.opts else gettext("Options"))
                 groups.setdefault(heading, []).append(record)
         if GENERAL in groups:

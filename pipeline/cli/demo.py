@@ -40,9 +40,9 @@ def demo(out: Path, clips: int, epochs: int, processes: int) -> None:
         click.secho(f"\n$ {shlex.join(command)}", bold=True)
         run_command(command)
     click.echo(
-        "\nρ of audio far above 1 means that sound dominates the joint training, so that the visual branch learns little. "
-        "OPM drops the dominant feature at random. That lowers ρ, and the visual branch learns: the model can rely on it "
-        "where the sound is faint, as in the test split. "
+        "\nρ of audio far above 1 means that sound dominates the joint training, so that the visual branch learns "
+        "little. OPM drops the dominant feature at random. That lowers ρ, and the visual branch learns: the model can "
+        "rely on it where the sound is faint, as in the test split. "
         "(Synthetic data: these numbers say nothing about any real task.)"
     )
     log_next(f"open {out / 'report.png'}; for your own clips: bmlpipe datasets")

@@ -1,4 +1,4 @@
-"""The command `bmlpipe evaluate`: what finished runs are good for, on any split."""
+"""The command `bmlpipe evaluate`: metrics of checkpoints on any split."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bmlpipe.manifests.common.command import Program
+from bmlpipe.manifests.common.help_texts import option
+from bmlpipe.manifests.common.percent import percent
 from bmlpipe.manifests.schema import SPLITS
-from bmlpipe.pipeline.cli.options import EXISTING
+from bmlpipe.pipeline.cli.options import EXISTING, MAIN, log_next
 
 if TYPE_CHECKING:
     from bmlpipe.train.evaluation.load_run import LoadedRun
     from bmlpipe.train.evaluation.predict import Predictions
 
+_MISSING, _FILES, _HARDWARE = "Missing modalities", "Files", "Hardware"
+
 _FILE = click.Path(dir_okay=False, path_type=Path)
-_PATIENCE = timedelta(days=1)  # the other ranks wait while the first one fits probes
+_PATIENCE = timedelta(days=1)  # the other processes wait while the first one fits probes
 
 _logger = logging.getLogger(__name__)
 
@@ -34,40 +38,61 @@ _MEASURES = {"accuracy": "accuracy", "mAP": "mAP", "f1": "F1"}
 
 @dataclass(frozen=True)
 class _Result:
-    """What was found about one checkpoint; `bmlpipe.train.evaluation.results` says in which form."""
+    """The results of one checkpoint; `bmlpipe.train.evaluation.results` describes their form."""
 
     run: str
     evaluation: Mapping[str, Any]
     probes: Sequence[Mapping[str, Any]]
 
 
-@click.command(cls=Program, on_interrupt="what was written stays; run the same command again")
+@click.command(
+    cls=Program,
+    on_interrupt="written results are kept; run the same command again",
+    examples=(
+        "bmlpipe evaluate runs/cremad/opm-seed0",
+        "bmlpipe evaluate runs/cremad/* --missing audio=0:1:0.1 --probe",
+        "torchrun --nproc-per-node 2 -m bmlpipe.pipeline.cli evaluate runs/vggsound/opm-seed0",
+    ),
+)
 @click.argument("runs", nargs=-1, required=True, type=EXISTING)
-@click.option(
+@option(
     "--checkpoint",
     "wanted",
+    group=MAIN,
     multiple=True,
     default=["best"],
-    show_default=True,
-    help="best, last, epoch-003 (--keep-every), all, or a file; repeatable.",
+    help="Checkpoint: best, last, one of --keep-every such as epoch-003, all, or a file; repeatable.",
 )
-@click.option("--split", default="test", show_default=True, type=click.Choice(SPLITS), help="Split to predict.")
-@click.option(
+@option("--split", group=MAIN, default="test", type=click.Choice(SPLITS), help="Split to predict.")
+@option("--shards", group=MAIN, metavar="LIST", help="Shards to read, separated by commas.", shown="the run's")
+@option("--probe", group=MAIN, is_flag=True, help="Fit a linear probe on each frozen encoder: on train, chosen by val.")
+@option(
     "--missing",
+    group=_MISSING,
     multiple=True,
-    metavar="SWEEP",
-    help="Also with modalities missing at random: audio=0:1:0.1 (first:last:step), audio=0.1:0.3,visual=0.1 (every "
-    "combination), audio+visual=0,0.5 (both at one rate); repeatable.",
+    metavar="RATES",
+    help="Rates of missing modalities: audio=0:1:0.1 (first:last:step), audio=0.1:0.3,visual=0.1 (all combinations), "
+    "audio+visual=0,0.5 (both at the same rate); repeatable.",
 )
-@click.option("--repeats", default=5, show_default=True, type=click.IntRange(1), help="Draws of what is missing.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the first draw; the others count up from it.")
-@click.option("--probe", is_flag=True, help="Also a linear probe of each encoder, fitted on train, chosen on val.")
-@click.option("--export", type=_FILE, help="Write every sample's prediction: .csv or .parquet.")
-@click.option("--export-features", type=_FILE, help="Write every sample's features: .npz or .parquet.")
-@click.option("--shards", help="Shards to read instead of the run's, separated by commas.")
-@click.option("--batch-size", type=click.IntRange(1), help="Samples of a rank's batch.  [the run's]")
-@click.option("--workers", type=click.IntRange(0), help="Loader processes a rank.  [the run's]")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@option("--repeats", group=_MISSING, default=5, type=click.IntRange(1), help="Number of random draws per rate.")
+@option("--seed", group=_MISSING, default=0, help="Seed of the first draw; each further draw adds 1.")
+@option("--export", group=_FILES, type=_FILE, help="File for the predictions, .csv or .parquet.")
+@option("--export-features", group=_FILES, type=_FILE, help="File for the features, .npz or .parquet.")
+@option("--device", group=_HARDWARE, default="auto", help="Device: auto, cpu, cuda or cuda:N.")
+@option(
+    "--batch-size",
+    group=_HARDWARE,
+    type=click.IntRange(1),
+    help="Number of samples per batch and process.",
+    shown="the run's",
+)
+@option(
+    "--workers",
+    group=_HARDWARE,
+    type=click.IntRange(0),
+    help="Number of loader processes per process.",
+    shown="the run's",
+)
 def evaluate(
     runs: tuple[Path, ...],
     wanted: tuple[str, ...],
@@ -80,35 +105,37 @@ def evaluate(
     device: str,
     **how: Any,
 ) -> None:
-    """Evaluate runs, or checkpoint files, and write RUN/evaluation/ for the report.
+    """Evaluate checkpoints on a split.
 
-    On several devices: torchrun --nproc-per-node N -m bmlpipe.pipeline.cli evaluate RUN …
+    RUNS are folders of runs, or checkpoint files. The results are printed, and written to RUN/evaluation/ for bmlpipe
+    report.
     """
     from bmlpipe.manifests.common.logs import configure_for_rank
     from bmlpipe.train.distributed.process_group import process_group
     from bmlpipe.train.evaluation import export as files
-    from bmlpipe.train.evaluation.load_run import find_checkpoints, load_run, options_of, run_folder
-    from bmlpipe.train.evaluation.missing_modalities import parse_sweep
+    from bmlpipe.train.evaluation.load_run import checkpoint_config, find_checkpoints, load_run
+    from bmlpipe.train.evaluation.missing_modalities import parse_missing
+    from bmlpipe.train.runs.folder import folder_of_checkpoint
 
-    sweeps = [parse_sweep(text) for text in missing]
+    sweeps = [parse_missing(text) for text in missing]
     paths = [path for run in runs for path in find_checkpoints(run, wanted)]
     for file, endings in ((export, files.PREDICTIONS), (how["export_features"], files.FEATURES)):
         if file is not None:
             files.check_format(file, endings)
             if len(paths) > 1:
-                raise click.UsageError(f"{file} can hold what one checkpoint says, these are {len(paths)}")
+                raise click.UsageError(f"{file} can hold the results of one checkpoint, but there are {len(paths)}.")
     if sweeps:
-        _check_modalities(
-            sweeps, [options_of(path).resolved_modalities for path in {run_folder(p): p for p in paths}.values()]
-        )
+        one_per_run = {folder_of_checkpoint(path): path for path in paths}.values()
+        _check_modalities(sweeps, [checkpoint_config(path).resolved_modalities for path in one_per_run])
     with process_group(device, timeout=_PATIENCE) as process:
         configure_for_rank(process.rank)
         results = []
         for path in paths:
-            restored = load_run(path, process, shards=shards.split(",") if shards else ())
-            results.append(_one(restored, split, sweeps, range(seed, seed + repeats), export, **how))
+            run = load_run(path, process, shards=shards.split(",") if shards else ())
+            results.append(_one(run, split, sweeps, range(seed, seed + repeats), export, **how))
         if process.is_main:
             _show(results)
+            log_next(f"bmlpipe report {' '.join(dict.fromkeys(one.run for one in results))} --out report.html")
 
 
 def _check_modalities(sweeps: Sequence[Sequence[Mapping[str, float]]], runs: Sequence[Sequence[str]]) -> None:
@@ -118,11 +145,11 @@ def _check_modalities(sweeps: Sequence[Sequence[Mapping[str, float]]], runs: Seq
     there = {m for modalities in runs for m in modalities}
     for sweep in sweeps:
         if absent := [m for m in sweep[0] if m not in there]:
-            raise ConfigError(f"--missing names {absent[0]}, which no run here has: {', '.join(sorted(there))}")
+            raise ConfigError(f"--missing names {absent[0]}, but the runs have {', '.join(sorted(there))} only")
 
 
 def _one(
-    restored: LoadedRun,
+    run: LoadedRun,
     split: str,
     sweeps: Sequence[Sequence[Mapping[str, float]]],
     seeds: Sequence[int],
@@ -137,15 +164,18 @@ def _one(
     from bmlpipe.manifests.common.progress import ProgressMeter
     from bmlpipe.train.evaluation import export as files
     from bmlpipe.train.evaluation import results as evaluation
+    from bmlpipe.train.evaluation.predict import PredictOptions
 
-    folder = _shown(restored.folder)
-    about = f"{folder}, {restored.name}"
-    if restored.other_samples and restored.process.is_main:
-        _logger.warning("%s: not the samples of its training (%s)", about, restored.other_samples)
-    fitting = [sweep for sweep in sweeps if set(sweep[0]) <= set(restored.config.resolved_modalities)]
+    folder = _shown(run.folder.path)
+    about = f"{folder}, {run.checkpoint}"
+    if run.other_samples and run.process.is_main:
+        _logger.warning("%s: these are not the samples of its training (%s)", about, run.other_samples)
+    fitting = [sweep for sweep in sweeps if set(sweep[0]) <= set(run.config.resolved_modalities)]
     if len(fitting) < len(sweeps):
         _logger.info(
-            "%s has %s only: other --missing are left out", about, " and ".join(restored.config.resolved_modalities)
+            "%s has %s only; --missing of other modalities is skipped",
+            about,
+            " and ".join(run.config.resolved_modalities),
         )
     rates = [one for sweep in fitting for one in sweep]
 
@@ -153,32 +183,24 @@ def _one(
     def predict(name: str) -> Predictions:
         absent = tuple(dict.fromkeys(m for one in rates for m in one if one[m] > 0)) if name == split else ()
         features = probe or (name == split and export_features is not None)
-        count = math.ceil(len(restored.index.split_range(name)) / restored.process.world_size)
-        with ProgressMeter("samples", count) if restored.process.is_main else nullcontext() as meter:
-            return restored.predict(
-                name,
-                features=features,
-                absent=absent,
-                batch_size=batch_size,
-                workers=workers,
-                progress=meter.advance if meter else None,
-            )
+        count = math.ceil(len(run.index.split_range(name)) / run.process.world_size)
+        with ProgressMeter("samples", count) if run.process.is_main else nullcontext() as meter:
+            options = PredictOptions(features, absent, meter.advance if meter else None)
+            return run.predict(name, options, batch_size=batch_size, workers=workers)
 
     found = predict(split)
-    content = (
-        evaluation.evaluate(restored, split, found, missing=rates, seeds=seeds) if restored.process.is_main else {}
-    )
-    probes = evaluation.linear_probes(restored, predict) if probe else []
-    if restored.process.is_main:
-        written = [evaluation.keep_evaluation(restored, content)]
+    content = evaluation.evaluate(run, split, found, missing=rates, seeds=seeds) if run.process.is_main else {}
+    probes = evaluation.linear_probes(run, predict) if probe else []
+    if run.process.is_main:
+        written = [evaluation.keep_evaluation(run, content)]
         if probes:
-            written.append(evaluation.keep_probes(restored, probes))
+            written.append(evaluation.keep_probes(run, probes))
         if export or export_features:
-            ids = files.sample_ids(restored.data.reader, found.numbers.tolist())
+            ids = files.sample_ids(run.predictor.data.reader, found.numbers.tolist())
             if export:
-                files.write(export, files.prediction_columns(ids, restored.classes, found))
+                files.write(export, files.prediction_columns(ids, run.task, found))
             if export_features:
-                files.write(export_features, files.feature_columns(ids, restored.classes, found))
+                files.write(export_features, files.feature_columns(ids, run.task, found))
             written += [file for file in (export, export_features) if file]
         _logger.info("written: %s", ", ".join(map(_shown, written)))
     return _Result(folder, content, probes)
@@ -207,7 +229,7 @@ def _metrics(results: Sequence[_Result]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for one in results:
         about, metrics = one.evaluation, one.evaluation["metrics"]
-        cells = [one.run, about["checkpoint"], str(about["epoch"] + 1), about["split"], str(about["samples"])]
+        cells = [one.run, about["checkpoint"], str(about["epoch"]), about["split"], str(about["samples"])]
         for name in about["confusion"] if len(about["confusion"]) > 2 else ["joint"]:  # one modality is its own branch
             branch = "" if name == "joint" else f"/{name}"
             rows.append([*cells, name, *(_percent([metrics[measure + branch]]) for measure in _MEASURES)])
@@ -218,7 +240,7 @@ def _missing(results: Sequence[_Result]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for one in results:
         for point in one.evaluation["missing"]:
-            rates = ", ".join(f"{m} {100 * rate:g} %" for m, rate in point["rates"].items())
+            rates = ", ".join(f"{m} {100 * rate:g}%" for m, rate in point["rates"].items())
             cells = [one.run, one.evaluation["checkpoint"], rates]
             rows.append([*cells, *(_percent(point[measure]) for measure in _MEASURES)])
     return ["run", "checkpoint", "missing", *_MEASURES.values()], rows
@@ -226,7 +248,7 @@ def _missing(results: Sequence[_Result]) -> tuple[list[str], list[list[str]]]:
 
 def _probes(results: Sequence[_Result]) -> tuple[list[str], list[list[str]]]:
     rows = [
-        [one.run, row["checkpoint"], str(row["epoch"] + 1), row["modality"], f"{row['C']:g}"]
+        [one.run, row["checkpoint"], str(row["epoch"]), row["modality"], f"{row['C']:g}"]
         + [_percent([row[split]] if row[split] is not None else []) for split in SPLITS]
         for one in results
         for row in one.probes
@@ -238,5 +260,5 @@ def _percent(values: Sequence[float]) -> str:
     """Mean, and standard deviation of several values, in %."""
     if not values:
         return "-"
-    mean = f"{100 * statistics.fmean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
+    mean = percent(statistics.fmean(values))
+    return mean if len(values) == 1 else f"{mean} ± {percent(statistics.stdev(values))}"

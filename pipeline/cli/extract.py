@@ -97,7 +97,11 @@ _MANY = 200
     help="Largest flow in pixels; larger values are clipped. For ready-made images: their bound.",
 )
 @option(
-    "--flow-stack", group=_FEATURES, default=1, type=click.IntRange(1, 10), help="Number of consecutive flow fields at each second."
+    "--flow-stack",
+    group=_FEATURES,
+    default=1,
+    type=click.IntRange(1, 10),
+    help="Number of consecutive flow fields at each second.",
 )
 @option(
     "--rgb-diff-stack",
@@ -304,7 +308,7 @@ def _run(
                 workers=processes,
                 scheduler=scheduler,
                 batch=options["batch"],
-                time_limit=options["clip_timeout"] or None,
+                clip_timeout=options["clip_timeout"] or None,
                 progress=progress,
             )
 

@@ -13,36 +13,38 @@ from typing import TYPE_CHECKING
 import click
 
 from bmlpipe.manifests.common.command import Program
+from bmlpipe.manifests.common.help_texts import option
 from bmlpipe.manifests.common.tables import write_csv_rows
-from bmlpipe.pipeline.cli.options import EXISTING_FOLDER, PICTURE, flags_option
+from bmlpipe.pipeline.cli.options import PICTURE, flags_option, folder_or_address, log_next
 
 if TYPE_CHECKING:
     from bmlpipe.pipeline.inspection.samples import InspectedSample, SampleSelection
-    from bmlpipe.pipeline.store.ledger import Row
+    from bmlpipe.pipeline.store.ledger import LedgerRow
 
 _logger = logging.getLogger(__name__)
 
-_EXAMPLES = 3  # of each reason
+_EXAMPLES = 3  # number of clips printed per reason
 
 
-def _place(context: click.Context, parameter: click.Parameter, value: str) -> Path | str:
-    """A folder, or the address of shards."""
-    from bmlpipe.shards.remote.shard_set import is_remote
-
-    return value if is_remote(value) else Path(str(EXISTING_FOLDER.convert(value, parameter, context)))
-
-
-@click.command(cls=Program)
-@click.argument("place", metavar="SHARDS|FEATURES", callback=_place)
-@click.option("--key", "--id", "names", metavar="NAME", multiple=True, help="This sample, by key or id; repeatable.")
-@click.option("--random", "count", type=click.IntRange(1), help="So many samples by chance.  [12]")
-@click.option("--seed", default=0, show_default=True, help="Of that chance.")
-@click.option("--split", help="Samples of this split only.")
-@click.option("--label", help="Samples of this class only.")
-@flags_option("--flag", "flags", "Samples with this flag only (silent, still …); repeatable: any of them.")
-@click.option("--out", type=PICTURE, help="Contact sheet to write: .png or .html.  [sheet.png]")
-@click.option("--failed", is_flag=True, help="Of FEATURES: say what failed, and why.")
-@click.option("--csv", "as_csv", is_flag=True, help="With --failed: a CSV row for each clip that failed or is absent.")
+@click.command(
+    cls=Program,
+    examples=(
+        "bmlpipe inspect shards/vggsound --split val --random 20 --out sheet.html",
+        "bmlpipe inspect features/vggsound --failed",
+    ),
+)
+@click.argument("place", metavar="SHARDS|FEATURES", callback=folder_or_address)
+@option("--key", "--id", "names", metavar="NAME", multiple=True, help="Key or id of a sample; repeatable.")
+@option("--random", "count", type=click.IntRange(1), help="Number of random samples.", shown="12")
+@option("--seed", default=0, help="Seed of the random choice.")
+@option("--split", help="Choose among the samples of this split.")
+@option("--label", help="Choose among the samples of this class.")
+@flags_option(
+    "--flag", "flags", "Choose among samples with this flag, such as silent or still; repeatable: any of them."
+)
+@option("--out", type=PICTURE, help="Contact sheet to write, .png or .html.", shown="sheet.png")
+@option("--failed", is_flag=True, help="List the failed clips of FEATURES by reason, in place of a contact sheet.")
+@option("--csv", "as_csv", is_flag=True, help="With --failed: print one CSV row per failed or absent clip.")
 def inspect(
     place: Path | str,
     names: tuple[str, ...],
@@ -55,23 +57,27 @@ def inspect(
     failed: bool,
     as_csv: bool,
 ) -> None:
-    """Look at samples of shards or of a feature folder: frames, flow, sound with axes; or at what failed."""
+    """Draw samples as a contact sheet, or list failed clips.
+
+    The sheet shows frames, flow and sound of samples of SHARDS (a folder or an address) or of FEATURES (a feature
+    folder).
+    """
     from bmlpipe.pipeline.inspection.samples import SampleSelection
 
-    chosen = {"--random": count, "--split": split, "--label": label, "--flag": flags}
-    given = [option for option, value in chosen.items() if value]
+    choices = {"--random": count, "--split": split, "--label": label, "--flag": flags}
+    given = [name for name, value in choices.items() if value]
     if names and given:
-        raise click.UsageError(f"--key names the samples: leave out {', '.join(given)}")
+        raise click.UsageError(f"--key names the samples and excludes {', '.join(given)}.")
     if as_csv and not failed:
-        raise click.UsageError("--csv is for --failed: add it")
+        raise click.UsageError("--csv needs --failed.")
     if failed:
         if others := [*given, *(["--key"] if names else []), *(["--out"] if out else [])]:
-            raise click.UsageError(f"--failed lists clips: leave out {', '.join(others)}")
+            raise click.UsageError(f"--failed lists clips and excludes {', '.join(others)}.")
         _failed(place, as_csv)
         return
     out = out or Path("sheet.png")
     if out.suffix.lower() not in (".png", ".html"):
-        raise click.UsageError(f"--out {out}: must end in .png or .html")
+        raise click.UsageError(f"--out is {out}: the name must end in .png or .html.")
     _sheet(place, SampleSelection(names, count or 12, seed, split, label, flags), out)
 
 
@@ -89,24 +95,26 @@ def _sheet(place: Path | str, selection: SampleSelection, out: Path) -> None:
         else:
             count = write_contact_sheet(found, out)
     if not count:
-        raise click.ClickException(f"no sample of {place} is of this split, class and flag")
+        raise click.ClickException(f"{place} has no sample of this split, class and flag")
     click.echo(f"{count} {'sample' if count == 1 else 'samples'}: {out}")
+    log_next(f"open {out}")
 
 
 def _selected_samples(
     place: Path | str, selection: SampleSelection, on_read: Callable[[], None]
 ) -> Iterator[InspectedSample]:
     from bmlpipe.pipeline.inspection.samples import samples_from_features, samples_from_shards
-    from bmlpipe.pipeline.store.ledger import LEDGER_FILE
+    from bmlpipe.pipeline.store.folder import FeatureFolder
     from bmlpipe.shards.index import INDEX_FILE
     from bmlpipe.shards.reader import ShardReader
 
     if isinstance(place, Path):
-        if (place / LEDGER_FILE).is_file():
+        ledger = FeatureFolder(place).ledger
+        if ledger.is_file():
             return samples_from_features(place, selection)
         if not (place / INDEX_FILE).is_file():
             raise click.ClickException(
-                f"{place} holds neither {INDEX_FILE} nor {LEDGER_FILE}: give a set of shards (bmlpipe shard) or a "
+                f"{place} holds neither {INDEX_FILE} nor {ledger.name}: give a set of shards (bmlpipe shard) or a "
                 "feature folder (bmlpipe extract)"
             )
     return samples_from_shards(ShardReader(place), selection, on_read)
@@ -116,14 +124,18 @@ def _selected_samples(
 
 
 def _failed(place: Path | str, as_csv: bool) -> None:
-    """List the clips of a feature folder that have no features."""
-    from bmlpipe.pipeline.store.ledger import LEDGER_FILE, LOG_FILE, known_rows
+    """List the clips of a feature folder that failed or are absent."""
+    from bmlpipe.pipeline.store.folder import FeatureFolder
+    from bmlpipe.pipeline.store.ledger import known_rows
 
-    if isinstance(place, str) or not (place / LEDGER_FILE).is_file():
-        raise click.UsageError(f"{place} holds no {LEDGER_FILE}: --failed is for the feature folder of bmlpipe extract")
+    folder = FeatureFolder(Path(place))
+    if isinstance(place, str) or not folder.ledger.is_file():
+        raise click.UsageError(
+            f"{place} holds no {folder.ledger.name}: --failed needs a feature folder of bmlpipe extract."
+        )
     rows = known_rows(place)
-    if (place / LOG_FILE).exists():
-        _logger.warning("the extraction into %s goes on or was interrupted: this is how things stand", place)
+    if folder.ledger_log.exists():
+        _logger.warning("the extraction into %s is running or was interrupted; this is the present state", place)
     bad = [row for row in rows.values() if row.status != "ok"]
     if as_csv:
         columns = ("id", "split", "status", "reason", "message", "source")
@@ -131,14 +143,14 @@ def _failed(place: Path | str, as_csv: bool) -> None:
         return
     counts = Counter(row.status for row in rows.values())
     click.echo(f"{len(rows)} clips: " + ", ".join(f"{name} {counts[name]}" for name in ("ok", "failed", "absent")))
-    by_reason: dict[str, list[Row]] = defaultdict(list)
+    by_reason: dict[str, list[LedgerRow]] = defaultdict(list)
     for row in bad:
         by_reason[row.reason].append(row)
     for reason, clips in sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0])):
         _print_reason(reason, clips, len(rows))
 
 
-def _print_reason(reason: str, clips: Sequence[Row], total: int) -> None:
+def _print_reason(reason: str, clips: Sequence[LedgerRow], total: int) -> None:
     from bmlpipe.pipeline.store.reasons import REASONS
 
     splits = ", ".join(f"{split} {count}" for split, count in Counter(row.split for row in clips).items())
@@ -150,7 +162,7 @@ def _print_reason(reason: str, clips: Sequence[Row], total: int) -> None:
         click.echo(f"  {row.id}" + (f"  {row.source}" if row.source else ""))
         _wrap("", row.message)
     if len(clips) > _EXAMPLES:
-        click.echo(f"  … and {len(clips) - _EXAMPLES} more: --csv lists all")
+        click.echo(f"  … and {len(clips) - _EXAMPLES} more; --csv lists them all")
 
 
 def _wrap(head: str, text: str) -> None:

@@ -1,14 +1,17 @@
-"""Options that several commands share."""
+"""Options and arguments that several commands share."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from bmlpipe.manifests import places
 from bmlpipe.manifests.common.errors import OptionError
+from bmlpipe.manifests.common.help_texts import option
 from bmlpipe.manifests.datasets import DATASETS
 from bmlpipe.shards.kinds import KINDS
 
@@ -17,16 +20,19 @@ EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 EXISTING = click.Path(exists=True, path_type=Path)
 PICTURE = click.Path(dir_okay=False, path_type=Path)
 
-dataset_option = click.option(
-    "--dataset", required=True, type=click.Choice(list(DATASETS)), help="See `bmlpipe datasets`."
-)
+DATASET = click.Choice(list(DATASETS))
+
+#: First heading of a command with many options.
+MAIN = "Main options"
+
+_logger = logging.getLogger("bmlpipe.pipeline.cli")
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-def kinds_option(text: str) -> Callable[[_Command], _Command]:
-    """The option `--modalities` with this help: feature kinds separated by commas, a tuple or None to the command."""
-    return click.option("--modalities", "kinds", metavar="NAMES", callback=_kinds, help=text)
+def kinds_option(text: str, **options: Any) -> Callable[[_Command], _Command]:
+    """The option `--kinds` with this help. The command gets a tuple of feature kinds, or None."""
+    return option("--kinds", metavar="LIST", callback=_kinds, help=text, listed=lambda: KINDS, **options)
 
 
 def _kinds(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -34,13 +40,13 @@ def _kinds(context: click.Context, parameter: click.Parameter, value: str | None
         return None
     names = tuple(part.strip() for part in value.split(",") if part.strip())
     if not names or set(names) - set(KINDS):
-        raise click.BadParameter(f"{value!r}: choose among {', '.join(KINDS)}, separated by commas")
+        raise click.BadParameter(f"{value!r} must be names among {', '.join(KINDS)}, separated by commas.")
     return names
 
 
-def flags_option(option: str, name: str, text: str) -> Callable[[_Command], _Command]:
-    """A repeatable option for flags of clips, whole or by what they begin with; a tuple of flags to the command."""
-    return click.option(option, name, metavar="NAME", multiple=True, callback=_flags, help=text)
+def flags_option(declaration: str, name: str, text: str, **options: Any) -> Callable[[_Command], _Command]:
+    """A repeatable option for flags of clips, by their names or beginnings. The command gets a tuple of flags."""
+    return option(declaration, name, metavar="FLAG", multiple=True, callback=_flags, help=text, **options)
 
 
 def _flags(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -50,3 +56,35 @@ def _flags(context: click.Context, parameter: click.Parameter, value: tuple[str,
         return named_flags(value)
     except OptionError as error:
         raise click.BadParameter(str(error)) from error
+
+
+def shards_argument(command: _Command) -> _Command:
+    """The argument SHARDS: a folder or an address. The command gets a Path, or the address as text."""
+    return click.argument("shards", required=False, callback=_shards)(command)
+
+
+def _shards(context: click.Context, parameter: click.Parameter, value: str | None) -> Path | str:
+    from bmlpipe.shards.index import INDEX_FILE
+
+    if value is None:
+        only = places.the_only(places.SHARDS, INDEX_FILE, option="the argument SHARDS", command="bmlpipe shard")
+        log_places(shards=only)
+        return only
+    return folder_or_address(context, parameter, value)
+
+
+def folder_or_address(context: click.Context, parameter: click.Parameter, value: str) -> Path | str:
+    """An existing folder, or the address of shards."""
+    from bmlpipe.shards.remote.shard_set import is_remote
+
+    return value if is_remote(value) else Path(str(EXISTING_FOLDER.convert(value, parameter, context)))
+
+
+def log_places(**found: Path | str | None) -> None:
+    """Log which places a command takes."""
+    _logger.info("%s", ", ".join(f"{name} {place}" for name, place in found.items() if place is not None))
+
+
+def log_next(command: str) -> None:
+    """Log the command that comes next."""
+    _logger.info("Next: %s", command)

@@ -1,4 +1,4 @@
-"""The command `bmlpipe report`: runs side by side."""
+"""The command `bmlpipe report`: compare runs."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from pathlib import Path
 
 import click
 
+from bmlpipe.manifests import places
 from bmlpipe.manifests.common.command import Program
-from bmlpipe.pipeline.cli.options import EXISTING_FOLDER, PICTURE
+from bmlpipe.manifests.common.help_texts import option
+from bmlpipe.pipeline.cli.options import EXISTING_FOLDER, PICTURE, log_next, log_places
 
 _PAGES = (".html", ".htm")
 
 
 def show(folders: Sequence[Path], *files: Path | None, reference: Path | None = None) -> None:
-    """Print the table of runs, then write a page or a picture to each of the files, as its ending says.
+    """Print the table of runs, then write a page or a picture.
 
     Args:
-        folders: Of the runs.
-        files: .html: the page; anything else: the picture of ρ and accuracies. None: nothing.
-        reference: Folder of the run that the page compares classes with; None: the same without modulation.
+        folders: Folders of the runs.
+        files: Files to write: `.html` is the page, any other ending a picture of ρ and accuracies. None is skipped.
+        reference: Folder of the run that the page compares classes with; None: the same run without modulation.
     """
     from bmlpipe.manifests.common.tables import print_table
     from bmlpipe.train.report import picture, read_run, table
@@ -30,28 +32,53 @@ def show(folders: Sequence[Path], *files: Path | None, reference: Path | None = 
         if file.suffix.lower() in _PAGES:
             from bmlpipe.train.report.page import write_page
 
-            chosen = next((run for run in runs if reference and run.folder.resolve() == reference.resolve()), None)
-            folder = write_page(runs, file, chosen)
+            compared_with = next(
+                (run for run in runs if reference and run.folder.resolve() == reference.resolve()), None
+            )
+            folder = write_page(runs, file, compared_with)
             click.echo(f"page: {file}, with figures and tables in {folder}")
         else:
             picture(runs, file)
             click.echo(f"picture: {file}")
 
 
-@click.command(cls=Program)
-@click.argument("runs", nargs=-1, required=True, type=EXISTING_FOLDER)
-@click.option("--out", type=PICTURE, help="Page (.html) or picture (.png, .svg, .pdf) to write.")
-@click.option(
+@click.command(
+    cls=Program,
+    examples=("bmlpipe report", "bmlpipe report runs/cremad/none-seed0 runs/cremad/opm-seed0 --out report.html"),
+)
+@click.argument("runs", nargs=-1, type=EXISTING_FOLDER)
+@option(
+    "--out", type=PICTURE, help="File to write: a page (.html), or a picture of ρ and accuracies (.png, .svg, .pdf)."
+)
+@option(
     "--reference",
     type=EXISTING_FOLDER,
-    help="Which of the runs the page compares classes with.  [the same training without modulation]",
+    help="Run that the page compares classes with; one of RUNS.",
+    shown="the same training without modulation",
 )
 def report(runs: tuple[Path, ...], out: Path | None, reference: Path | None) -> None:
-    """Runs side by side: a table, and a page about everything that they wrote.
+    """Compare runs in a table, and in a page with all their results.
 
-    The page (--out report.html) needs no network and opens from disk; its figures and tables also lie beside it, in
-    report_files/. With --out report.png, .svg or .pdf: a picture of ρ and accuracies only.
+    RUNS are folders of runs. Without them, all runs in runs/ are taken.
+
+    The page (--out report.html) opens from disk and needs no network. Its figures and tables are also written to
+    report_files/ beside it.
     """
+    runs = runs or _all_runs()
     if reference is not None and reference.resolve() not in {run.resolve() for run in runs}:
-        raise click.BadParameter(f"{reference} is not among the runs: name it there too", param_hint="--reference")
+        raise click.BadParameter(f"{reference} must be one of RUNS.", param_hint="--reference")
     show(runs, out, reference=reference)
+    if out is None:
+        log_next(f"bmlpipe report {' '.join(map(str, runs))} --out report.html")
+    else:
+        log_next(f"open {out}")
+
+
+def _all_runs() -> tuple[Path, ...]:
+    from bmlpipe.train.runs.folder import CONFIG_FILE
+
+    found = tuple(sorted(path.parent for path in places.RUNS.rglob(CONFIG_FILE)))
+    if not found:
+        raise places.PlaceError(f"there is no run in {places.RUNS}/. Run bmlpipe train first, or name folders of runs.")
+    log_places(runs=", ".join(map(str, found)))
+    return found

@@ -1,4 +1,4 @@
-"""The command `bmlpipe sweep`: a whole comparison over seeds."""
+"""The command `bmlpipe sweep`: train the runs of a recipe over several seeds."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bmlpipe.manifests import places
 from bmlpipe.manifests.common.command import Program
+from bmlpipe.manifests.common.help_texts import option
 from bmlpipe.manifests.datasets import DATASETS
-from bmlpipe.pipeline.cli.options import FOLDER, PICTURE
+from bmlpipe.pipeline.cli.options import DATASET, FOLDER, PICTURE, log_next, log_places
 from bmlpipe.pipeline.cli.report import show
 
 if TYPE_CHECKING:
-    from bmlpipe.train.runs.journal import Row
+    from bmlpipe.train.runs.journal_reader import Row
     from bmlpipe.train.sweep.recipe import Job, Recipe
 
 _logger = logging.getLogger(__name__)
@@ -36,24 +38,42 @@ def _list(context: click.Context, parameter: click.Parameter, value: bool) -> No
 
 def _page(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
     if value is not None and value.suffix.lower() not in (".html", ".htm"):
-        raise click.BadParameter(f"{value}: the report is a page, name it .html (pictures: --picture)")
+        raise click.BadParameter(f"{value} must end in .html; --picture writes pictures.")
     return value
 
 
-@click.command(cls=Program, on_interrupt="run the same command again: it continues where it stopped")
+@click.command(
+    cls=Program,
+    on_interrupt="run the same command again: it continues where it stopped",
+    examples=("bmlpipe sweep --list", "bmlpipe sweep table-2 --shards shards/cremad --report table-2.html"),
+)
 @click.argument("recipe")
-@click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list, help="List bundled recipes.")
-@click.option("--dataset", type=click.Choice(list(DATASETS)), help="Replaces the recipe's.")
-@click.option("--shards", help="Replaces the recipe's.")
-@click.option("--out", type=FOLDER, help="Folder of all runs, OUT/<name>/seed-<seed>.  [runs/<recipe>-<dataset>]")
-@click.option("--set", "pairs", multiple=True, metavar="OPTION=VALUE", help="Replaces an option of the recipe's base.")
-@click.option("--seeds", metavar="N,…", help="Replaces the recipe's.")
-@click.option("--jobs", type=click.IntRange(1), help="Runs at a time.  [one a GPU, or one on the processor]")
-@click.option("--devices", metavar="GPU,…", help="GPUs as CUDA_VISIBLE_DEVICES names them.  [all that are visible]")
-@click.option("--nproc-per-node", type=click.IntRange(1), help="Start each run by torchrun, with so many processes.")
-@click.option("--dry-run", is_flag=True, help="Only say what would run.")
-@click.option("--picture", type=PICTURE, help="Picture to write at the end: .png, .svg or .pdf.")
-@click.option("--report", "page", type=PICTURE, callback=_page, help="Page to write at the end: .html.")
+@option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list, help="List the bundled recipes.")
+@option("--dataset", type=DATASET, help="Data set, overrides the recipe.", shown="the data set of the shards")
+@option("--shards", help="Shards, overrides the recipe.", shown="shards/<dataset>, or the only ones in shards/")
+@option(
+    "--out",
+    type=FOLDER,
+    help="Folder of the sweep; each run is in OUT/<name>/seed-<seed>.",
+    shown="runs/<dataset>/<recipe>",
+)
+@option(
+    "--set", "pairs", multiple=True, metavar="OPTION=VALUE", help="Override an option of the recipe's base; repeatable."
+)
+@option("--seeds", metavar="LIST", help="Seeds, separated by commas; overrides the recipe.")
+@option("--dry-run", is_flag=True, help="List the runs and do nothing.")
+@option("--report", "page", type=PICTURE, callback=_page, help="Page to write at the end, .html.")
+@option("--picture", type=PICTURE, help="Picture to write at the end: .png, .svg or .pdf.")
+@option(
+    "--jobs", type=click.IntRange(1), help="Number of runs at the same time.", shown="one per GPU, one without GPUs"
+)
+@option("--devices", metavar="LIST", help="GPUs, as in CUDA_VISIBLE_DEVICES.", shown="all visible GPUs")
+@option(
+    "--nproc-per-node",
+    type=click.IntRange(1),
+    help="Number of processes per run, started by torchrun.",
+    shown="1, without torchrun",
+)
 def sweep(
     recipe: str,
     dataset: str | None,
@@ -68,11 +88,14 @@ def sweep(
     picture: Path | None,
     page: Path | None,
 ) -> None:
-    """Run what a comparison lacks, then print its table.
+    """Train the runs of a recipe, and compare them.
 
-    RECIPE is a YAML file, or the name of a bundled recipe (--list). After a stop or a kill the same command goes on.
+    RECIPE is a YAML file or the name of a bundled recipe (--list). Finished runs are kept: after an interruption the
+    same command continues.
     """
     from bmlpipe.manifests.common.locks import exclusive_folder
+    from bmlpipe.train.config.parsing import parse
+    from bmlpipe.train.config.places import located
     from bmlpipe.train.runs.trackers import check_installed
     from bmlpipe.train.sweep.devices import make_slots, visible_gpus
     from bmlpipe.train.sweep.folder import check_shards, state_of
@@ -82,8 +105,10 @@ def sweep(
     plan = read_recipe(find_recipe(recipe))
     given = {key: value for key, value in {"dataset": dataset, "shards": shards}.items() if value is not None}
     base = overrides(pairs)
-    set_name = dataset or base.get("dataset") or plan.base.get("dataset") or "folder"
-    out = out or Path("runs") / f"{plan.path.stem}-{set_name}"
+    common = located(parse({**plan.base, **base, **given}, f"{plan.path}, base"))
+    given = {"dataset": common.dataset, "shards": list(common.shards)}
+    out = out or places.RUNS / common.dataset / plan.path.stem
+    log_places(shards=", ".join(common.shards), runs=out)
     planned = plan.jobs(out, given=given, base=base, seeds=whole_numbers(seeds) if seeds else ())
     plan.numbers(planned)
     on_cpu = all(job.config.device == "cpu" for job in planned)
@@ -104,7 +129,7 @@ def sweep(
     if failed:
         names = "; ".join(map(str, failed))
         raise click.ClickException(
-            f"{len(failed)} of {len(planned)} runs failed, see log.txt in their folders: {names}. The same command "
+            f"{len(failed)} of {len(planned)} runs failed; see log.txt in their folders: {names}. The same command "
             "tries them again"
         )
 
@@ -119,7 +144,7 @@ def _tell(
     picture: Path | None,
     page: Path | None,
 ) -> None:
-    """Print the tables and the commands to go on with, and write what was asked for."""
+    """Print the tables and the next commands, and write the page and the picture."""
     from bmlpipe.manifests.common.tables import print_table
     from bmlpipe.train.sweep.folder import result_of
     from bmlpipe.train.sweep.paper_table import side_by_side
@@ -136,5 +161,5 @@ def _tell(
         print_table(*side_by_side(paper, rows))
         if pairs:
             click.echo(f"\nThese runs are not in the paper's setting: {', '.join(pairs)}.")
-    if lines := plan.commands(out, jobs):
-        click.echo("\nTo go on:\n" + "\n".join(f"  {line}" for line in lines))
+    for line in plan.commands(out, jobs):
+        log_next(line)

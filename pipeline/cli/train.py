@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from bmlpipe.manifests.common.command import Program
-from bmlpipe.manifests.common.help_texts import GroupedOption
+from bmlpipe.manifests.common.help_texts import option
 from bmlpipe.train.config.options import GROUPS
 from bmlpipe.train.config.parsing import read_options, train_options
 
@@ -36,20 +36,21 @@ class _Train(Program):
         'bmlpipe train --nproc-per-node 2 --modulation "opm(q_base=0.5)+ogm(alpha=0.5)"',
     ),
 )
-@click.option(
+@option(
     _PROCESSES,
     "processes",
-    cls=GroupedOption,
     group=GROUPS[0],
     type=click.IntRange(1),
-    help="Number of training processes, started by torchrun: one per GPU.  [default: 1, without torchrun]",
+    help="Number of training processes, one per GPU. torchrun starts them.",
+    shown="1, without torchrun",
 )
 @train_options
 @click.pass_context
 def train(context: click.Context, /, processes: int | None, file: Path | None, **given: Any) -> None:
     """Train a model from shards.
 
-    For several hosts, start the same program by torchrun: torchrun … -m bmlpipe.train OPTIONS
+    Without --shards, the only shards in shards/ are taken, with the paper's setting of their data set. On several
+    hosts, start the same program by torchrun: torchrun … -m bmlpipe.train OPTIONS
     """
     config = read_options(file, given)
     if processes is None:

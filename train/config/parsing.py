@@ -13,7 +13,7 @@ from typing import Any, Literal
 import click
 import yaml
 
-from bmlpipe.manifests.common.help_texts import GroupedOption
+from bmlpipe.manifests.common.help_texts import option
 from bmlpipe.train.config.options import GROUPS, TYPES, ConfigError, TrainConfig
 from bmlpipe.train.modulation.presets import PRESETS
 
@@ -83,10 +83,9 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
     items = sorted(dataclasses.fields(TrainConfig), key=lambda item: GROUPS.index(item.metadata["group"]))
     for item in reversed(items):
         command = _flag(item)(command)
-    return click.option(
+    return option(
         "--config",
         "file",
-        cls=GroupedOption,
         group=GROUPS[0],
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         help="YAML file of options; flags override the file.",
@@ -96,14 +95,14 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def _flag(item: dataclasses.Field[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     flag, (value_type, several) = item.name.replace("_", "-"), _value_type(item.name)
     about = item.metadata
-    options: dict[str, Any] = {"cls": GroupedOption, "group": about["group"], "default": None}
-    options["help"] = f"{about['help']}  [default: {about['shown'] or _written(item.default)}]"
+    shown = about["shown"] or _written(item.default)
+    options: dict[str, Any] = {"group": about["group"], "default": None, "help": about["help"], "shown": shown}
     if value_type is bool:
-        return click.option(f"--{flag}/--no-{flag}", item.name, **options)
+        return option(f"--{flag}/--no-{flag}", item.name, **options)
     literal = typing.get_args(TYPES[item.name]) if typing.get_origin(TYPES[item.name]) is Literal else None
     kind: Any = click.Choice(literal) if literal else str if several else value_type
     metavar = "LIST" if several else "NAME" if about["choices"] else None
-    return click.option(f"--{flag}", item.name, type=kind, metavar=metavar, listed=about["listed"], **options)
+    return option(f"--{flag}", item.name, type=kind, metavar=metavar, listed=about["listed"], **options)
 
 
 def _written(value: Any) -> str:

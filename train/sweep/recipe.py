@@ -12,6 +12,7 @@ from typing import Any
 from bmlpipe.manifests.datasets import DATASETS
 from bmlpipe.train.config.options import ConfigError, TrainConfig
 from bmlpipe.train.config.parsing import parse
+from bmlpipe.train.config.places import located
 
 Options = Mapping[str, Any]
 
@@ -100,16 +101,13 @@ class Recipe:
                 not for this data set; says the file and the key.
         """
         given, base = given or {}, {**self.base, **(base or {})}
-        common = parse({**base, **given}, f"{self.path}, base")
-        if common.dataset not in DATASETS:
-            raise ConfigError(f"{self.path}, base.dataset is {common.dataset!r}: choose among {', '.join(DATASETS)}")
+        common = located(parse({**base, **given}, f"{self.path}, base"))
+        given = {**given, "dataset": common.dataset, "shards": list(common.shards)}
         if self.datasets and common.dataset not in self.datasets:
             raise ConfigError(
                 f"{self.path} is for the data sets {', '.join(self.datasets)}, not for {common.dataset}: "
                 "choose another --dataset"
             )
-        if not common.shards:
-            raise ConfigError("--shards is missing: the folder or address of the shards to train on")
         points: dict[str, _Point] = {}
         for point in self._points(common.modalities or DATASETS[common.dataset].modalities):
             if (twin := points.setdefault(point.name.casefold(), point)) is not point:
@@ -167,7 +165,7 @@ class Recipe:
         config = jobs[0].config
         values = {
             "run": [str(job.folder) for job in jobs],
-            "modality": list(dict.fromkeys(modality for job in jobs for modality in job.config.chosen)),
+            "modality": list(dict.fromkeys(modality for job in jobs for modality in job.config.resolved_modalities)),
             "out": [str(out)],
             "dataset": [config.dataset],
             "shards": [",".join(config.shards)],
