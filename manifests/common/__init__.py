@@ -1,1 +1,1 @@
-"""What all four packages share: errors, files, locks, log lines, signals, progress, status files."""
+"""What all four packages share: errors, files, locks, tables, logs, signals, progress and status files."""

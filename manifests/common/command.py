@@ -21,7 +21,7 @@ import click
 from bmlpipe.manifests.common.errors import BmlpipeError, OptionError
 from bmlpipe.manifests.common.help_texts import GENERAL, HelpedCommand, HelpedGroup, option
 from bmlpipe.manifests.common.logs import ENVIRONMENT, FORMATS, configure, log_settings
-from bmlpipe.manifests.common.signals import exit_status, signals_raised
+from bmlpipe.manifests.common.signals import exit_status, signals_as_exceptions
 
 _logger = logging.getLogger(__name__)
 
@@ -142,5 +142,5 @@ class ProgramGroup(Program, HelpedGroup):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the chosen command."""
-        with signals_raised():
+        with signals_as_exceptions():
             return super().invoke(ctx)

@@ -63,7 +63,7 @@ def sha256_of(source: Path | BinaryIO | int) -> str:
         with source.open("rb") as file:
             return sha256_of(file)
     if isinstance(source, int):
-        with open(source, "rb", buffering=0, closefd=False) as file:  # noqa: PTH123  (a descriptor has no path)
+        with open(source, "rb", buffering=0, closefd=False) as file:
             return sha256_of(file)
     digest = hashlib.sha256()
     while block := source.read(_BLOCK):

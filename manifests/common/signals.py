@@ -1,4 +1,4 @@
-"""Signals that ask a process to end, raised where Ctrl-C would raise, and exit statuses that tell of them."""
+"""Signals that ask a process to end: as exceptions, as exit statuses, and kept from child processes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from types import FrameType
 from typing import Any
 
 
-class Stopped(KeyboardInterrupt):
-    """A signal that asks this process to end, raised where Ctrl-C would raise.
+class SignalInterrupt(KeyboardInterrupt):
+    """A signal has asked this process to end; raised where Ctrl-C would raise.
 
     Attributes:
-        number: The signal.
+        number: Number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -23,21 +23,21 @@ class Stopped(KeyboardInterrupt):
 
 
 def exit_status(error: KeyboardInterrupt) -> int:
-    """What a shell reports of a process that a signal ended: 128 + the signal's number."""
-    return 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)
+    """Exit status of a process that a signal ended, as shells report it: 128 + the number of the signal."""
+    return 128 + (error.number if isinstance(error, SignalInterrupt) else signal.SIGINT)
 
 
 @contextmanager
-def signals_raised() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise `Stopped` inside the block, the first of them only; ignored signals stay so.
+def signals_as_exceptions() -> Iterator[None]:
+    """Raise `SignalInterrupt` on the first SIGTERM or SIGHUP inside the block. A signal that was ignored stays ignored.
 
-    Python handles signals in the main thread alone: in another thread nothing is changed.
+    Python handles signals in the main thread only; in another thread this changes nothing.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
         for other in before:
-            signal.signal(other, signal.SIG_IGN)  # what is being cleaned up is not interrupted again
-        raise Stopped(number)
+            signal.signal(other, signal.SIG_IGN)  # do not interrupt the cleaning up
+        raise SignalInterrupt(number)
 
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
@@ -54,11 +54,11 @@ def signals_raised() -> Iterator[None]:
 
 
 @contextmanager
-def helpers_started() -> Iterator[None]:
-    """Helper processes of a rank that are started inside the block do not hear SIGTERM: the rank ends them.
+def sigterm_blocked() -> Iterator[None]:
+    """Block SIGTERM for processes that are started inside the block; they inherit the mask.
 
-    SLURM and container engines signal all processes; a loader process that died of it, be it while it starts, would
-    take its rank with it before that has saved.
+    SLURM and container engines signal all processes of a job. A loader process that died of it, even while it starts,
+    would end its rank before that has saved. The rank ends its loader processes itself.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:

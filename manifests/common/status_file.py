@@ -1,7 +1,7 @@
-"""A small JSON file that says how a running program stands, for machines: replaced as a whole every few seconds.
+"""The status file of a running program: JSON for other programs, replaced as a whole every few seconds.
 
-A program that is killed cannot say so: its file goes on saying `running`, and `updated` grows old. A file that was not
-replaced for a minute, on a machine whose clock is right, belongs to a process that is gone or stands still as a whole.
+A program that is killed cannot report it: `state` stays `running`, and `updated` grows old. If `updated` is more than a
+minute old, the process has ended or is suspended.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ _logger = logging.getLogger(__name__)
 
 STATUS_FILE = "status.json"
 
-#: Seconds between two versions of the file.
+#: Seconds between two updates of the file.
 EVERY = 5.0
 
 
 class StatusFile:
-    """Keeps a status file up to date from a thread of its own while a block runs; use it as a context manager.
+    """Updates a status file from a thread while a block runs; use it as a context manager.
 
-    The program's work does not wait for it, and goes on where it cannot be written.
+    The block never waits for the file, and continues if the file cannot be written.
 
     Args:
-        folder: Where the file lies, `STATUS_FILE`.
-        content: What it says beside `version`, `command`, `pid`, `host`, `started`, `updated` (UTC), `state` and
-            `error`: called in the thread.
-        beside: File name → its text made of the whole content, for files written with it.
+        folder: Folder of the file, `STATUS_FILE`.
+        content: Returns the fields besides `version`, `command`, `pid`, `host`, `started`, `updated` (UTC), `state` and
+            `error`. It is called in the thread.
+        beside: Name of a further file in the folder → function that makes its text from all fields.
 
     Attributes:
-        state: `running`, and at the block's end `finished`, `failed` (an exception, told as `error`) or `stopped` (by
-            Ctrl-C or a signal, or because the block said so).
+        state: `running`; at the end of the block `finished`, `failed` (by an exception, which `error` states) or
+            `stopped` (by Ctrl-C or a signal, or because the block set it).
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class StatusFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        self._thread.join(timeout=EVERY)  # longer only where its content waits for a machine that is gone
+        self._thread.join(timeout=EVERY)  # `content` may wait for a machine that is gone
         if isinstance(error, KeyboardInterrupt):
             self.state = "stopped"
         elif error is not None:

@@ -254,14 +254,14 @@ def _ffmpeg(options: Mapping[str, Any]) -> FFmpeg | None:
 
 def _read_manifest(dataset: str, annotations: Path | None, videos: Path, options: Mapping[str, Any]) -> Manifest:
     from bmlpipe.manifests.datasets import read_manifest
+    from bmlpipe.manifests.splits import ValidationSplit
 
     manifest = read_manifest(
         dataset,
         annotations,
         videos=videos,
         fold=options["fold"],
-        val_fraction=options["val_fraction"],
-        group_val=options["val_by_group"],
+        validation=ValidationSplit(options["val_fraction"], by_group=options["val_by_group"]),
     )
     for note in manifest.notes:
         _logger.info("%s", note)

@@ -22,10 +22,11 @@ import pytest
 
 from bmlpipe.manifests.common import status_file as status
 from bmlpipe.manifests.common.logs import configure
-from bmlpipe.manifests.common.signals import Stopped, exit_status, signals_raised
+from bmlpipe.manifests.common.signals import SignalInterrupt, exit_status, signals_as_exceptions
 from bmlpipe.manifests.common.status_file import STATUS_FILE, StatusFile
 from bmlpipe.pipeline.extraction.status import PROMETHEUS_FILE, prometheus
 from bmlpipe.pipeline.store.ledger import read_ledger
+from bmlpipe.train.runs.folder import RunFolder
 from bmlpipe.train.runs.status import progress
 
 CLIPS = 40
@@ -172,7 +173,7 @@ def test_a_stopped_extraction_says_how_to_go_on_and_goes_on(videos: Path, number
 
 def test_a_second_sigterm_does_not_break_what_the_first_one_began() -> None:
     cleaned = []
-    with pytest.raises(Stopped) as caught, signals_raised():
+    with pytest.raises(SignalInterrupt) as caught, signals_as_exceptions():
         try:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(10)
@@ -396,7 +397,7 @@ def test_the_counters_are_in_prometheus_text_format(videos: Path) -> None:
 
 @pytest.mark.parametrize(
     ("error", "state"),
-    [(None, "finished"), (KeyboardInterrupt(), "stopped"), (Stopped(15), "stopped"), (OSError("full"), "failed")],
+    [(None, "finished"), (KeyboardInterrupt(), "stopped"), (SignalInterrupt(15), "stopped"), (OSError("full"), "failed")],
 )
 def test_how_a_block_ended_is_in_the_file(tmp_path: Path, error: BaseException | None, state: str) -> None:
     try:
@@ -482,6 +483,6 @@ def test_a_damaged_journal_does_not_hinder_a_training_from_telling_how_it_stands
     row = {"step": 7, "epoch": 1, "step_s": 0.5, "data_s": 0.1, "samples_per_s": 48.0}
     lines = ["{cut", "[]", json.dumps({"step": 6}), json.dumps(row), '{"step": 8, "ep']
     (tmp_path / "steps.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    found = progress(tmp_path, 10)
+    found = progress(RunFolder(tmp_path), 10)
     assert (found["step"], found["epoch"], found["seconds_left"], found["last"]) == (8, 1, 1, row)
     assert "metrics" not in found

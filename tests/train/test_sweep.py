@@ -22,7 +22,7 @@ import yaml
 from click.testing import CliRunner
 
 from bmlpipe.manifests.common.locks import LockError, exclusive_folder
-from bmlpipe.manifests.common.signals import Stopped
+from bmlpipe.manifests.common.signals import SignalInterrupt
 from bmlpipe.pipeline.cli import main
 from bmlpipe.train.config.options import ConfigError
 from bmlpipe.train.run import train
@@ -169,7 +169,7 @@ def test_a_stopped_sweep_lets_its_runs_save(tmp_path: Path, number: signal.Signa
             return super().__iter__()
 
     try:
-        with pytest.raises(Stopped) as stopped:
+        with pytest.raises(SignalInterrupt) as stopped:
             run_jobs(jobs, Interrupting([Slot(), Slot()]))
         assert signal.getsignal(number) is before
     finally:
@@ -343,7 +343,7 @@ def test_a_sweep_killed_in_the_middle_finishes_only_what_is_missing(toy_shards: 
     finally:
         os.killpg(sweep.pid, signal.SIGKILL)
         sweep.wait(60)
-    assert 0 < checkpoint.load(second / "checkpoints" / "last.pt")["progress"]["step"] < 16
+    assert 0 < checkpoint.load(second / "checkpoints" / "last.pt")["step"] < 16
     assert len(steps(second)) < 16
     finished = content(first)
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bmlpipe.manifests.common.signals import helpers_started
-from bmlpipe.shards.combined_reader import MixedReader
+from bmlpipe.manifests.common.signals import sigterm_blocked
+from bmlpipe.shards.combined_reader import CombinedReader
 from bmlpipe.shards.errors import ShardError
 from bmlpipe.shards.kinds import (
     MODALITY_KIND,
@@ -30,7 +30,7 @@ from bmlpipe.shards.kinds import (
     rgb_diff_member,
 )
 from bmlpipe.shards.reader import ShardReader, StoredSample
-from bmlpipe.shards.remote.prefetch import Batches, FetchAhead
+from bmlpipe.shards.remote.prefetch import Batches, PrefetchingBatches
 from bmlpipe.train.data import decode as views
 from bmlpipe.train.data.sampler import Item
 from bmlpipe.train.data.shared_memory import Allocate, Blocks, InWorkers
@@ -65,7 +65,7 @@ class ClipDataset(Dataset[Batch]):
 
     def __init__(
         self,
-        shards: Path | str | ShardReader | MixedReader,
+        shards: Path | str | ShardReader | CombinedReader,
         modalities: Sequence[str],
         *,
         kinds: Mapping[str, str] = MODALITY_KIND,
@@ -216,7 +216,7 @@ def make_loader(
     """
     if dataset.reader.remote:
         in_flight = max(1, _PREFETCH * workers)
-        batches = FetchAhead(batches, lambda batch: dataset.reader.needs(_numbers(batch)), in_flight=in_flight)
+        batches = PrefetchingBatches(batches, lambda batch: dataset.reader.remote_shards_of(_numbers(batch)), in_flight=in_flight)
     return DataLoader(
         InWorkers(dataset.arrays, _as_batch, keep=dataset.blocks) if workers else dataset,
         batch_sampler=batches,
@@ -234,7 +234,7 @@ def reading(loader: DataLoader[Batch]) -> Iterator[Iterator[Batch]]:
 
     An error's traceback would keep the batches, and with them workers that nobody can end, for longer than the program.
     """
-    with helpers_started():
+    with sigterm_blocked():
         batches = iter(loader)
     try:
         yield batches

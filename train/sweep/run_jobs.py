@@ -17,14 +17,14 @@ from types import FrameType
 
 import yaml
 
-from bmlpipe.manifests.common.signals import Stopped
+from bmlpipe.manifests.common.percent import percent
+from bmlpipe.manifests.common.signals import SignalInterrupt
+from bmlpipe.train.runs.folder import RunFolder
 from bmlpipe.train.sweep.devices import Slot
 from bmlpipe.train.sweep.folder import result_of, state_of
 from bmlpipe.train.sweep.recipe import Job
 
 _logger = logging.getLogger(__name__)
-
-OPTIONS_FILE, LOG_FILE = "options.yaml", "log.txt"
 
 _SAVED = 143  # exit status of train/run.py after SIGTERM
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -44,7 +44,7 @@ def run_jobs(jobs: Sequence[Job], slots: Sequence[Slot], *, inherit: Sequence[in
         The jobs that failed, or that refer to one that did; what they said is in their `log.txt`.
 
     Raises:
-        Stopped: By one of these signals; every run has ended.
+        SignalInterrupt: By one of these signals; every run has ended.
         ConfigError: A folder holds a run with other options; nothing was run.
     """
     queue = _Queue(jobs, inherit)
@@ -57,7 +57,7 @@ def run_jobs(jobs: Sequence[Job], slots: Sequence[Slot], *, inherit: Sequence[in
         finally:
             queue.end()
     if caught:
-        raise Stopped(caught[0])
+        raise SignalInterrupt(caught[0])
     return queue.failed
 
 
@@ -93,7 +93,8 @@ class _Queue:
 
     def _start(self, job: Job, number: int, slot: Slot) -> None:
         job.folder.mkdir(parents=True, exist_ok=True)
-        options, log = job.folder / OPTIONS_FILE, job.folder / LOG_FILE
+        run = RunFolder(job.folder)
+        options, log = run.options, run.log
         options.write_text(yaml.safe_dump(dict(job.options), sort_keys=False, allow_unicode=True), encoding="utf-8")
         self.running[number] = (slot.start(options, log, inherit=self._inherit), job, time.monotonic())
         _logger.info("%s: %s%s, log: %s", job, "goes on" if job.folder in self._begun else "begins", slot, log)
@@ -107,11 +108,11 @@ class _Queue:
             del self.running[number]
             if status:
                 self.failed.append(job)
-                _logger.error("%s: %s", job, _why(status, job.folder / LOG_FILE))
+                _logger.error("%s: %s", job, _why(status, RunFolder(job.folder).log))
                 continue
             self._done.add(job.folder)
             row, (minutes, seconds) = result_of(job.folder), divmod(int(time.monotonic() - began), 60)
-            found = f", test accuracy {100 * row['accuracy']:.1f} %" if row else ""
+            found = f", test accuracy {percent(row['accuracy'])}" if row else ""
             _logger.info("%s: finished in %d min %02d s%s", job, minutes, seconds, found)
 
     def end(self) -> None:
