@@ -51,7 +51,7 @@ USER_ID=$user
 GROUP_ID=$group
 DATASET=folder
 RUN=smoke
-EXTRACT=--annotations /annotations/clips.csv --seconds 3 --short-side 64 --max-failed 1 --batch 1
+EXTRACT=--annotations /annotations/clips.csv --seconds 3 --short-side 64 --max-failed 1 --clips-per-task 1
 SHARD=--samples-per-shard 20
 TRAIN=--modulation opm --encoder cnn4 --image-size 64 --epochs 2 --batch-size 2 --workers 1 --checkpoint-every 1
 WORKER_MEMORY=1GiB
@@ -206,7 +206,7 @@ EOF
 
 say "docker compose run extract, as the plain command"
 compose run --rm --no-deps -T extract --dataset folder --videos /videos --annotations /annotations/clips.csv \
-    --seconds 3 --short-side 64 --modalities frames --max-failed 1 --workers 1 --out /features/by-hand
+    --seconds 3 --short-side 64 --kinds frames --max-failed 1 --workers 1 --out /features/by-hand
 
 say "pages"
 compose up --detach --no-build tensorboard reports > /dev/null 2>&1

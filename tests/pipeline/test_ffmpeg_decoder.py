@@ -385,7 +385,7 @@ def videos(make_clip, tmp_path):
 
 def extract(videos, out, *words):
     base = ["extract", "--dataset", "folder", "--videos", str(videos), "--out", str(out), "--workers", "0"]
-    return CliRunner().invoke(main, [*base, "--seconds", "3", "--modalities", "frames,spectrogram", *words])
+    return CliRunner().invoke(main, [*base, "--seconds", "3", "--kinds", "frames,spectrogram", *words])
 
 
 def test_a_run_by_ffmpeg_gives_the_same_and_says_so(videos, tmp_path):

@@ -168,7 +168,7 @@ def test_the_command_takes_them_and_tells_what_is_missing(clip: Path, tmp_path: 
     shutil.copy(clip, tmp_path / "videos" / "Bowling" / "v_Bowling_g01_c01.mp4")
     folder = write(tmp_path / "flow", "uv", clip.stem)
     command = ["extract", "--dataset", "folder", "--videos", str(tmp_path / "videos"), "--out", str(tmp_path / "out")]
-    command += ["--modalities", "flow", "--flow-images", str(folder), "--seconds", "2", "--workers", "0"]
+    command += ["--kinds", "flow", "--flow-images", str(folder), "--seconds", "2", "--workers", "0"]
     said = CliRunner().invoke(main, [*command, "--max-failed", "1"])
     assert said.exit_code == 0, said.output
     reasons = {row.id: row.reason for row in read_ledger(tmp_path / "out")}

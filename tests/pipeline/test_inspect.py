@@ -376,7 +376,7 @@ def features(tmp_path_factory: pytest.TempPathFactory, make_clip: Callable[..., 
         csv.writer(file).writerows([("path", "label", "split"), *rows])
     result = bmlpipe(
         *("extract", "--dataset", "folder", "--videos", videos, "--annotations", folder / "clips.csv"),
-        *("--out", folder / "features", "--modalities", "frames,spectrogram,waveform,flow,rgb_diff", "--seconds", 1),
+        *("--out", folder / "features", "--kinds", "frames,spectrogram,waveform,flow,rgb_diff", "--seconds", 1),
         *("--short-side", 32, "--workers", 0, "--max-failed", 1),
     )
     assert result.stdout.startswith("ok 3, failed 5, absent 1")

@@ -22,7 +22,7 @@ from bmlpipe.pipeline.front_ends.clip import extract_clip
 from bmlpipe.pipeline.front_ends.features import Features
 from bmlpipe.pipeline.front_ends.flow import FlowOptions
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
-from bmlpipe.pipeline.front_ends.quality import MEASURED_IN, PictureMeter, measure_sound, quality_flags
+from bmlpipe.pipeline.front_ends.quality import MEASURED_IN, PictureQuality, measure_sound, quality_flags
 from bmlpipe.pipeline.front_ends.rgb_diff import RgbDiffOptions
 from bmlpipe.pipeline.front_ends.spectrogram import SpectrogramOptions
 from bmlpipe.pipeline.front_ends.waveform import WaveformOptions
@@ -169,7 +169,7 @@ def test_thresholds(media: dict[str, dict[str, float]], flags: set[str]) -> None
 
 
 def measured(*pictures: av.VideoFrame) -> dict[str, float]:
-    meter = PictureMeter()
+    meter = PictureQuality()
     for picture in pictures:
         meter.add(picture)
     return meter.result()
@@ -238,7 +238,7 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 place.mkdir(parents=True, exist_ok=True)
                 write(place / f"{number}.mkv", pictures[:10], tone(loud, 1.25))
     out = folder / "features"
-    more = ("--videos", folder / "videos", "--modalities", "frames,spectrogram", "--seconds", 1, "--short-side", 32)
+    more = ("--videos", folder / "videos", "--kinds", "frames,spectrogram", "--seconds", 1, "--short-side", 32)
     result = bmlpipe("extract", "--dataset", "folder", *more, "--out", out, "--workers", 0)
     assert result.stdout.startswith("ok 8, failed 0")
     return out
@@ -252,7 +252,7 @@ def shard(features: Path, out: Path, *more: object) -> Result:
 def two_seconds(features: Path) -> Path:
     """The same clips, of which 2 s are wanted: each is shorter, and has two instants to compare."""
     out = features.with_name("two")
-    more = ("--videos", features.with_name("videos"), "--modalities", "frames,spectrogram", "--seconds", 2)
+    more = ("--videos", features.with_name("videos"), "--kinds", "frames,spectrogram", "--seconds", 2)
     result = bmlpipe("extract", "--dataset", "folder", *more, "--short-side", 32, "--out", out, "--workers", 0)
     assert result.exit_code == 0
     return out
@@ -351,7 +351,7 @@ def test_clips_that_nobody_looked_at_are_told(features: Path, tmp_path: Path) ->
 def test_flags_are_no_parameter_and_nothing_is_extracted_again(features: Path) -> None:
     store = FeatureStore(features)
     before = store.path("val/a/0").stat().st_mtime_ns
-    more = ("--videos", features.with_name("videos"), "--modalities", "frames,spectrogram", "--seconds", 1)
+    more = ("--videos", features.with_name("videos"), "--kinds", "frames,spectrogram", "--seconds", 1)
     result = bmlpipe("extract", "--dataset", "folder", *more, "--short-side", 32, "--out", features, "--workers", 0)
     assert "0 to do, 8 done before" in result.stderr
     assert store.path("val/a/0").stat().st_mtime_ns == before

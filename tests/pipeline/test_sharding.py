@@ -299,9 +299,9 @@ def test_killed_again_and_again_it_ends_with_the_same_shards(clips: Path, tmp_pa
     extract(videos, undisturbed)
     command = [sys.executable, "-m", "bmlpipe.pipeline.cli", "extract", "--dataset", "folder", "--max-failed", "1"]
     command += ["--videos", str(videos), "--annotations", str(videos / "clips.csv"), "--out", str(out)]
-    command += ["--modalities", ",".join(KINDS), "--seconds", "1", "--short-side", "32"]
+    command += ["--kinds", ",".join(KINDS), "--seconds", "1", "--short-side", "32"]
     command += ["--flow-stack", "2", "--rgb-diff-stack", "2"]
-    command += ["--workers", str(workers), "--batch", "3"]
+    command += ["--workers", str(workers), "--clips-per-task", "3"]
     for target in (0, 1, 10, 40, 80):
         process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
         while len(list(out.glob("clips/*/*.h5"))) < target or not (out / "ledger.csv").exists():

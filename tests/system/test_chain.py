@@ -79,7 +79,7 @@ def folders(real_data: Path, annotation: Path, tmp_path_factory: pytest.TempPath
     out = tmp_path_factory.mktemp("chain")
     said = bmlpipe(
         *("extract", "--dataset", "folder", "--videos", real_data / "clips", "--annotations", annotation),
-        *("--out", out / "features", "--seconds", 3, "--workers", 2, "--batch", 3, "--max-failed", 0.2),
+        *("--out", out / "features", "--seconds", 3, "--workers", 2, "--clips-per-task", 3, "--max-failed", 0.2),
     )
     assert "ok 23, failed 4, absent 0" in said
     said = bmlpipe("shard", "--dataset", "folder", "--features", out / "features", "--out", out / "shards")

@@ -70,7 +70,7 @@ def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def extract(videos: Path, *more: object) -> Result:
-    where = ("--videos", videos, "--out", videos.parent / "out", "--modalities", "frames", "--workers", 0)
+    where = ("--videos", videos, "--out", videos.parent / "out", "--kinds", "frames", "--workers", 0)
     return bmlpipe("extract", "--dataset", "folder", *where, *more)
 
 
@@ -210,7 +210,7 @@ def test_another_data_set_in_the_folder_is_refused(videos: Path, tmp_path: Path)
 
 def test_an_interruption_says_how_to_go_on(videos: Path) -> None:
     (videos / "train/y/0.mp4").write_bytes(b"stop")
-    result = extract(videos, "--batch", 1)
+    result = extract(videos, "--clips-per-task", 1)
     assert result.exit_code == 130
     assert "interrupted: what is done stays done; the same command goes on where it stopped" in result.stderr
     (videos / "train/y/0.mp4").write_bytes(b"go")
@@ -227,7 +227,7 @@ def test_a_full_disk_stops_the_run_with_an_error_and_nothing_is_lost(
         make_clip(tmp_path / "videos" / "x" / f"{number}.mp4", seconds=1.0, size=(48, 32))
     command = [PROGRAM, "extract", "--dataset", "folder", "--videos", tmp_path / "videos", "--out", tmp_path / "out"]
     for workers in ("0", "1"):
-        limited = [sys.executable, "-c", LIMITED, *command, "--workers", workers, "--batch", "1"]
+        limited = [sys.executable, "-c", LIMITED, *command, "--workers", workers, "--clips-per-task", "1"]
         done = subprocess.run(limited, capture_output=True, text=True, check=False)
         assert done.returncode == 1
         assert "Error: " in done.stderr
@@ -251,7 +251,7 @@ def test_ctrl_c_on_a_terminal_ends_quietly_with_a_full_ledger(
     first = make_clip(videos / "x" / "0.mp4", seconds=1.0, size=(48, 32))
     for number in range(1, 400):
         shutil.copy(first, videos / "x" / f"{number}.mp4")
-    command = [PROGRAM, "extract", "--dataset", "folder", "--videos", videos, "--out", out, "--batch", "1"]
+    command = [PROGRAM, "extract", "--dataset", "folder", "--videos", videos, "--out", out, "--clips-per-task", "1"]
     process = subprocess.Popen(
         [*command, "--workers", workers],
         stdout=subprocess.PIPE,
@@ -284,8 +284,8 @@ os.execv(sys.argv[1], sys.argv[1:])
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--modalities", "frames,smell"], "choose among frames, spectrogram, flow, rgb_diff"),
-        (["--modalities", ","], "choose among frames, spectrogram, flow"),
+        (["--kinds", "frames,smell"], "choose among frames, spectrogram, flow, rgb_diff"),
+        (["--kinds", ","], "choose among frames, spectrogram, flow"),
         (["--seconds", "0"], "0 is not in the range x>=1"),
         (["--short-side", "1"], "short_side is 1: must be from 16 to 4096 pixels"),
         (["--flow-stack", "11"], "11 is not in the range"),
@@ -294,7 +294,7 @@ os.execv(sys.argv[1], sys.argv[1:])
         (["--scheduler", "tcp://127.0.0.1:1"], "--workers is for a cluster on this machine"),
         (["--annotations", "nowhere.csv"], "does not exist"),
         (["--dataset", "imagenet"], "'imagenet' is not one of 'vggsound'"),
-        (["--preset", "mel"], "'mel' is not one of"),
+        (["--spectrogram-preset", "mel"], "'mel' is not one of"),
         (["--no-such-option"], "No such option"),
     ],
 )
@@ -308,7 +308,7 @@ def test_options_are_checked_before_anything_is_done(videos: Path, words: list[s
 def test_a_spectrogram_of_whole_clips_is_refused_with_the_remedy(videos: Path, tmp_path: Path) -> None:
     (tmp_path / "lists").mkdir()
     common = ("extract", "--dataset", "ucf101", "--videos", videos, "--annotations", tmp_path / "lists")
-    result = bmlpipe(*common, "--out", tmp_path / "out", "--modalities", "spectrogram")
+    result = bmlpipe(*common, "--out", tmp_path / "out", "--kinds", "spectrogram")
     assert result.exit_code == 2
     assert "give it with --seconds" in result.stderr
 
@@ -381,7 +381,7 @@ def test_shards_that_cannot_be_made_or_read_are_told_without_a_traceback(videos:
         return bmlpipe("shard", "--dataset", "folder", "--features", features, "--out", out, *more)
 
     for words, message in (
-        (["--modalities", "flow"], "has no flow, only frames"),
+        (["--kinds", "flow"], "has no flow, only frames"),
         (["--dataset", "cremad"], "holds features of folder, not of cremad: correct --dataset"),
         (["--features", videos], "holds no ledger.csv, so no extraction"),
         (["--out", videos], "not a set of shards"),

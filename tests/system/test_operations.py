@@ -117,7 +117,7 @@ def videos(tmp_path: Path) -> Path:
 
 
 def extraction(videos: Path, *more: object) -> list[object]:
-    given = ["--videos", videos, "--out", videos.parent / "out", "--modalities", "frames", "--batch", 1]
+    given = ["--videos", videos, "--out", videos.parent / "out", "--kinds", "frames", "--clips-per-task", 1]
     return ["extract", "--dataset", "folder", *given, *more]
 
 
@@ -255,7 +255,7 @@ def test_json_lines_by_option_and_by_environment(videos: Path) -> None:
         assert "40 of 40 clips failed, more than --max-failed 0.05" in last["message"]
         (progress,) = [line["fields"] for line in lines if "fields" in line]
         assert (progress["done"], progress["total"], progress["failures"]) == (40, 40, {"not_media": 40})
-    wrong = bmlpipe("extract", "--batch", "0", BMLPIPE_LOG="json")
+    wrong = bmlpipe("extract", "--clips-per-task", "0", BMLPIPE_LOG="json")
     assert wrong.returncode == 2
     assert [line["level"] for line in objects(wrong.stderr)] == ["ERROR"]
     plain = bmlpipe("extract", "--log-format", "xml")

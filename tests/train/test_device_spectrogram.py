@@ -18,13 +18,14 @@ from bmlpipe.shards.sample import Sample
 from bmlpipe.shards.writer import ShardWriter
 from bmlpipe.train.config.parsing import parse
 from bmlpipe.train.data.dataset import ClipDataset
-from bmlpipe.train.data.normalise import Inputs
+from bmlpipe.train.data.normalise import Normaliser
 from bmlpipe.train.data.spectrogram import LogSpectrogram
-from bmlpipe.train.distributed.process_group import Place
-from bmlpipe.train.evaluation.load_run import restore
+from bmlpipe.train.distributed.process_group import ProcessInfo
+from bmlpipe.train.evaluation.load_run import load_run
 from bmlpipe.train.run import train
 from bmlpipe.train.runs import checkpoint
-from bmlpipe.train.runs.journal import METRICS_FILE, read_rows
+from bmlpipe.train.runs.folder import METRICS_FILE
+from bmlpipe.train.runs.journal_reader import read_rows
 
 KINDS = {"audio": "waveform"}
 
@@ -100,7 +101,7 @@ def test_the_loader_gives_the_stored_numbers(of_sound: Path) -> None:
 
 def test_normalising_makes_the_spectrogram() -> None:
     levels = sounds(3)
-    values = Inputs(["audio"], {}, kinds=KINDS)({"audio": levels[:, None]})["audio"]
+    values = Normaliser(["audio"], {}, kinds=KINDS)({"audio": levels[:, None]})["audio"]
     assert values.shape == (3, 1, 1, 257, 299)
     torch.testing.assert_close(values[:, 0], LogSpectrogram()(levels))
 
@@ -115,7 +116,7 @@ def test_damaged_sound_is_named(of_sound: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_shards_without_sound_say_what_to_extract(toy_shards: Path) -> None:
-    with pytest.raises(ShardError, match=r"modality audio needs waveform.*--modalities .*waveform"):
+    with pytest.raises(ShardError, match=r"modality audio needs waveform.*--kinds .*waveform"):
         ClipDataset(toy_shards, ["audio"], kinds=KINDS, frames=1, image_size=16, augment=False, seed=0)
 
 
@@ -128,6 +129,6 @@ def test_a_run_learns_from_sound_alone_and_comes_back(of_sound: Path, tmp_path: 
     assert row["split"] == "test"
     assert row["accuracy"] > 0.9
     best = tmp_path / "run" / "checkpoints" / "best.pt"
-    again = restore(best, Place(0, 1, 0, torch.device("cpu"))).predict("test")
+    again = load_run(best, ProcessInfo(0, 1, 0, torch.device("cpu"))).predict("test")
     assert (again.logits.argmax(1) == again.labels).mean() == row["accuracy"]
     assert not any("sound" in name for name in checkpoint.load(best)["inputs"])

@@ -20,7 +20,7 @@ import simplejpeg
 import torch
 from torch.utils.data import default_collate
 
-from bmlpipe.shards.combined_reader import MixedReader
+from bmlpipe.shards.combined_reader import CombinedReader
 from bmlpipe.shards.errors import ShardError
 from bmlpipe.shards.kinds import SPECTROGRAM_MEMBER, flow_member, frame_member, rgb_diff_member
 from bmlpipe.shards.reader import ShardReader
@@ -28,7 +28,7 @@ from bmlpipe.shards.sample import Sample
 from bmlpipe.shards.writer import ShardWriter
 from bmlpipe.train.data.dataset import ClipDataset, make_loader, reading
 from bmlpipe.train.data.decode import View, centre_view, choose, random_view, uniform_numbers
-from bmlpipe.train.data.normalise import Inputs
+from bmlpipe.train.data.normalise import Normaliser
 from bmlpipe.train.data.sampler import Item
 
 MODALITIES = ("audio", "visual", "flow", "rgb_diff")
@@ -170,7 +170,7 @@ def test_padding_loads_the_sample_at_weight_0(stacks: Path) -> None:
 
 def test_a_mixture_of_sets_is_loaded_like_one(stacks: Path, tmp_path: Path) -> None:
     other = write(tmp_path / "other", [sample(number) for number in range(10, 14)])
-    mixed = MixedReader([ShardReader(stacks), ShardReader(other)])
+    mixed = CombinedReader([ShardReader(stacks), ShardReader(other)])
     data = ClipDataset(mixed, MODALITIES, frames=2, image_size=32, augment=False, seed=5)
     batch = data.__getitems__([(0, 6), (0, 7)])
     assert torch.equal(batch["audio"][0], dataset(stacks)[(0, 6)]["audio"])
@@ -187,7 +187,7 @@ def test_a_batch_has_the_documented_shapes(toy_shards: Path) -> None:
     }
     assert batch["number"].tolist() == [3, 50]
     assert all(label in range(4) for label in batch["label"].tolist())
-    inputs = Inputs(("audio", "visual", "flow"), dataset(toy_shards).reader.index.statistics)(batch)
+    inputs = Normaliser(("audio", "visual", "flow"), dataset(toy_shards).reader.index.statistics)(batch)
     assert {m: tuple(value.shape) for m, value in inputs.items()} == {
         "audio": (2, 1, 1, 257, 40),
         "visual": (2, 3, 3, 32, 32),
@@ -198,16 +198,16 @@ def test_a_batch_has_the_documented_shapes(toy_shards: Path) -> None:
 
 def test_inputs_are_normalised_by_the_index_or_as_torchvisions_weights_expect() -> None:
     grey = torch.full((1, 1, 3, 2, 2), 124, dtype=torch.uint8)
-    own = Inputs(["visual"], {"frames": {"mean": [124.0, 100.0, 24.0], "std": [10.0, 12.0, 50.0]}})
+    own = Normaliser(["visual"], {"frames": {"mean": [124.0, 100.0, 24.0], "std": [10.0, 12.0, 50.0]}})
     assert own({"visual": grey})["visual"][0, 0, :, 0, 0].tolist() == [0, 2, 2]
-    imagenet = Inputs(["visual"], {}, imagenet=True)({"visual": grey})["visual"][0, 0, :, 0, 0]
+    imagenet = Normaliser(["visual"], {}, imagenet=True)({"visual": grey})["visual"][0, 0, :, 0, 0]
     expected = [(124 / 255 - mean) / std for mean, std in zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
     torch.testing.assert_close(imagenet, torch.tensor(expected))
     stack = torch.arange(4, dtype=torch.uint8).reshape(1, 1, 4, 1, 1)
-    flow = Inputs(["flow"], {"flow": {"mean": [0.0, 1.0], "std": [1.0, 2.0]}})({"flow": stack})["flow"]
+    flow = Normaliser(["flow"], {"flow": {"mean": [0.0, 1.0], "std": [1.0, 2.0]}})({"flow": stack})["flow"]
     assert flow.flatten().tolist() == [0, 0, 2, 1]
     with pytest.raises(ValueError, match="no statistics of flow"):
-        Inputs(["flow"], {})
+        Normaliser(["flow"], {})
 
 
 def test_views_change_with_the_epoch_and_not_in_evaluation(toy_shards: Path) -> None:
@@ -282,5 +282,5 @@ def test_an_incomplete_sample_is_named(tmp_path: Path) -> None:
 def test_a_missing_feature_is_named_with_the_remedy(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "shards", dataset="d", classes=["a"], features={"frames": {}}) as writer:
         writer.write("train", Sample("a", 0, {}))
-    with pytest.raises(ShardError, match=r"modality flow needs flow.* with --modalities frames,flow"):
+    with pytest.raises(ShardError, match=r"modality flow needs flow.* with --kinds frames,flow"):
         ClipDataset(tmp_path / "shards", ["flow"], frames=1, image_size=32, augment=False, seed=0)
