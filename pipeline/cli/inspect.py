@@ -156,7 +156,7 @@ def _print_reason(reason: str, clips: Sequence[LedgerRow], total: int) -> None:
     splits = ", ".join(f"{split} {count}" for split, count in Counter(row.split for row in clips).items())
     click.echo(f"\n{click.style(reason, bold=True)}: {len(clips)} ({len(clips) / total:.1%}; {splits})")
     if known := REASONS.get(reason):
-        _wrap("why", known.happened)
+        _wrap("why", known.cause)
         _wrap("remedy", known.remedy)
     for row in clips[:_EXAMPLES]:
         click.echo(f"  {row.id}" + (f"  {row.source}" if row.source else ""))

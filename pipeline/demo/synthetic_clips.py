@@ -1,7 +1,7 @@
 """Synthetic audio-visual clips: handwritten digits that drift among clutter, with the digit's keypad tone in noise.
 
-The handwriting is real (scikit-learn's digits, 8 × 8 pixels), everything else is drawn. The tone is easy to classify and
-the picture is hard, and the tones of the test split are fainter than those of the training split: a model that has
+The handwriting is real (scikit-learn's digits, 8 × 8 pixels), everything else is drawn. The tone is easy to classify
+and the picture is hard, and the tones of the test split are fainter than those of the training split: a model that has
 learnt to rely on sound alone fails there. Results on these clips say nothing about any real task.
 """
 

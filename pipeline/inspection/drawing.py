@@ -16,7 +16,7 @@ from PIL import Image
 
 from bmlpipe.pipeline.front_ends import flow, rgb_diff
 from bmlpipe.pipeline.inspection.samples import InspectedSample
-from bmlpipe.shards.kinds import SPECTROGRAM_MEMBER, WAVEFORM_MEMBER, flow_member, frame_member, rgb_diff_member
+from bmlpipe.shards.kinds import KINDS, FeatureKind
 
 Picture = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.floating[Any]]
@@ -143,42 +143,37 @@ def flow_wheel(side: int = _WHEEL_SIDE) -> Picture:
 
 
 def tile_rows(sample: InspectedSample, most: int = _MAX_TILES) -> list[TileRow]:
-    """The rows of a sample's pictures: frames, flow and RGB differences.
+    """The rows of a sample's pictures, one row per feature kind that is stored as pictures.
 
     Args:
         sample: The sample.
         most: Maximum number of instants per row; they are evenly spaced.
     """
-    found = [make(sample, most) for make in (_frames, _flow, _rgb_diff)]
-    return [row for row in found if row is not None]
+    stored = [kind for kind in KINDS.values() if kind.is_pictures and kind.name in sample.meta]
+    return [_DRAWN.get(kind.name, _plain)(sample, kind, most) for kind in stored]
 
 
-def _instants(sample: InspectedSample, kind: str, most: int) -> tuple[list[int], list[str], str] | None:
-    """The instants to show, their times as text, and a remark if some are left out; None: the kind is not stored."""
-    if kind not in sample.meta:
-        return None
+def _instants(sample: InspectedSample, kind: str, most: int) -> tuple[list[int], list[str], str]:
+    """The instants to show, their times as text, and a remark if some are left out."""
     times = sample.meta[kind]["times"]
     shown = sorted({round(place) for place in np.linspace(0, len(times) - 1, min(most, len(times)))})
     remark = f", {len(shown)} of {len(times)} instants" if len(shown) < len(times) else ""
     return shown, [f"{times[at]:.2f} s" for at in shown], remark
 
 
-def _frames(sample: InspectedSample, most: int) -> TileRow | None:
-    if (chosen := _instants(sample, "frames", most)) is None:
-        return None
-    shown, times, remark = chosen
-    jpegs = [bytes(sample.members[frame_member(at)]) for at in shown]
+def _plain(sample: InspectedSample, kind: FeatureKind, most: int) -> TileRow:
+    """The pictures as they are stored."""
+    shown, times, remark = _instants(sample, kind.name, most)
+    jpegs = [bytes(sample.members[kind.members_at(at)[0]]) for at in shown]
     tiles = [Tile(simplejpeg.decode_jpeg(jpeg, "RGB"), time, jpeg) for jpeg, time in zip(jpegs, times)]
-    return TileRow(f"frames{remark}", tiles)
+    return TileRow(f"{kind.name}{remark}", tiles)
 
 
-def _flow(sample: InspectedSample, most: int) -> TileRow | None:
-    if (chosen := _instants(sample, "flow", most)) is None:
-        return None
-    shown, times, remark = chosen
+def _flow(sample: InspectedSample, kind: FeatureKind, most: int) -> TileRow:
+    shown, times, remark = _instants(sample, kind.name, most)
     bound = float(sample.meta["flow"]["bound"])
     fields = [
-        np.stack([flow.dequantise(_grey(sample, flow_member(at, 0, axis)), bound) for axis in "xy"], axis=-1)
+        np.stack([flow.dequantise(_grey(sample, member), bound) for member in kind.members_at(at)], axis=-1)
         for at in shown
     ]
     lengths = np.concatenate([np.hypot(field[..., 0], field[..., 1]).ravel() for field in fields])
@@ -189,18 +184,20 @@ def _flow(sample: InspectedSample, most: int) -> TileRow | None:
     return TileRow(f"{title}, stored up to ±{bound:g} px", [*tiles, Tile(flow_wheel(), f"edge: {radius:.1f} px")])
 
 
-def _rgb_diff(sample: InspectedSample, most: int) -> TileRow | None:
-    if (chosen := _instants(sample, "rgb_diff", most)) is None:
-        return None
-    shown, times, remark = chosen
+def _rgb_diff(sample: InspectedSample, kind: FeatureKind, most: int) -> TileRow:
+    shown, times, remark = _instants(sample, kind.name, most)
     tiles = []
     for at, time in zip(shown, times):
-        levels = simplejpeg.decode_jpeg(bytes(sample.members[rgb_diff_member(at)]), "RGB")
+        levels = simplejpeg.decode_jpeg(bytes(sample.members[kind.members_at(at)[0]]), "RGB")
         shift = rgb_diff.dequantise(levels).astype(np.int32) * RGB_DIFF_GAIN // 2
         tiles.append(Tile(np.clip(128 + shift, 0, 255).astype(np.uint8), time))
     stack = int(sample.features.get("rgb_diff", {}).get("stack", 1))
     title = f"RGB differences{remark}" + (f", the first of {stack}" if stack > 1 else "")
     return TileRow(f"{title}, contrast × {RGB_DIFF_GAIN}", tiles)
+
+
+# Feature kind → how its pictures are drawn, where they do not show themselves.
+_DRAWN = {"flow": _flow, "rgb_diff": _rgb_diff}
 
 
 def _grey(sample: InspectedSample, member: str) -> Picture:
@@ -210,7 +207,7 @@ def _grey(sample: InspectedSample, member: str) -> Picture:
 
 def stored_spectrogram(sample: InspectedSample) -> Floats | None:
     """The stored spectrogram, (F, T) float32; None if the sample has none."""
-    data = sample.members.get(SPECTROGRAM_MEMBER)
+    data = sample.members.get(KINDS["spectrogram"].member)
     if data is None:
         return None
     values: Floats = np.load(io.BytesIO(bytes(data)), allow_pickle=False).astype(np.float32)
@@ -228,7 +225,7 @@ def waveform_envelope(sample: InspectedSample, points: int = 1500) -> tuple[Floa
         Times in seconds, and the lowest and highest value from each time to the next, each of shape (n,); None if the
         sample has no waveform.
     """
-    data = sample.members.get(WAVEFORM_MEMBER)
+    data = sample.members.get(KINDS["waveform"].member)
     if data is None:
         return None
     import soundfile

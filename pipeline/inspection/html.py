@@ -16,7 +16,7 @@ from bmlpipe.pipeline.inspection.contact_sheet import printable, sample_title, s
 from bmlpipe.pipeline.inspection.drawing import Tile, tile_rows
 from bmlpipe.pipeline.inspection.samples import InspectedSample
 from bmlpipe.pipeline.store.reasons import FLAGS
-from bmlpipe.shards.kinds import WAVEFORM_MEMBER
+from bmlpipe.shards.kinds import KINDS
 
 _MAX_INSTANTS = 60  # per row
 
@@ -102,11 +102,11 @@ def write_html_page(samples: Iterable[InspectedSample], out: Path, title: str) -
 
 def _template_values(sample: InspectedSample) -> Mapping[str, Any]:
     meta, sound = sample.meta, sound_png(sample)
-    audio = sample.members.get(WAVEFORM_MEMBER)
+    audio = sample.members.get(KINDS["waveform"].member)
     return {
         "name": sample_title(meta),
         "details": source_line(sample),
-        "flags": [(flag, FLAGS[flag].says if flag in FLAGS else "") for flag in meta.get("flags", ())],
+        "flags": [(flag, FLAGS[flag].meaning if flag in FLAGS else "") for flag in meta.get("flags", ())],
         "rows": [
             {"title": row.title, "tiles": [(_image_source(tile), tile.caption) for tile in row.tiles]}
             for row in tile_rows(sample, _MAX_INSTANTS)

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bmlpipe.manifests.schema import Clip, read_clips
-from bmlpipe.pipeline.extraction.plan import DATASET_FILE, ExtractionError
-from bmlpipe.pipeline.extraction.run import MANIFEST_FILE
+from bmlpipe.pipeline.extraction.plan import ExtractionError
 from bmlpipe.pipeline.sharding.write import sample_of
 from bmlpipe.pipeline.store.feature_file import FeatureStore
-from bmlpipe.pipeline.store.ledger import Row, known_rows
+from bmlpipe.pipeline.store.folder import FeatureFolder
+from bmlpipe.pipeline.store.ledger import LedgerRow, known_rows
 from bmlpipe.shards.errors import ShardError
 from bmlpipe.shards.kinds import KINDS
 from bmlpipe.shards.reader import ShardReader
@@ -154,8 +154,8 @@ def samples_from_features(folder: Path, selection: SampleSelection) -> Iterator[
         FileNotFoundError: The folder is not a feature folder.
         StoreError: A clip's features cannot be read.
     """
-    rows, about = known_rows(folder), json.loads((folder / DATASET_FILE).read_text(encoding="utf-8"))
-    clips = {clip.id: clip for clip in read_clips(folder / MANIFEST_FILE)}
+    rows, about = known_rows(folder), json.loads(FeatureFolder(folder).dataset.read_text(encoding="utf-8"))
+    clips = {clip.id: clip for clip in read_clips(FeatureFolder(folder).manifest)}
     store = FeatureStore(folder)
     if selection.label is not None:
         _check_label(selection.label, about["classes"])
@@ -166,8 +166,8 @@ def samples_from_features(folder: Path, selection: SampleSelection) -> Iterator[
         yield InspectedSample(sample.key, sample.members, sample.meta, stored.parameters, row.source)
 
 
-def _named_rows(rows: Mapping[str, Row], names: Sequence[str]) -> list[Row]:
-    by_key: dict[str, Row] = {}
+def _named_rows(rows: Mapping[str, LedgerRow], names: Sequence[str]) -> list[LedgerRow]:
+    by_key: dict[str, LedgerRow] = {}
     found = []
     for name in names:
         row = rows.get(name)
@@ -182,7 +182,9 @@ def _named_rows(rows: Mapping[str, Row], names: Sequence[str]) -> list[Row]:
     return found
 
 
-def _random_rows(rows: Mapping[str, Row], selection: SampleSelection, clips: Mapping[str, Clip]) -> list[Row]:
+def _random_rows(
+    rows: Mapping[str, LedgerRow], selection: SampleSelection, clips: Mapping[str, Clip]
+) -> list[LedgerRow]:
     chosen = [
         row
         for row in rows.values()

@@ -1,7 +1,7 @@
-"""Why a clip fails and what flags mean: the texts behind docs/reasons.md, for people who look into a feature folder.
+"""The explanations of reason codes and flags.
 
-Codes are given where things happen (`ClipError`, `flags.add`); here each has its explanation. The tables of
-docs/reasons.md hold the same texts, word for word; a test compares them.
+The codes are assigned where the conditions occur (`ClipError`, `flags.add`). The tables of docs/reasons.md contain the
+same texts word for word, and a test compares them.
 """
 
 from __future__ import annotations
@@ -13,79 +13,90 @@ from bmlpipe.manifests.common.errors import OptionError
 
 
 class Reason(NamedTuple):
-    """Why a clip is not usable, in Markdown."""
+    """Explanation of a reason code, in Markdown.
+
+    Attributes:
+        status: Status of the clip, `failed` or `absent`; `failed, flag` where the same code is also a flag.
+        cause: What happened.
+        effect: What bmlpipe does.
+        remedy: What the user can do.
+    """
 
     status: str
-    happened: str
-    done: str
+    cause: str
+    effect: str
     remedy: str
 
 
 class Flag(NamedTuple):
-    """What a flag says and what the features hold, in Markdown."""
+    """Explanation of a flag, in Markdown.
 
-    says: str
-    holds: str
+    Attributes:
+        meaning: The condition that the flag reports.
+        features: What the features contain.
+    """
+
+    meaning: str
+    features: str
 
 
 REASONS = {
     "not_found": Reason(
         "absent",
-        "No file of the clip's name, in any accepted spelling and container, is in the videos' folder.",
+        "The folder of videos contains no file with the clip's name, in any accepted spelling and container.",
         "Nothing.",
-        "Compare the clip's id with the names of the files; `bmlpipe datasets` says which names are "
-        "accepted. The next run finds what has come.",
+        "Compare the clip's id with the file names; `bmlpipe datasets` lists the accepted names. The next run "
+        "finds files that have been added.",
     ),
     "unreadable_file": Reason(
         "failed",
-        "The operating system refuses to open or read the file (permission, a failing disk, a loop of "
-        "links), it is no file but a folder, a named pipe, a socket or a device (these are never opened), "
-        "or the separate sound file is not there.",
+        "The operating system cannot open or read the file (missing permission, a failing disk, a loop of links),"
+        " it is a folder, named pipe, socket or device (these are never opened), or the separate audio file is "
+        "missing.",
         "The clip fails.",
-        "Mend the permission or the disk; then `--retry-failed=unreadable_file`.",
+        "Correct the permission or replace the disk; then `--retry-failed=unreadable_file`.",
     ),
     "empty_file": Reason(
         "failed",
-        "The file holds no bytes.",
+        "The file is empty.",
         "The clip fails.",
         "Copy or download it again; the next run takes it.",
     ),
     "not_media": Reason(
         "failed",
-        "No accepted container format is recognised: a text file, a web page saved as video, a picture, a "
-        "playlist or a script (`.m3u8`, concat, DASH).",
-        "The clip fails. Nothing that the file refers to is ever opened.",
+        "The file is in no accepted container format: it is a text file, a web page saved as a video, an image, a"
+        " playlist or a script (`.m3u8`, concat, DASH).",
+        "The clip fails. Files to which it refers are never opened.",
         "Download it again; the next run takes it.",
     ),
     "damaged_container": Reason(
         "failed, flag",
-        "The container is known but its header or index is missing or broken (an MP4 whose download "
-        "stopped before the `moov` box). As a flag: reading met an error later on, or went on behind a "
-        "part that it could not read, so that packets may be missing: in Matroska, FLV, AVI, Ogg and ASF "
-        "by the demuxer's own words, in MPEG-TS by the packets' counters, in AVI also where a packet does "
-        "not lie where the index has it.",
-        "Fails if it cannot be opened. Where packets may be missing before what is needed, the clip is "
-        "decoded as if damaged (`damaged_video`), and an instant that falls into a pause longer than 1.5 "
-        "pictures fails.",
+        "Failed: the container is known, but its header or index is missing or broken (for example an MP4 whose "
+        "download stopped before the `moov` box). Flag: the demuxer met an error later in the file, or skipped a "
+        "part that it could not read, so that packets may be missing. This is detected by the demuxer's own "
+        "messages in Matroska, FLV, AVI, Ogg and ASF, by the packets' counters in MPEG-TS, and in AVI also by "
+        "packets that do not lie where the index says.",
+        "Fails if the file cannot be opened. If packets may be missing before the last one needed, the clip is "
+        "decoded as damaged (`damaged_video`), and an instant fails that falls into a gap of more than 1.5 frame "
+        "durations.",
         "Copy or download it again; the next run takes it.",
     ),
     "missing_video": Reason(
         "failed",
-        "Frames, flow or RGB differences are wanted, and the file has no video stream (cover art does not count).",
-        "The clip fails, also its sound.",
-        "Extract sound alone (`--modalities spectrogram`), or take the clip out of the annotation.",
+        "Frames, flow or RGB differences are requested, but the file has no video stream (cover art does not count).",
+        "The clip fails, including its audio.",
+        "Extract audio alone (`--kinds spectrogram`), or remove the clip from the annotation.",
     ),
     "missing_audio": Reason(
         "failed",
-        "A spectrogram or waveform is wanted, and the file has no audio stream, or no sound within the clip's stretch.",
-        "The clip fails, also its frames: pairs are what is trained on.",
-        "Extract pictures alone (`--modalities frames`), or take the clip out of the annotation.",
+        "A spectrogram or waveform is requested, but the file has no audio stream, or no audio within the clip's span.",
+        "The clip fails, including its frames, because models are trained on pairs.",
+        "Extract frames alone (`--kinds frames`), or remove the clip from the annotation.",
     ),
     "truncated": Reason(
         "failed",
-        "Picture or sound ends more than 0.5 s before the length in the file's header, and what is "
-        "missing was needed. Seen in MP4, MOV, AVI, Matroska, WebM and FLV; other containers state no "
-        "length.",
+        "Video or audio ends more than 0.5 s before the length in the file's header, and the missing part is "
+        "needed. Detected in MP4, MOV, AVI, Matroska, WebM and FLV; other containers do not state a length.",
         "The clip fails; nothing is tiled or repeated to hide it.",
         "Copy or download it again; the next run takes it.",
     ),
@@ -93,77 +104,79 @@ REASONS = {
         "failed",
         "The clip begins after the end of the video.",
         "The clip fails: the annotation and the file do not belong together.",
-        "Compare the annotation's start with the file's length: the file may have been cut to the clip already.",
+        "Compare the annotation's start with the length of the file: the file may already have been cut to the clip.",
     ),
     "no_frames": Reason(
         "failed",
-        "The video stream holds no picture that can be decoded.",
+        "No frame of the video stream can be decoded.",
         "The clip fails.",
-        "Copy or download it again; see whether a player shows anything.",
+        "Copy or download it again; check whether a player shows anything.",
     ),
     "damaged_video": Reason(
         "failed, flag",
-        "Failed: the picture shown at a wanted instant (for flow and RGB differences, or one of those "
-        "that follow it) cannot be decoded. Flag: the decoder met an error somewhere before the last "
-        "picture needed; the pictures came out, but errors may have been concealed in some.",
-        "See left. With `--decoder ffmpeg` any error up to the last picture needed fails the clip, with "
-        "ffmpeg's own words: a program does not tell which pictures it has concealed errors in.",
-        "Copy or download it again, and compare checksums with the source's.",
+        "Failed: the frame shown at an instant (or, for flow and RGB differences, one of the frames that follow "
+        "it) cannot be decoded. Flag: the decoder met an error before the last frame needed; all frames were "
+        "decoded, but some may contain concealed errors.",
+        "See left. With `--decoder ffmpeg`, any error up to the last frame needed fails the clip, with ffmpeg's "
+        "own message, because the program does not report in which frames it has concealed errors.",
+        "Copy or download it again, and compare checksums with those of the source.",
     ),
     "late_video": Reason(
         "failed, flag",
-        "The first decodable picture comes after the clip's start (a stream cut within a group of pictures).",
-        "Up to 1 s: instant 0 takes that first picture, flag. More: the clip fails, since several "
-        "instants would show it.",
-        "Cut the clip again from its source, at a key frame or with encoding.",
+        "The first decodable frame comes after the clip's start (the stream was cut within a group of pictures).",
+        "Up to 1 s: instant 0 takes the first decodable frame, with the flag. More: the clip fails, because "
+        "several instants would show the same frame.",
+        "Cut the clip again from its source, at a key frame or with re-encoding.",
     ),
     "too_few_frames": Reason(
         "failed",
-        "Fewer pictures than one stack of flow fields or RGB differences needs (L + 1).",
+        "The clip has fewer frames than one stack of flow fields or RGB differences needs (L + 1).",
         "The clip fails.",
-        "Lower `--flow-stack` or `--rgb-diff-stack`, or take the clip out of the annotation.",
+        "Lower `--flow-stack` or `--rgb-diff-stack`, or remove the clip from the annotation.",
     ),
     "missing_flow_images": Reason(
         "failed",
-        "`--flow-images` holds no folder for the clip, images are missing in it, or their number does not "
-        "fit the video's pictures.",
+        "`--flow-images` contains no folder for the clip, images are missing in that folder, or their number does"
+        " not match the number of video frames.",
         "The clip fails.",
-        "Make the images of this clip (names: pipeline/front_ends/flow_images.py); then "
+        "Compute the images of this clip (file names: pipeline/front_ends/flow_images.py); then "
         "`--retry-failed=missing_flow_images`.",
     ),
     "bad_flow_images": Reason(
         "failed",
-        "A flow image is no JPEG, is damaged, or is of another size than the clip's others.",
+        "A flow image is not a JPEG, is damaged, or differs in size from the clip's other flow images.",
         "The clip fails.",
-        "Make the images of this clip again; then `--retry-failed=bad_flow_images`.",
+        "Compute the images of this clip again; then `--retry-failed=bad_flow_images`.",
     ),
     "damaged_audio": Reason(
         "failed, flag",
-        "Packets of sound cannot be decoded.",
-        "Silence in their place and a flag; fails if they are more than what could be decoded.",
+        "Audio packets cannot be decoded.",
+        "Silence takes their place, with the flag. The clip fails if more packets are lost than decoded.",
         "Copy or download it again; the next run takes it.",
     ),
     "decoder_error": Reason(
         "failed",
-        "There is no decoder for the codec, it refuses the stream as such, or its pictures cannot become "
-        "JPEGs (pixel format, shape). With `--decoder ffmpeg` also: the program or its hardware cannot be "
-        "used on the worker's machine, it was killed, or PyAV and it decode nothing.",
+        "There is no decoder for the codec, the decoder rejects the stream as a whole, or the frames cannot be "
+        "stored as JPEGs (pixel format, shape). With `--decoder ffmpeg` also: the program or its hardware cannot "
+        "be used on the worker's machine, the program was killed, or neither PyAV nor ffmpeg decodes a single "
+        "frame.",
         "The clip fails.",
-        "`--decoder ffmpeg --retry-failed=decoder_error`, if need be with an ffmpeg of your own (`--ffmpeg`).",
+        "`--decoder ffmpeg --retry-failed=decoder_error`, if necessary with an ffmpeg program of your own "
+        "(`--ffmpeg`).",
     ),
     "worker_died": Reason(
         "failed",
-        "The process working on the clip died, and again when the clip was tried alone (a crash in a "
-        "decoder, or killed for its memory).",
+        "The worker process died while it worked on the clip, and again when the clip was tried alone (a crash in"
+        " a decoder, or killed for lack of memory).",
         "The worker is replaced, the clip fails.",
         "Give each worker more memory (fewer `--workers`); then `--retry-failed=worker_died`.",
     ),
     "timeout": Reason(
         "failed",
-        "The clip took longer than `--clip-timeout`, and again when it was tried alone; the message says "
-        "where in the code it was. Only with worker processes. An ffmpeg program ends itself after as "
-        "many seconds of CPU time.",
-        "The worker's process is ended and replaced, the clip fails.",
+        "The clip took longer than `--clip-timeout`, and again when it was tried alone; the message states where "
+        "in the code it was. Only with worker processes. An ffmpeg program ends itself after the same number of "
+        "seconds of CPU time.",
+        "The worker process is ended and replaced, the clip fails.",
         "Raise `--clip-timeout`; then `--retry-failed=timeout`.",
     ),
     "out_of_memory": Reason(
@@ -180,79 +193,82 @@ REASONS = {
     ),
     "internal_error": Reason(
         "failed",
-        "A fault of bmlpipe; the message holds the exception.",
+        "A bug in bmlpipe; the message contains the exception.",
         "The clip fails.",
-        "Report it with the file; `--retry-failed=internal_error` with a later version.",
+        "Report it together with the file; then `--retry-failed=internal_error` with a later version.",
     ),
 }
 
 FLAGS = {
     "short_video": Flag(
-        "The video ends before all instants asked for.",
+        "The video ends before the last instant requested.",
         "Fewer frames; nothing is repeated.",
     ),
     "late_video": Flag(
         "See reasons.",
-        "The first frame is the first decodable picture, at most 1 s late.",
+        "The first frame is the first decodable one, at most 1 s late.",
     ),
     "damaged_video": Flag(
         "See reasons.",
-        "Pictures that came out of the decoder; errors may have been concealed in some.",
+        "Frames that were decoded; some may contain concealed errors.",
     ),
     "damaged_container": Flag(
         "See reasons.",
         "What could be read; packets may be missing.",
     ),
     "mended_times": Flag(
-        "Presentation times did not increase from picture to picture.",
-        "Such pictures follow each other at the nominal frame rate.",
+        "Presentation times did not increase from frame to frame.",
+        "The frames concerned follow each other at the nominal frame rate.",
     ),
     "flow_window_moved": Flag(
-        "Fewer than L pictures follow the last instant's picture.",
-        "The window is moved back so that it ends at the last picture; `times` says where it begins.",
+        "Fewer than L frames follow the frame of the last instant.",
+        "The window is moved back so that it ends at the last frame; `times` states where it begins.",
     ),
     "rgb_diff_window_moved": Flag(
-        "Fewer than L pictures follow the last instant's picture.",
-        "The window is moved back so that it ends at the last picture; `times` says where it begins.",
+        "Fewer than L frames follow the frame of the last instant.",
+        "The window is moved back so that it ends at the last frame; `times` states where it begins.",
     ),
     "still_video": Flag(
-        "The pictures of all instants, two or more, are practically equal: no block of pixels changes by "
-        "more than 6 levels of 255.",
-        "The same frame again and again; flow and RGB differences of next to nothing.",
+        "The frames of all instants (two or more) are practically equal: no block of pixels changes by more than "
+        "6 levels of 255.",
+        "The same frame repeatedly; flow and RGB differences close to zero.",
     ),
     "black_video": Flag(
-        "At least half of the pictures are black: no block of pixels is brighter than 10 % of the luma range.",
+        "At least half of the frames are black: no block of pixels is brighter than 10 % of the luma range.",
         "Black frames.",
     ),
     "short_audio": Flag(
-        "The sound is more than 0.05 s shorter than the front end's length.",
-        "The sound is tiled: it starts again from its beginning.",
+        "The audio is more than 0.05 s shorter than the length requested.",
+        "The audio is tiled: it starts again from its beginning.",
     ),
     "silent_audio": Flag(
         "No sample reaches −60 dBFS (0.001 of full scale).",
-        "A spectrogram of constant value (zeros, under `vggsound`) where every sample is zero, else of "
-        "faint noise, which `vggsound` enlarges.",
+        "A constant spectrogram (zeros under `vggsound`) where every sample is zero; otherwise faint noise, which"
+        " `vggsound` amplifies.",
     ),
     "clipped_audio": Flag(
-        "At least 0.05 % of the samples lie at full scale (0.99 and above).",
-        "Sound cut to ±1, with the overtones of flat tops.",
+        "At least 0.05 % of the samples are at full scale (0.99 and above).",
+        "Audio limited to ±1, with the overtones of clipped peaks.",
     ),
     "damaged_audio": Flag(
         "See reasons.",
-        "Silence in the lost packets' place.",
+        "Silence in place of the lost packets.",
     ),
     "audio_gap": Flag(
-        "The sound's clock jumps by more than 0.05 s, or sound begins more than 0.1 s after the picture.",
-        "Silence in the gap, so that sound and picture stay together.",
+        "The clock of the audio stream jumps by more than 0.05 s, or audio begins more than 0.1 s after the video.",
+        "Silence in the gap, so that audio and video stay aligned.",
     ),
 }
 
 
 def named_flags(names: Iterable[str]) -> tuple[str, ...]:
-    """Flags by their names, or by what these begin with.
+    """Resolve names of flags, which may be abbreviated to whole words (`silent` for `silent_audio`).
+
+    Returns:
+        The flags in the order of `FLAGS`. An abbreviation stands for every flag that begins with it.
 
     Raises:
-        OptionError: There is no such flag.
+        OptionError: A name matches no flag.
 
     >>> named_flags(["silent", "short", "mended_times"])
     ('short_video', 'mended_times', 'short_audio', 'silent_audio')

@@ -415,7 +415,7 @@ def test_what_failed_is_counted_explained_and_shown_by_examples(features: Path) 
     ]
     said = " ".join(result.stdout.split())
     for reason in ("not_media", "empty_file", "not_found"):
-        assert REASONS[reason].happened in said
+        assert REASONS[reason].cause in said
         assert f"remedy: {REASONS[reason].remedy}" in said
     assert "x/page0 x/page0.mp4" in said
     assert "x/page3" not in said
