@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bmlpipe.shards.combined_reader import MixedReader, merged_statistics
+from bmlpipe.shards.combined_reader import CombinedReader, merged_statistics
 from bmlpipe.shards.errors import ShardError
 from bmlpipe.shards.kinds import SPECTROGRAM_MEMBER, frame_member
 from bmlpipe.shards.mixture_order import Mixture, interleave
@@ -179,7 +179,7 @@ def two(tmp_path: Path) -> list[ShardReader]:
 
 
 def test_samples_are_numbered_split_by_split_and_labels_translated(two: list[ShardReader]) -> None:
-    mixed = MixedReader(two)
+    mixed = CombinedReader(two)
     keys = [mixed[number].key for number in range(len(mixed))]
     expected = [f"a-train-{n}" for n in range(7)] + [f"b-train-{n}" for n in range(5)]
     expected += [f"a-val-{n}" for n in range(2)]
@@ -201,7 +201,7 @@ def test_samples_are_numbered_split_by_split_and_labels_translated(two: list[Sha
 
 
 def test_one_set_alone_is_itself(two: list[ShardReader]) -> None:
-    mixed = MixedReader(two[:1])
+    mixed = CombinedReader(two[:1])
     assert mixed.index is two[0].index
     assert [mixed[n].key for n in range(len(mixed))] == [two[0][n].key for n in range(len(two[0]))]
     assert mixed.mixture == Mixture.of([[3, 3, 1]])
@@ -209,30 +209,30 @@ def test_one_set_alone_is_itself(two: list[ShardReader]) -> None:
 
 def test_a_set_for_evaluation_only_adds_nothing_to_training(two: list[ShardReader], tmp_path: Path) -> None:
     tests = write(tmp_path / "three", "c", "xyz", {"test": 2})
-    mixed = MixedReader([tests, *two])
+    mixed = CombinedReader([tests, *two])
     assert mixed.mixture == Mixture.of([[3, 3, 1], [3, 2]], firsts=[2 + 4 + 3, 2 + 4 + 3 + 7])
     assert mixed.mixture is not None
     _, numbers = mixed.mixture.order(seed=0, shuffle_shards=1).slice(0, 12)
     assert {mixed[int(n)].key for n in numbers} == {f"a-train-{n}" for n in range(7)} | {
         f"b-train-{n}" for n in range(5)
     }
-    assert MixedReader([tests]).mixture is None
+    assert CombinedReader([tests]).mixture is None
 
 
 def test_sets_that_do_not_fit_together_are_refused_by_name(two: list[ShardReader], tmp_path: Path) -> None:
     other = write(tmp_path / "classes", "c", "xyw", {"train": 2})
     with pytest.raises(ShardError, match=r"other classes .* only .*one has z; only .*classes has w"):
-        MixedReader([two[0], other])
+        CombinedReader([two[0], other])
     changed = {"frames": {"short_side": 9}, "spectrogram": {"preset": "test"}}
     other = write(tmp_path / "features", "c", "xyz", {"train": 2}, features=changed)
     with pytest.raises(ShardError, match=r"other front-end parameters .*\(frames.short_side: 8 and 9\)"):
-        MixedReader([two[0], other])
-    mixed = MixedReader([two[0], other], kinds=["spectrogram"])
+        CombinedReader([two[0], other])
+    mixed = CombinedReader([two[0], other], kinds=["spectrogram"])
     assert mixed.index.features == {"spectrogram": {"preset": "test"}}  # and nobody can load frames from it
     with pytest.raises(ShardError, match="one has no flow, only frames, spectrogram"):
-        MixedReader(two, kinds=["flow"])
+        CombinedReader(two, kinds=["flow"])
     with pytest.raises(ValueError, match="for 2 sets"):
-        MixedReader(two, weights=[1])
+        CombinedReader(two, weights=[1])
 
 
 def test_merged_statistics_are_those_of_all_values_together() -> None:
@@ -248,16 +248,16 @@ def test_merged_statistics_are_those_of_all_values_together() -> None:
 
 def test_the_mixture_is_normalised_by_its_weights(two: list[ShardReader], tmp_path: Path) -> None:
     far = write(tmp_path / "far", "f", "xyz", {"train": 2}, statistics={"spectrogram": {"mean": [6.0], "std": [1.0]}})
-    assert MixedReader([two[0], far], weights=[2, 1]).index.statistics["spectrogram"]["mean"] == [2.0]
-    bysize = MixedReader([two[0], far]).index.statistics["spectrogram"]
+    assert CombinedReader([two[0], far], weights=[2, 1]).index.statistics["spectrogram"]["mean"] == [2.0]
+    bysize = CombinedReader([two[0], far]).index.statistics["spectrogram"]
     assert bysize["mean"][0] == pytest.approx(6 * 2 / 9)
-    index = MixedReader([two[0], far]).index
+    index = CombinedReader([two[0], far]).index
     assert index.samples_sha256 != dataclasses.replace(two[0].index).samples_sha256
 
 
 def test_the_loader_takes_a_mixture_as_it_takes_a_set(toy_shards: Path) -> None:
     """Two sets of 96 training samples, one drawn from three times as often as the other."""
-    mixed = MixedReader([ShardReader(toy_shards), ShardReader(toy_shards)], kinds=["spectrogram"], weights=[3, 1])
+    mixed = CombinedReader([ShardReader(toy_shards), ShardReader(toy_shards)], kinds=["spectrogram"], weights=[3, 1])
     data = ClipDataset(mixed, ("audio",), frames=1, image_size=32, augment=True, seed=0)
     assert mixed.mixture is not None
     batches = TrainBatches(mixed.mixture, batch_size=16, epochs=1, seed=0, shuffle_shards=2, first_step=10)

@@ -26,17 +26,17 @@ from bmlpipe.shards.sample import Sample
 from bmlpipe.shards.writer import ShardWriter
 from bmlpipe.train.config.options import ConfigError
 from bmlpipe.train.config.parsing import parse
-from bmlpipe.train.data.normalise import Inputs
-from bmlpipe.train.distributed.process_group import Place
+from bmlpipe.train.data.normalise import Normaliser
+from bmlpipe.train.distributed.process_group import ProcessInfo
 from bmlpipe.train.evaluation.export import write
 from bmlpipe.train.evaluation.linear_probe import STRENGTHS
-from bmlpipe.train.evaluation.load_run import restore
+from bmlpipe.train.evaluation.load_run import load_run
 from bmlpipe.train.models.build import build_model
 from bmlpipe.train.run import train
 from bmlpipe.train.runs import checkpoint
 
 CLASSES = list("abcd")
-HERE = Place(0, 1, 0, torch.device("cpu"))
+HERE = ProcessInfo(0, 1, 0, torch.device("cpu"))
 
 
 def bmlpipe(*words: object, status: int = 0) -> Result:
@@ -117,9 +117,7 @@ def test_metrics_are_what_scikit_learn_says_of_the_exported_predictions(run: Pat
             assert [np.nan if v is None else v for v in classwise[measure]] == pytest.approx(expected, nan_ok=True)
         assert classwise["support"] == [7, 6, 6, 6]
         assert found["confusion"][name] == confusion_matrix(truth, said, labels=CLASSES).tolist()
-    assert (
-        f"| best | {found['epoch'] + 1} | test | 25 | joint | {100 * found['metrics']['accuracy']:.1f} |" in out.stdout
-    )
+    assert f"| best | {found['epoch']} | test | 25 | joint | {100 * found['metrics']['accuracy']:.1f}% |" in out.stdout
 
 
 def test_it_is_what_the_training_found(joint: Path, run: Path) -> None:
@@ -130,14 +128,14 @@ def test_it_is_what_the_training_found(joint: Path, run: Path) -> None:
     assert found["epoch"] == test["epoch"]
     for name in ("accuracy", "mAP", "loss", "accuracy/audio", "accuracy/visual"):
         assert found["metrics"][name] == pytest.approx(test[name], rel=1e-5), name
-    for row, name in zip(journal(joint, "val"), ("epoch-001", "epoch-002"), strict=True):
+    for row, name in zip(journal(joint, "val"), ("epoch-000", "epoch-001"), strict=True):
         found = content(run, f"val-{name}")
         assert (found["checkpoint"], found["epoch"], found["step"]) == (name, row["epoch"], row["step"])
         assert found["metrics"]["loss"] == pytest.approx(row["loss"], rel=1e-5)
     assert {path.name for path in (run / "evaluation").glob("val-*")} == {
-        f"val-{name}.json" for name in ("best", "last", "epoch-001", "epoch-002")
+        f"val-{name}.json" for name in ("best", "last", "epoch-000", "epoch-001")
     }
-    assert content(run, "val-last")["model_sha256"] == content(run, "val-epoch-002")["model_sha256"]
+    assert content(run, "val-last")["model_sha256"] == content(run, "val-epoch-001")["model_sha256"]
 
 
 @pytest.mark.slow
@@ -176,7 +174,7 @@ def test_sweeps_add_up_over_commands_as_long_as_the_model_is_the_same(run: Path)
     assert rows[0]["accuracy"] == [content(run)["metrics"]["accuracy"]] * 2
     evaluate(run)
     assert content(run)["missing"] == rows
-    other = "epoch-002" if content(run)["epoch"] == 0 else "epoch-001"
+    other = "epoch-001" if content(run)["epoch"] == 0 else "epoch-000"
     (run / "checkpoints" / f"{other}.pt").replace(run / "checkpoints" / "best.pt")
     evaluate(run)
     assert content(run)["missing"] == []
@@ -185,12 +183,12 @@ def test_sweeps_add_up_over_commands_as_long_as_the_model_is_the_same(run: Path)
 def test_probes_agree_with_an_independent_computation_on_exported_features(run: Path) -> None:
     parts = {}
     for split in ("train", "val", "test"):
-        evaluate(run, "--checkpoint", "epoch-002", "--split", split, "--export-features", run / f"{split}.npz")
+        evaluate(run, "--checkpoint", "epoch-001", "--split", split, "--export-features", run / f"{split}.npz")
         with np.load(run / f"{split}.npz", allow_pickle=False) as file:
             parts[split] = dict(file)
     assert parts["train"]["audio"].shape == (96, 128)
     assert sorted(parts["train"]["id"].tolist()) == sorted(f"train{i}" for i in range(96))
-    out = evaluate(run, "--checkpoint", "epoch-002", "--probe")
+    out = evaluate(run, "--checkpoint", "epoch-001", "--probe")
     probes = json.loads((run / "evaluation" / "probes.json").read_text(encoding="utf-8"))["probes"]
     assert [row["modality"] for row in probes] == ["audio", "visual"]
     for row in probes:
@@ -206,13 +204,13 @@ def test_probes_agree_with_an_independent_computation_on_exported_features(run: 
         best = max(range(len(STRENGTHS)), key=lambda i: reached[i]["val"])
         assert row["C"] == STRENGTHS[best]
         assert {split: row[split] for split in features} == pytest.approx(reached[best])
-        assert (row["checkpoint"], row["epoch"], row["step"]) == ("epoch-002", 1, 8)
-        assert f"| epoch-002 | 2 | {row['modality']} | {row['C']:g} | {100 * row['train']:.1f} |" in out.stdout
+        assert (row["checkpoint"], row["epoch"], row["step"]) == ("epoch-001", 1, 8)
+        assert f"| epoch-001 | 1 | {row['modality']} | {row['C']:g} | {100 * row['train']:.1f}% |" in out.stdout
     assert 0.3 < probes[1]["val"] < 0.8  # neither chance nor everything: the comparison says something
-    evaluate(run, "--checkpoint", "epoch-001", "--probe")
+    evaluate(run, "--checkpoint", "epoch-000", "--probe")
     probes = json.loads((run / "evaluation" / "probes.json").read_text(encoding="utf-8"))["probes"]
     assert [(row["modality"], row["checkpoint"]) for row in probes] == [
-        (m, name) for m in ("audio", "visual") for name in ("epoch-001", "epoch-002")
+        (m, name) for m in ("audio", "visual") for name in ("epoch-000", "epoch-001")
     ]
 
 
@@ -274,12 +272,12 @@ def test_labels_with_commas_and_quotes_survive_csv(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_epochs_are_kept_and_may_be_kept_otherwise_from_some_epoch_on(toy_shards: Path, run: Path) -> None:
     kept = run / "checkpoints"
-    assert {path.name for path in kept.iterdir()} == {"best.pt", "last.pt", "epoch-001.pt", "epoch-002.pt"}
-    assert [checkpoint.load(kept / f"epoch-00{n}.pt")["progress"]["step"] for n in (1, 2)] == [4, 8]
+    assert {path.name for path in kept.iterdir()} == {"best.pt", "last.pt", "epoch-000.pt", "epoch-001.pt"}
+    assert [checkpoint.load(kept / f"epoch-00{n}.pt")["step"] for n in (0, 1)] == [4, 8]
     trained(toy_shards, run, modulation="opm", epochs=5, keep_every=2, resume=True)
-    assert sorted(path.stem for path in kept.glob("epoch*")) == ["epoch-001", "epoch-002", "epoch-004"]
-    evaluate(run, "--checkpoint", "epoch-004", "--checkpoint", kept / "last.pt")
-    assert (content(run, "test-epoch-004")["epoch"], content(run, "test-last")["epoch"]) == (3, 4)
+    assert sorted(path.stem for path in kept.glob("epoch*")) == ["epoch-000", "epoch-001", "epoch-003"]
+    evaluate(run, "--checkpoint", "epoch-003", "--checkpoint", kept / "last.pt")
+    assert (content(run, "test-epoch-003")["epoch"], content(run, "test-last")["epoch"]) == (3, 4)
     with pytest.raises(ConfigError, match="keep_every is -1: must be at least 0"):
         parse({"shards": "s", "out": "o", "keep_every": -1}, "test").resolved()
 
@@ -362,8 +360,8 @@ def test_a_set_written_anew_in_the_same_place_is_not_taken_for_the_old_one(
     ("words", "message"),
     [
         (
-            ["--checkpoint", "epoch-009"],
-            "no checkpoint 'epoch-009': choose among best, epoch-001, epoch-002, last, all",
+            ["--checkpoint", "epoch-008"],
+            "no checkpoint 'epoch-008': choose among best, epoch-000, epoch-001, last, all",
         ),
         (["--split", "dev"], "'dev' is not one of 'train', 'val', 'test'"),
         (["--missing", "sound=0.1"], "'sound' is no modality"),
@@ -411,8 +409,8 @@ def test_initial_weights_need_not_be_there_any_more(toy_shards: Path, tmp_path: 
     model = build_model(parse(given, "test").resolved(), index)
     state = {
         "model": model.state_dict(),
-        "inputs": Inputs(("visual",), index.statistics, imagenet=True).state_dict(),
-        "progress": {"step": 5},
+        "normaliser": Normaliser(("visual",), index.statistics, imagenet=True).state_dict(),
+        "step": 5,
         "steps_per_epoch": 4,
         "config": config.as_dict(),
         "dataset": index.dataset,
@@ -421,8 +419,8 @@ def test_initial_weights_need_not_be_there_any_more(toy_shards: Path, tmp_path: 
         "samples_sha256": index.samples_sha256,
     }
     checkpoint.save(tmp_path / "model.pt", state)
-    restored = restore(tmp_path / "model.pt", HERE)
-    assert restored.epoch == 1
-    assert restored.inputs.get_buffer("visual_mean").tolist() == pytest.approx([123.675, 116.28, 103.53])
+    loaded = load_run(tmp_path / "model.pt", HERE)
+    assert loaded.epoch == 1
+    assert loaded.normaliser.get_buffer("visual_mean").tolist() == pytest.approx([123.675, 116.28, 103.53])
     for name, tensor in model.state_dict().items():
-        assert torch.equal(restored.model.state_dict()[name], tensor), name
+        assert torch.equal(loaded.model.state_dict()[name], tensor), name

@@ -18,16 +18,18 @@ from torch import Tensor, nn
 
 from bmlpipe.train.config.options import ConfigError
 from bmlpipe.train.config.parsing import parse
-from bmlpipe.train.engine.objective import objective_of, reference_weights
-from bmlpipe.train.evaluation.metrics import summarise
+from bmlpipe.train.engine.gblending_references import reference_weights
+from bmlpipe.train.engine.step import loss_of
 from bmlpipe.train.modulation import Modulation
 from bmlpipe.train.modulation.rules.gblending import JOINT, BlendedHead, GBlending, Losses, blend_weights
 from bmlpipe.train.modulation.scores import unimodal_logits
 from bmlpipe.train.runs.journal import Journal
+from bmlpipe.train.tasks.classification import Classification
 
 NAMES = ("audio", "visual")
 DIMS = {"audio": 5, "visual": 3}
 CLASSES = 4
+TASK = Classification(tuple("abcd"))
 
 
 @pytest.fixture(autouse=True)
@@ -131,10 +133,10 @@ def test_the_objective_is_the_weighted_sum_of_each_samples_losses() -> None:
     head, given = blended(Split()), features()
     labels = torch.tensor([0, 3, 2, 1, 1, 0, 2])
     out = head(given)
-    found = objective_of(head)(out.bfloat16().float(), labels)
+    found = loss_of(head, TASK)(out.bfloat16().float(), labels)
     truth = softmax(out.detach().bfloat16().double().numpy())[np.arange(7), :, labels.numpy()]
     np.testing.assert_allclose(found.detach(), -np.log(truth) @ [0.5, 0.2, 0.3], rtol=1e-5)
-    assert objective_of(head)(out.bfloat16(), labels).dtype == torch.float32
+    assert loss_of(head, TASK)(out.bfloat16(), labels).dtype == torch.float32
 
 
 def test_each_part_learns_from_its_own_loss() -> None:
@@ -181,7 +183,7 @@ def test_weights_travel_with_the_state() -> None:
 
 def test_a_plain_head_is_trained_by_cross_entropy() -> None:
     logits, labels = torch.randn(6, CLASSES), torch.arange(6) % CLASSES
-    found = objective_of(Split())(logits, labels)
+    found = loss_of(Split(), TASK)(logits, labels)
     np.testing.assert_allclose(found, -np.log(softmax(logits.numpy())[np.arange(6), labels]), rtol=1e-5)
 
 
@@ -295,7 +297,7 @@ class Trained:
         if weights:
             head = BlendedHead(head, dict.fromkeys(modalities, 16), 10, weights)
         optimizer = torch.optim.SGD([*encoders.parameters(), *head.parameters()], 0.2, momentum=0.9)
-        objective = objective_of(head)
+        objective = loss_of(head, TASK)
         name = "joint" if len(modalities) > 1 else modalities[0]
         with Journal(Path(write_run(folder, name, until=0)), tensorboard=False) as journal:
             for step in range(3 * 10):
@@ -310,7 +312,7 @@ class Trained:
                     with torch.no_grad():
                         found = head({m: encoders[m](inputs[m][600:1200]) for m in modalities}).numpy()
                     head.train()
-                    self.metrics = summarise(found, {}, labels[600:1200])
+                    self.metrics = TASK.summary(found, {}, labels[600:1200])
                     journal.metrics({"epoch": step // 10, "step": step + 1, "split": "val", **self.metrics})
         self.validation = found, labels[600:1200]
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bmlpipe.train.config.options import ConfigError
-from bmlpipe.train.runs import journal as journal_module
-from bmlpipe.train.runs.journal import DelayedRows, Journal, read_rows
+from bmlpipe.manifests.common.locks import LockError
+from bmlpipe.train.engine.delayed_rows import DelayedRows
+from bmlpipe.train.runs.journal import Journal
+from bmlpipe.train.runs.journal_reader import read_rows
 
 
 def test_rows_come_two_steps_late_in_order_and_none_is_lost() -> None:
@@ -36,7 +37,7 @@ def test_going_on_drops_what_came_after_the_checkpoint_and_the_test_row(tmp_path
         journal.metrics({"step": 3, "split": "test", "accuracy": 0.7})
     with (tmp_path / "steps.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')
-    with Journal(tmp_path, first_step=4, evaluated=3, tensorboard=False) as journal:
+    with Journal(tmp_path, first_step=4, validated_step=3, tensorboard=False) as journal:
         journal.step({"step": 4, "loss": 2.0})
     assert [(row["step"], row["loss"]) for row in read_rows(tmp_path / "steps.jsonl")] == [
         *((step, 1.0) for step in range(4)),
@@ -57,17 +58,16 @@ def test_an_evaluation_that_the_checkpoint_does_not_know_is_not_written_twice(tm
     """Killed between the evaluation's row and its checkpoint, at the end of an epoch of four steps."""
     with Journal(tmp_path, tensorboard=False) as journal:
         journal.metrics({"step": 4, "split": "val", "accuracy": 0.5})
-    with Journal(tmp_path, first_step=4, evaluated=0, tensorboard=False) as journal:
+    with Journal(tmp_path, first_step=4, validated_step=0, tensorboard=False) as journal:
         journal.metrics({"step": 4, "split": "val", "accuracy": 0.5})
     assert len(read_rows(tmp_path / "metrics.jsonl")) == 1
 
 
-def test_a_folder_is_one_training_s_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_one_training_s_at_a_time(tmp_path: Path) -> None:
     """The ranks of a killed torchrun live on, and nothing of what they write may be mixed with the next start's."""
-    monkeypatch.setattr(journal_module.time, "sleep", lambda seconds: None)
     with Journal(tmp_path, tensorboard=False) as journal:
         journal.step({"step": 0, "loss": 1.0})
-        with pytest.raises(ConfigError, match=f"another process is training into {tmp_path}"):
-            Journal(tmp_path, tensorboard=False)
+        with pytest.raises(LockError, match=f"another training is writing into {tmp_path}"):
+            Journal(tmp_path, tensorboard=False, lock_patience=0.1)
     assert len(read_rows(tmp_path / "steps.jsonl")) == 1
     Journal(tmp_path, first_step=1, tensorboard=False).close()

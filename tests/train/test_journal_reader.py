@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bmlpipe.train.runs.journal_reader import Faults, read_columns, read_rows
-from bmlpipe.train.runs.traces import together, trace, width_for
+from bmlpipe.train.runs.traces import merge_traces, trace, width_for
 
 
 def write(path: Path, *lines: bytes, end: bytes = b"\n") -> Path:
@@ -90,7 +90,7 @@ def test_no_extreme_is_lost_and_means_are_means(count: int) -> None:
     values[random.random(count) < 0.1] = np.nan
     values[count // 2] = 1e6
     steps = random.permutation(count)
-    one = together([trace(steps, values)], 64)
+    one = merge_traces([trace(steps, values)], 64)
     assert one is not None
     assert len(one.count) <= 64
     by_step = values[np.argsort(steps)]
@@ -106,10 +106,10 @@ def test_no_extreme_is_lost_and_means_are_means(count: int) -> None:
 
 def test_runs_of_other_lengths_are_joined_step_by_step() -> None:
     long, short = (trace(np.arange(n), np.full(n, value)) for n, value in ((4000, 1.0), (1000, 3.0)))
-    one = together([long, short], 8)
+    one = merge_traces([long, short], 8)
     assert one is not None
     assert one.width == 512
     np.testing.assert_allclose(one.means, [2, (512 + 3 * 488) / 1000, 1, 1, 1, 1, 1, 1])
     np.testing.assert_array_equal(one.ranges[1], [3, 3, 1, 1, 1, 1, 1, 1])
-    assert together([trace(np.arange(3), np.full(3, np.nan))], 8) is None
-    assert together([], 8) is None
+    assert merge_traces([trace(np.arange(3), np.full(3, np.nan))], 8) is None
+    assert merge_traces([], 8) is None

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.distributed import TCPStore
 
-from bmlpipe.train.distributed.process_group import all_equal, differing, process_group
+from bmlpipe.train.distributed.process_group import all_equal, process_group, unequal_tensors
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 MODULATIONS = (
@@ -148,15 +148,15 @@ def test_places(results: list[dict[str, Any]]) -> None:
 
 def test_without_a_group_a_model_equals_itself() -> None:
     assert all_equal(nn.Linear(2, 2))
-    assert differing(nn.Identity()) == []
+    assert unequal_tensors(nn.Identity()) == []
 
 
 def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in TORCHRUN:
         monkeypatch.delenv(name, raising=False)
-    with process_group() as place:
-        assert place.first
-        assert place.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with process_group() as process:
+        assert process.is_main
+        assert process.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
     for name in ("gpu", "meta", "tpu"):
         with pytest.raises(ValueError, match=f"auto, cpu, cuda or cuda:N, not '{name}'"), process_group(name):
             pass

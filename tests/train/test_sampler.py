@@ -101,7 +101,7 @@ def test_ranks_together_see_the_global_batch_in_its_order(world: int, shards: in
     assert [TrainBatches(sizes(shards), **options).global_batch(step) for step in range(len(alone))] == alone
     for accumulate in (a for a in (1, 2, 3) if BATCH % (world * a) == 0):
         ranks = [
-            TrainBatches(sizes(shards), **options, rank=r, world=world, accumulate=accumulate) for r in range(world)
+            TrainBatches(sizes(shards), **options, rank=r, world_size=world, accumulate=accumulate) for r in range(world)
         ]
         assert list(together(ranks, accumulate)) == alone
 
@@ -113,7 +113,7 @@ def test_any_stop_resumes_to_the_same_sequence_at_any_other_world_size(shards: i
     alone = list(TrainBatches(sizes(shards), **options))
     for first, world in itertools.product(range(len(alone) + 1), WORLDS):
         accumulate = 1 + (first + world) % 2 if world != 8 else 1
-        more = {"world": world, "first_step": first, "accumulate": accumulate}
+        more = {"world_size": world, "first_step": first, "accumulate": accumulate}
         ranks = [TrainBatches(sizes(shards), **options, rank=r, **more) for r in range(world)]
         assert list(together(ranks, accumulate)) == alone[first:]
 
@@ -137,7 +137,7 @@ def test_whatever_the_sizes_the_union_is_one_order(
     options: dict[str, Any] = {"batch_size": batch, "epochs": 3, "seed": 1, "shuffle_shards": shuffle_shards, "last_batch": last_batch}
     alone = list(TrainBatches(samples, **options))
     first = data.draw(st.integers(0, len(alone)))
-    more = {"world": world, "first_step": first, "accumulate": accumulate}
+    more = {"world_size": world, "first_step": first, "accumulate": accumulate}
     assert (
         list(together([TrainBatches(samples, **options, rank=r, **more) for r in range(world)], accumulate))
         == (alone[first:])
@@ -149,7 +149,7 @@ def test_whatever_the_sizes_the_union_is_one_order(
 @given(count=st.integers(0, 60), world=st.integers(1, 8), batch=st.integers(1, 9), first=st.integers(0, 1000))
 def test_evaluation_sees_each_sample_once_on_uneven_ranks(count: int, world: int, batch: int, first: int) -> None:
     split = range(first, first + count)
-    ranks = [evaluation_batches(split, batch_size=batch, rank=r, world=world) for r in range(world)]
+    ranks = [evaluation_batches(split, batch_size=batch, rank=r, world_size=world) for r in range(world)]
     items = [item for rank in ranks for part in rank for item in part]
     assert sorted(items) == [(-1, number) for number in split]
     assert all(0 < len(part) <= batch for rank in ranks for part in rank)
@@ -160,9 +160,9 @@ def test_evaluation_sees_each_sample_once_on_uneven_ranks(count: int, world: int
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"world": 5}, "batch_size is 24, which 5 ranks with 1 micro-batches each .* multiple of 5 .20 or 25"),
-        ({"world": 8, "accumulate": 2}, "choose a multiple of 16 .16 or 32"),
-        ({"world": 32}, "choose a multiple of 32 .32"),
+        ({"world_size": 5}, "batch_size is 24, which 5 ranks with 1 micro-batches each .* multiple of 5 .20 or 25"),
+        ({"world_size": 8, "accumulate": 2}, "choose a multiple of 16 .16 or 32"),
+        ({"world_size": 32}, "choose a multiple of 32 .32"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"accumulate": 0}, "accumulate is 0: must be at least 1"),
         ({"last_batch": "keep"}, "last_batch is 'keep': must be drop or pad"),
@@ -236,7 +236,7 @@ def test_worker_processes_load_the_global_order(tiny: dict[int, Path], world: in
     options = {**OPTIONS, "last_batch": "pad", "accumulate": accumulate}
     first = 3
     alone = list(TrainBatches(sizes_there, **{**options, "accumulate": 1}))[first:]
-    batches = TrainBatches(sizes_there, **options, rank=world - 1, world=world, first_step=first)
+    batches = TrainBatches(sizes_there, **options, rank=world - 1, world_size=world, first_step=first)
     found = loaded(tiny[shards], batches, workers)
     share = BATCH // (world * accumulate)
     expected = [step[(micro * world + world - 1) * share :][:share] for step in alone for micro in range(accumulate)]

@@ -9,15 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from bmlpipe.train.data.normalise import Inputs
-from bmlpipe.train.distributed.process_group import Place
+from bmlpipe.train.data.normalise import Normaliser
+from bmlpipe.train.distributed.process_group import ProcessInfo
 from bmlpipe.train.engine.optimizers import make_optimizer, set_lr
-from bmlpipe.train.engine.step import TrainStep
+from bmlpipe.train.engine.step import StepOptions, TrainStep
 from bmlpipe.train.models.multimodal import MultimodalModel
 from bmlpipe.train.modulation import OGM, OPM, Modulation, Rule
+from bmlpipe.train.tasks.classification import Classification
 
 NAMES = ("audio", "visual")
-ALONE = Place(0, 1, 0, torch.device("cpu"))
+TASK = Classification(("a", "b", "c"))
+ALONE = ProcessInfo(0, 1, 0, torch.device("cpu"))
 STATISTICS = {"spectrogram": {"mean": [0.0], "std": [1.0]}, "frames": {"mean": [0.0] * 3, "std": [1.0] * 3}}
 
 
@@ -42,7 +44,7 @@ class Head(nn.Module):
 
 
 def made(
-    *rules: Rule, optimizer: str = "sgd", clip: float = 0.0, fused: bool = False, **options: Any
+    *rules: Rule, optimizer: str = "sgd", max_grad_norm: float = 0.0, fused: bool = False, **options: Any
 ) -> tuple[MultimodalModel, Modulation, TrainStep]:
     torch.manual_seed(0)
     encoders = {
@@ -52,8 +54,9 @@ def made(
     model = MultimodalModel(encoders, Head())
     balance = Modulation(NAMES, *rules, seed=5)
     made_optimizer = make_optimizer(optimizer, model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.0, fused=fused)
-    inputs = Inputs(NAMES, STATISTICS)
-    return model, balance, TrainStep(model, model, inputs, balance, made_optimizer, ALONE, clip=clip, **options)
+    normaliser = Normaliser(NAMES, STATISTICS)
+    step_options = StepOptions(max_grad_norm=max_grad_norm, **options)
+    return model, balance, TrainStep(model, normaliser, balance, made_optimizer, TASK, ALONE, step_options)
 
 
 def data(count: int, seed: int = 1, size: int = 1) -> dict[str, Tensor]:
@@ -83,7 +86,7 @@ def test_the_loss_is_the_batchs_mean_and_the_step_sgds() -> None:
     logits = model({"audio": batch["audio"].float().unsqueeze(1), "visual": batch["visual"].float()})
     loss = cross_entropy(logits, batch["label"])
     gradients = dict(zip(before, torch.autograd.grad(loss, list(model.parameters()))))
-    row = step([batch], real=6, also=[3.0])
+    row = step([batch], samples=6, sum_over_ranks=[3.0])
     assert len(row) == len(balance.columns) + 2
     assert row[-2].item() == pytest.approx(loss.item(), rel=1e-6)
     assert row[-1].item() == 3.0
@@ -97,7 +100,7 @@ def test_accumulation_is_one_large_batch(rules: tuple[Rule, ...]) -> None:
     for seed in range(1, 6):
         batch = data(12, seed)
         micro = [part(batch, slice(start, start + 4)) for start in (0, 4, 8)]
-        a, b = one([batch], real=12, also=[1.0]), several(micro, real=12, also=[1.0])
+        a, b = one([batch], samples=12, sum_over_ranks=[1.0]), several(micro, samples=12, sum_over_ranks=[1.0])
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7, equal_nan=True)
     torch.testing.assert_close(weights(whole), weights(parted), rtol=1e-5, atol=1e-6)
 
@@ -107,16 +110,16 @@ def test_padding_counts_for_nothing() -> None:
     for seed in range(1, 6):
         batch = data(8, seed)
         batch["weight"][5:] = 0
-        a, b = one([batch], real=5), other([part(batch, slice(0, 5))], real=5)
+        a, b = one([batch], samples=5), other([part(batch, slice(0, 5))], samples=5)
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7, equal_nan=True)
     assert balance.columns == reference.columns
     torch.testing.assert_close(weights(padded), weights(plain), rtol=1e-5, atol=1e-6)
 
 
 def test_gradients_are_clipped_after_they_were_modulated() -> None:
-    model, balance, step = made(OGM(noise="off"), clip=0.01)
+    model, balance, step = made(OGM(noise="off"), max_grad_norm=0.01)
     before = weights(model)
-    step([data(6)], real=6)
+    step([data(6)], samples=6)
     assert torch.linalg.vector_norm(weights(model) - before).item() == pytest.approx(0.1 * 0.01, rel=1e-4)
     assert balance.telemetry()["grad_norm/audio"] > 0.01
 
@@ -125,19 +128,19 @@ def test_gradients_are_clipped_after_they_were_modulated() -> None:
 def test_half_precision_stays_near_single(precision: str) -> None:
     (half, _, one), (single, _, other) = made(OGM(), precision=precision, fused=True), made(OGM())
     for seed in range(1, 5):
-        a, b = one([data(8, seed)], real=8), other([data(8, seed)], real=8)
+        a, b = one([data(8, seed)], samples=8), other([data(8, seed)], samples=8)
         torch.testing.assert_close(a, b, rtol=0.05, atol=0.02, equal_nan=True)
     torch.testing.assert_close(weights(half), weights(single), rtol=0.05, atol=0.05)
 
 
 def test_a_step_of_infinite_gradients_is_skipped_and_the_loss_scale_lowered() -> None:
-    model, balance, step = made(OPM(), OGM(), precision="fp16", fused=True, clip=1.0)
-    step([data(6)], real=6)
+    model, balance, step = made(OPM(), OGM(), precision="fp16", fused=True, max_grad_norm=1.0)
+    step([data(6)], samples=6)
     before, scale = weights(model), step.scaler.get_scale()
     with torch.no_grad():
         model.encoders["audio"][1].weight.register_hook(lambda gradient: gradient * torch.inf)
     batch = data(6, 2)
-    step([batch], real=6)
+    step([batch], samples=6)
     assert torch.equal(weights(model), before)
     assert step.scaler.get_scale() == scale / 2
     assert not torch.isfinite(balance.telemetry()["grad_norm/audio"])
@@ -151,7 +154,7 @@ def test_scores_take_the_share_of_the_bias() -> None:
         features = model.encode({"audio": batch["audio"].float().unsqueeze(1), "visual": batch["visual"].float()})
         logits = model.head.split_logits(features, (1.0, 0.0))
         expected = logits["audio"].softmax(1)[torch.arange(6), batch["label"]].mean()
-    step([batch], real=6)
+    step([batch], samples=6)
     assert balance.telemetry()["score/audio"].item() == pytest.approx(expected.item(), rel=1e-6)
 
 
@@ -169,9 +172,8 @@ def test_the_learning_rate_falls_in_steps() -> None:
 @pytest.mark.slow
 def test_a_compiled_model_does_what_a_plain_one_does() -> None:
     (compiled, _, one), (plain, _, other) = made(OPM(), OGM(), compiled=True), made(OPM(), OGM())
-    compiled.compile()
     for seed in range(1, 4):
-        a, b = one([data(8, seed)], real=8), other([data(8, seed)], real=8)
+        a, b = one([data(8, seed)], samples=8), other([data(8, seed)], samples=8)
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, equal_nan=True)
     torch.testing.assert_close(weights(compiled), weights(plain), rtol=1e-4, atol=1e-5)
     assert compiled.state_dict().keys() == plain.state_dict().keys()

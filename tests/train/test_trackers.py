@@ -137,7 +137,7 @@ def test_a_run_s_rows_reach_both_services_and_a_resumed_run_goes_on_there(
 ) -> None:
     monkeypatch.setenv("WANDB_PROJECT", "mine")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine too")
-    monkeypatch.setattr(Trackers.__init__, "__kwdefaults__", {"every": 0.0})
+    monkeypatch.setattr(Trackers.__init__, "__kwdefaults__", {"every": 0.0, "patience": 30.0})
     out = tmp_path / "opm" / "seed-0"
     options = {**SMALL, "shards": str(toy_shards), "out": str(out), "tensorboard": False, "trackers": "wandb,mlflow"}
     assert train(parse({**options, "epochs": 1}, "test").resolved()) == 0
@@ -234,10 +234,10 @@ class Faulty:
 @pytest.mark.parametrize(
     ("where", "said"),
     [
-        ("start", "cannot be reached, the run is not tracked there (ConnectionError: no route)"),
-        ("log", "has not taken a row (OSError: disk full)"),
-        ("close", "has not taken a row (OSError: cannot sync)"),
-        ("hang", "does not keep up; the oldest rows are left out"),
+        ("start", "cannot be reached, so it does not track this run (ConnectionError: no route)"),
+        ("log", "did not accept a row (OSError: disk full)"),
+        ("close", "did not accept a row (OSError: cannot sync)"),
+        ("hang", "is too slow, its oldest rows are dropped"),
     ],
 )
 def test_a_service_that_fails_is_a_warning_and_nothing_else(
@@ -251,10 +251,11 @@ def test_a_service_that_fails_is_a_warning_and_nothing_else(
         return made[-1]
 
     monkeypatch.setitem(trackers.SERVICES, "json", make)
-    monkeypatch.setattr(trackers, "_PATIENCE", 0.2 if where == "hang" else 20.0)
+    patience = 0.2 if where == "hang" else 20.0
     rows = 1200 if where == "hang" else 5
     try:
-        with Journal(tmp_path, tensorboard=False, trackers=Trackers(["json"], tmp_path, {}, every=0.0)) as journal:
+        sinks = Trackers(["json"], tmp_path, {}, every=0.0, patience=patience)
+        with Journal(tmp_path, tensorboard=False, trackers=sinks) as journal:
             for step in range(rows):
                 journal.step({"step": step, "loss": 1.0})
     finally:
@@ -264,7 +265,7 @@ def test_a_service_that_fails_is_a_warning_and_nothing_else(
     assert warnings[0].startswith(f"json {said}")
     assert len(warnings) == (2 if where == "hang" else 1)
     if where == "hang":
-        assert warnings[1] == "json has not taken the last rows within 0.2 s; left behind"
+        assert warnings[1] == "json did not receive the last rows within 0.2 s"
     elif where == "log":
         assert made[0].taken == [1, 2, 3, 4]
 
@@ -287,12 +288,12 @@ def test_numbers_that_are_not_finite_are_not_sent() -> None:
 def test_a_service_that_is_unknown_or_not_installed_is_an_error_in_the_beginning(
     toy_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(ConfigError, match="'comet' is not known: choose among wandb, mlflow"):
+    with pytest.raises(ConfigError, match="'comet' is not a service: choose among wandb, mlflow"):
         check_installed(["comet"])
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     options = {**SMALL, "shards": str(toy_shards), "out": str(tmp_path / "run"), "trackers": "mlflow", "epochs": 1}
     assert train(parse(options, "test").resolved()) == 1
-    assert "mlflow, which is not installed: pip install 'bmlpipe[mlflow]'" in caplog.text
+    assert "mlflow is not installed: pip install 'bmlpipe[mlflow]'" in caplog.text
 
 
 # ----- the real packages, where they are installed -----
@@ -349,7 +350,7 @@ def test_tensorboard_groups_the_numbers_and_keeps_an_evaluation_before_a_resumed
         for step in range(6):
             journal.step({"step": step, "loss": 1.0 + step, "lr": 0.1, "rho/audio": 2.0, "step_s": 0.1})
         journal.metrics({"step": 4, "split": "val", "accuracy": 0.25, "accuracy/audio": 0.5})
-    with Journal(tmp_path, first_step=4, evaluated=4) as journal:
+    with Journal(tmp_path, first_step=4, validated_step=4) as journal:
         journal.step({"step": 5, "loss": 60.0})
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     names = {"train/loss", "train/lr", "rho/audio", "speed/step_s", "val/accuracy", "val/accuracy/audio"}

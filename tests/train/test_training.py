@@ -171,8 +171,8 @@ def test_a_run_stopped_by_sigterm_goes_on_as_if_nothing_had_been(
         assert process.returncode == 143
         assert "--resume" in error
     state = checkpoint.load(stopped / "checkpoints" / "last.pt")
-    assert 0 < state["progress"]["step"] < 160
-    epochs = str(max(3, 1 + state["progress"]["step"] // 4))
+    assert 0 < state["step"] < 160
+    epochs = str(max(3, 1 + state["step"] // 4))
     run(toy_shards, stopped, "--epochs", epochs, "--modulation", "opm+ogm", "--resume", ranks=ranks)
     if epochs != "3":
         run(toy_shards, whole, "--epochs", epochs, "--modulation", "opm+ogm", "--resume", ranks=ranks)
@@ -195,7 +195,7 @@ def test_a_run_killed_in_mid_epoch_resumes_from_its_last_checkpoint_bitwise(
         "from bmlpipe.train.runs import checkpoint; save = checkpoint.save\n"
         "def stop(path, content):\n"
         "    save(path, content)\n"
-        "    if content['progress']['step'] == 6: sys.exit(9)\n"
+        "    if content['step'] == 6: sys.exit(9)\n"
         "checkpoint.save = stop\n"
         "from bmlpipe.train.run import main; main()"
     )
@@ -297,7 +297,14 @@ def test_greedy_and_gradient_blending_train_with_what_they_need(toy_shards: Path
 
 @pytest.mark.slow
 def test_everything_at_once_resumes_bitwise(toy_shards: Path, tmp_path: Path) -> None:
-    options = {"precision": "fp16", "optimizer": "adamw", "lr": 1e-3, "clip": 1.0, "accumulate": 2, "last_batch": "pad"}
+    options = {
+        "precision": "fp16",
+        "optimizer": "adamw",
+        "lr": 1e-3,
+        "max_grad_norm": 1.0,
+        "accumulate": 2,
+        "last_batch": "pad",
+    }
     options |= {"channels_last": True, "modulation": "dropout+opm+ogm(apply=lr)", "intermediate": "mmtm"}
     torch.set_num_threads(1)
     whole = trained(toy_shards, tmp_path / "whole", **options, epochs=2)
@@ -319,7 +326,7 @@ def test_the_paper_setting_of_resnet18_and_flow_trains(toy_shards: Path, tmp_pat
 def test_a_second_run_does_not_overwrite_the_first(toy_shards: Path, finished: Path) -> None:
     before = (finished / "steps.jsonl").read_bytes()
     error = run(toy_shards, finished, "--epochs", "3", status=1)
-    assert "go on with --resume, or choose another --out" in error
+    assert "continue it with --resume, or choose another --out" in error
     assert (finished / "steps.jsonl").read_bytes() == before
 
 
@@ -339,7 +346,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run_with_a_remedy(toy_shards: Path
 def test_checkpoints_of_other_features_or_samples_are_refused() -> None:
     path, features = Path("last.pt"), {"frames": {"fps": 1}, "spectrogram": {"window": 512}}
     old = {"config": {"lr": 1.0, "workers": 1}, "features": features, "samples_sha256": "a" * 64}
-    checkpoint.check_same_run(old, {"lr": 1.0, "workers": 9}, path)
+    checkpoint.check_same_options(old, {"lr": 1.0, "workers": 9}, path)
     checkpoint.check_same_features(old, features, ["frames", "spectrogram"], path)
     checkpoint.check_same_features(old, {"frames": {"fps": 1}}, ["frames"], path)
     checkpoint.check_same_samples(old, "a" * 64, path)

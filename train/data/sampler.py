@@ -30,7 +30,7 @@ class TrainBatches:
         seed: Seed of the run.
         shuffle_shards: Shards mixed at a time.
         rank: This process.
-        world: Number of processes.
+        world_size: Number of processes.
         first_step: Optimiser step to begin with, counted over all epochs.
         accumulate: Micro-batches that a rank goes through for one optimiser step.
         last_batch: What becomes of an epoch's last, incomplete batch: `drop` it, or `pad` it with samples that it has
@@ -55,7 +55,7 @@ class TrainBatches:
         seed: int,
         shuffle_shards: int,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
         first_step: int = 0,
         accumulate: int = 1,
         last_batch: Literal["drop", "pad"] = "drop",
@@ -64,12 +64,12 @@ class TrainBatches:
             raise OptionError(f"last_batch is {last_batch!r}: must be drop or pad")
         if accumulate < 1:
             raise OptionError(f"accumulate is {accumulate}: must be at least 1")
-        parts = world * accumulate
+        parts = world_size * accumulate
         if batch_size < 1 or batch_size % parts:
             above = max(1, math.ceil(batch_size / parts)) * parts
             nearest = f"{above - parts} or {above}" if above > parts else f"{above}"
             raise OptionError(
-                f"batch_size is {batch_size}, which {world} ranks with {accumulate} micro-batches each cannot share "
+                f"batch_size is {batch_size}, which {world_size} ranks with {accumulate} micro-batches each cannot share "
                 f"evenly: choose a multiple of {parts} ({nearest})"
             )
         self._mixture = samples if isinstance(samples, Mixture) else Mixture.of([samples])
@@ -80,7 +80,7 @@ class TrainBatches:
                 "or pad the last batch"
             )
         self._batch, self._seed, self._shuffle_shards, self._accumulate = batch_size, seed, shuffle_shards, accumulate
-        self._rank, self._world, self._first = rank, world, first_step
+        self._rank, self._world_size, self._first = rank, world_size, first_step
         whole, rest = divmod(self._total, batch_size)
         self.dropped = rest if last_batch == "drop" else 0
         self.padded = -self._total % batch_size if last_batch == "pad" else 0
@@ -98,11 +98,11 @@ class TrainBatches:
 
     def __iter__(self) -> Iterator[list[Item]]:
         order = self._mixture.order(seed=self._seed, shuffle_shards=self._shuffle_shards)
-        share = self._batch // (self._accumulate * self._world)
+        share = self._batch // (self._accumulate * self._world_size)
         for step in range(self._first, self.steps):
             batch = self._global(order, step)
             for micro in range(self._accumulate):
-                first = (micro * self._world + self._rank) * share
+                first = (micro * self._world_size + self._rank) * share
                 yield batch[first : first + share]
 
     def global_batch(self, step: int) -> list[Item]:
@@ -117,7 +117,7 @@ class TrainBatches:
         return items + [(epoch, ~number) for epoch, number in (items[i % real] for i in range(self._batch - real))]
 
 
-def evaluation_batches(numbers: Sequence[int], *, batch_size: int, rank: int = 0, world: int = 1) -> list[list[Item]]:
+def evaluation_batches(numbers: Sequence[int], *, batch_size: int, rank: int = 0, world_size: int = 1) -> list[list[Item]]:
     """A rank's share of a split, each sample once; ranks may differ by one sample, and by one batch."""
-    mine = numbers[rank::world]
+    mine = numbers[rank::world_size]
     return [[(-1, n) for n in mine[start : start + batch_size]] for start in range(0, len(mine), batch_size)]

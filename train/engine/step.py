@@ -1,18 +1,18 @@
-"""One optimiser step on one rank: micro-batches forward and backward, one collective, modulated gradients.
+"""One optimiser step on one rank.
 
-The order is METHOD's: scores of all micro-batches → one reduction → backward passes → unscale → modulate → clip →
-update. Nothing here waits for the device.
+Scores of all micro-batches → one collective → backward passes → unscale → modulate → clip → update, in this order. No
+operation waits for the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -20,115 +20,139 @@ from bmlpipe.train.data.normalise import Normaliser
 from bmlpipe.train.distributed.process_group import ProcessInfo
 from bmlpipe.train.models.multimodal import MultimodalModel
 from bmlpipe.train.modulation import Modulation
-from bmlpipe.train.modulation.scores import scores, unimodal_logits
+from bmlpipe.train.modulation.scores import unimodal_logits
+from bmlpipe.train.tasks.registry import Task
 
 Precision = Literal["fp32", "bf16", "fp16"]
-
-#: (output of the model in training, labels (B,)) → the loss of each sample, (B,), float32.
-Objective = Callable[[Tensor, Tensor], Tensor]
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The plain objective: cross-entropy of each sample, (B, K) and (B,) → (B,), in float32."""
-    return functional.cross_entropy(logits.float(), labels, reduction="none")
+#: (output of the model in training, labels (B,)) → loss of each sample, (B,), float32.
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def loss_of(head: nn.Module, task: Task) -> Loss:
+    """The loss to minimise: the method `objective` of the head, which GBlending's has, else the loss of the task."""
+    loss: Loss = getattr(head, "objective", task.loss)
+    return loss
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """How a step is computed.
+
+    Attributes:
+        precision: Precision of the forward and backward passes; `fp16` scales the loss, and adapts the scale.
+        gamma: Share of the head's bias that each modality's score gets; None: the head's default.
+        max_grad_norm: Largest Euclidean norm of the gradient of all parameters, after modulation; 0: no clipping.
+        compiled: Compile the model with torch.compile. Measuring and dropping stay outside the compiled graph.
+    """
+
+    precision: Precision = "fp32"
+    gamma: Sequence[float] | None = None
+    max_grad_norm: float = 0.0
+    compiled: bool = False
 
 
 class TrainStep:
-    """What happens between a batch and the next one.
+    """Computes optimiser steps: micro-batches in, one row of numbers out.
 
     Args:
-        model: Encoders and head.
-        wrapped: The same under DistributedDataParallel, or itself.
-        inputs: Normalises raw batches.
-        balance: Measures and modulates.
-        optimizer: Of the model's parameters.
-        place: This rank.
-        objective: Loss of each sample.
-        precision: Of forward and backward; `fp16` with a loss scale that adapts itself.
-        gamma: Share of the head's bias that each modality's score gets; None: the head's default.
-        clip: Largest Euclidean norm of all gradients together, after modulation; 0: not clipped.
-        compiled: The model is compiled: what is measured and dropped inside its forward pass then stays out of that.
+        model: Encoders and head, on the device; compiled in place if `options` say so.
+        normaliser: Normalises raw batches, on the device.
+        modulation: Measures the discrepancy and modulates.
+        optimizer: Optimiser of the model's parameters.
+        task: Defines the loss of a sample and the score of a modality.
+        process: This process.
+        options: How to compute; None: the defaults.
     """
 
     def __init__(
         self,
         model: MultimodalModel,
-        wrapped: nn.Module,
-        inputs: Normaliser,
-        balance: Modulation,
+        normaliser: Normaliser,
+        modulation: Modulation,
         optimizer: Optimizer,
+        task: Task,
         process: ProcessInfo,
-        *,
-        objective: Objective = cross_entropy,
-        precision: Precision = "fp32",
-        gamma: Sequence[float] | None = None,
-        clip: float = 0.0,
-        compiled: bool = False,
+        options: StepOptions | None = None,
     ) -> None:
-        self.scaler = torch.amp.GradScaler(process.device.type, enabled=precision == "fp16")
-        self._model, self._wrapped, self._inputs, self._balance = model, wrapped, inputs, balance
-        self._optimizer, self._place, self._objective = optimizer, place, objective
-        self._autocast, self._gamma, self._clip = _AUTOCAST.get(precision), gamma, clip
-        self._compiled = compiled
+        self._options = options or StepOptions()
+        self.scaler = torch.amp.GradScaler(process.device.type, enabled=self._options.precision == "fp16")
+        self._model, self._normaliser, self._modulation = model, normaliser, modulation
+        self._optimizer, self._task, self._device = optimizer, task, process.device
+        self._world_size = process.world_size
+        self._loss = loss_of(model.head, task)
+        self._autocast = _AUTOCAST.get(self._options.precision)
+        if self._options.compiled:
+            model.compile()
+        self._wrapped: nn.Module = model
+        if process.world_size > 1:
+            on_cuda = process.device.type == "cuda"
+            self._wrapped = DistributedDataParallel(model, device_ids=[process.device] if on_cuda else None)
 
-    def __call__(self, batches: Sequence[Mapping[str, Any]], *, real: int, also: Sequence[float] = ()) -> Tensor:
+    def __call__(
+        self, batches: Sequence[Mapping[str, Any]], *, samples: int, sum_over_ranks: Sequence[float] = ()
+    ) -> Tensor:
         """Take one step.
 
         Args:
-            batches: This rank's micro-batches of the step, one or more.
-            real: Samples of the global batch that are not padding.
-            also: Numbers of this rank to sum over the ranks in the step's collective.
+            batches: Micro-batches of this rank, one or more.
+            samples: Number of samples of the global batch, padding excluded.
+            sum_over_ranks: Further numbers of this rank, summed over the ranks in the step's collective.
 
         Returns:
-            On the device, float64: the modulation's row, the loss (mean over the global batch), the sums of `also`.
+            Float64, on the device: the modulation's row, the mean loss of the global batch, and the sums.
         """
         self._optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=self._place.device)
+        total = torch.zeros((), device=self._device)
         for batch in batches[:-1]:
             with self._without_reduction():
-                loss = self._loss(batch, real)
+                loss = self._forward(batch, samples)
                 total += loss.detach()
                 self._backward(loss)
-        loss = self._loss(batches[-1], real)
+        loss = self._forward(batches[-1], samples)
         total += loss.detach()
-        self._balance.reduce(torch.stack([total, *total.new_tensor(also)]))
+        self._modulation.reduce(torch.stack([total, *total.new_tensor(sum_over_ranks)]))
         self._backward(loss)
         self._update()
-        return torch.cat([self._balance.row, self._balance.extra])
+        return torch.cat([self._modulation.row, self._modulation.extra])
 
     def _without_reduction(self) -> Any:
-        """Micro-batches before the last one only add to the gradients; the ranks average them once, at the end."""
+        """Only the last micro-batch averages gradients over the ranks; those before it accumulate locally."""
         return self._wrapped.no_sync() if isinstance(self._wrapped, DistributedDataParallel) else nullcontext()
 
-    def _loss(self, batch: Mapping[str, Any], real: int) -> Tensor:
-        """This micro-batch's part of the global batch's mean loss."""
-        device = self._place.device
-        raw = {m: batch[m].to(device, non_blocking=True) for m in self._balance.modalities}
-        labels, ids, weights = (batch[name].to(device, non_blocking=True) for name in ("label", "number", "weight"))
+    def _forward(self, batch: Mapping[str, Any], samples: int) -> Tensor:
+        """The share of one micro-batch in the mean loss of the global batch."""
+        raw = {m: batch[m].to(self._device, non_blocking=True) for m in self._modulation.modalities}
+        labels, ids, weights = (
+            batch[name].to(self._device, non_blocking=True) for name in ("label", "number", "weight")
+        )
 
-        def between(features: dict[str, Tensor]) -> dict[str, Tensor]:
-            alone = scores(unimodal_logits(self._model.head, features, self._gamma), labels)
-            return self._balance.forward(features, alone, ids, weights)
+        def measure_and_drop(features: dict[str, Tensor]) -> dict[str, Tensor]:
+            branches = unimodal_logits(self._model.head, features, self._options.gamma)
+            return self._modulation.forward(features, self._task.scores(branches, labels), ids, weights)
 
-        hook = torch.compiler.disable(between) if self._compiled else between  # type: ignore[no-untyped-call]
-        with torch.autocast(device.type, self._autocast, enabled=self._autocast is not None):
-            output = self._wrapped(self._balance.inputs(self._inputs(raw), ids), between=hook)
-            losses = self._objective(output, labels)
-        part: Tensor = (losses * weights).sum() / real
-        return part
+        hook = measure_and_drop
+        if self._options.compiled:
+            hook = torch.compiler.disable(measure_and_drop)  # type: ignore[no-untyped-call]
+        with torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None):
+            inputs = self._modulation.inputs(self._normaliser(raw), ids)
+            losses = self._loss(self._wrapped(inputs, feature_hook=hook), labels)
+        share: Tensor = (losses * weights).sum() / samples
+        return share
 
     def _backward(self, loss: Tensor) -> None:
-        # DistributedDataParallel divides the sum of the ranks' gradients by their number.
-        self.scaler.scale(loss * self._place.world).backward()  # type: ignore[no-untyped-call]
+        # DistributedDataParallel averages the gradients over the ranks; they are summed here.
+        self.scaler.scale(loss * self._world_size).backward()  # type: ignore[no-untyped-call]
 
     def _update(self) -> None:
         if self.scaler.is_enabled():
             self.scaler.unscale_(self._optimizer)
         encoders: Any = self._model.encoders
-        self._balance.backward(encoders)
-        if self._clip:
-            nn.utils.clip_grad_norm_(self._model.parameters(), self._clip)
-        self._balance.update(lambda: self.scaler.step(self._optimizer), encoders)
+        self._modulation.backward(encoders)
+        if self._options.max_grad_norm:
+            nn.utils.clip_grad_norm_(self._model.parameters(), self._options.max_grad_norm)
+        self._modulation.update(lambda: self.scaler.step(self._optimizer), encoders)
         self.scaler.update()

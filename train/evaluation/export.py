@@ -1,4 +1,4 @@
-"""Predictions and features as files for other programs: CSV, Parquet, NumPy."""
+"""Export predictions and features for other programs, as CSV, Parquet or NumPy files."""
 
 from __future__ import annotations
 
@@ -12,29 +12,33 @@ import numpy.typing as npt
 
 from bmlpipe.manifests.common.files import open_atomically
 from bmlpipe.manifests.common.tables import write_csv_rows
-from bmlpipe.shards.combined_reader import MixedReader
+from bmlpipe.shards.combined_reader import CombinedReader
 from bmlpipe.shards.reader import ShardReader
 from bmlpipe.train.config.options import ConfigError
-from bmlpipe.train.evaluation.metrics import probabilities
 from bmlpipe.train.evaluation.predict import Predictions
+from bmlpipe.train.tasks.registry import Task
 
-#: Name → (N,) of numbers or text, or (N, D) of numbers.
+#: Name → numbers or text, (N,), or numbers, (N, D), of N samples.
 Columns = dict[str, npt.NDArray[Any]]
 
 PREDICTIONS, FEATURES = (".csv", ".parquet"), (".npz", ".parquet")
-_ROWS = 1000  # of CSV that are turned into text at a time
+_ROWS = 1000  # rows of CSV that are converted to text at a time
 
 
 def check_format(path: Path, endings: Sequence[str]) -> None:
-    """Refuse a file that cannot be written later, before anything is computed for it.
+    """Check that a file can be written, before its content is computed.
+
+    Args:
+        path: File to write later; its suffix names the format.
+        endings: Suffixes that are supported.
 
     Raises:
-        ConfigError: Another ending, no such folder, or Parquet without pyarrow.
+        ConfigError: The suffix is another one, the folder does not exist, or pyarrow is not installed for Parquet.
     """
     if path.suffix not in endings:
-        raise ConfigError(f"{path} must end with {' or '.join(endings)}, which says in which format it is written")
+        raise ConfigError(f"{path} must end with {' or '.join(endings)}: the ending chooses the format")
     if not path.absolute().parent.is_dir():
-        raise ConfigError(f"{path} cannot be written: there is no folder {path.absolute().parent}")
+        raise ConfigError(f"{path} cannot be written: there is no folder {path.absolute().parent}; create it first")
     if path.suffix == ".parquet":
         try:
             import pyarrow.parquet  # noqa: F401
@@ -45,38 +49,27 @@ def check_format(path: Path, endings: Sequence[str]) -> None:
             ) from error
 
 
-def sample_ids(reader: ShardReader | MixedReader, numbers: Sequence[int]) -> npt.NDArray[np.str_]:
-    """The original ids of samples, from their JSON members; their keys where these hold none."""
+def sample_ids(reader: ShardReader | CombinedReader, numbers: Sequence[int]) -> npt.NDArray[np.str_]:
+    """The original ids of samples, (N,), from their JSON members; the key of a sample without an id."""
     samples = (reader[number] for number in numbers)
     return np.array([str(sample.meta.get("id", sample.key)) for sample in samples], dtype=np.str_)
 
 
-def prediction_columns(ids: npt.NDArray[np.str_], classes: Sequence[str], found: Predictions) -> Columns:
-    """A row a sample: its `id`, its `label`, and what the joint prediction and each branch say.
-
-    Columns of the joint prediction are `predicted`, `logit/<class>` and `probability/<class>`, those of a branch
-    `predicted/<modality>`, `logit/<modality>/<class>` and `probability/<modality>/<class>`.
-    """
-    names = np.array(classes, dtype=np.str_)
-    columns: Columns = {"id": ids, "label": names[found.labels]}
-    for where, logits in {"": found.logits, **{f"/{m}": branch for m, branch in found.branches.items()}}.items():
-        shares = probabilities(logits).astype(np.float32)
-        columns[f"predicted{where}"] = names[logits.argmax(axis=1)]
-        columns |= {f"logit{where}/{name}": logits[:, i] for i, name in enumerate(classes)}
-        columns |= {f"probability{where}/{name}": shares[:, i] for i, name in enumerate(classes)}
-    return columns
+def prediction_columns(ids: npt.NDArray[np.str_], task: Task, found: Predictions) -> Columns:
+    """One row per sample: `id` and the columns of the task (`Task.prediction_columns`)."""
+    return {"id": ids, **task.prediction_columns(found.logits, found.branches, found.labels)}
 
 
-def feature_columns(ids: npt.NDArray[np.str_], classes: Sequence[str], found: Predictions) -> Columns:
-    """A row a sample: `id`, `label` (class name), `label_id` and each modality's feature (N, D_m)."""
-    names = np.array(classes, dtype=np.str_)
-    return {"id": ids, "label": names[found.labels], "label_id": found.labels, **found.features}
+def feature_columns(ids: npt.NDArray[np.str_], task: Task, found: Predictions) -> Columns:
+    """One row per sample: `id`, the target (`Task.target_columns`) and the feature of each modality, (N, D_m)."""
+    return {"id": ids, **task.target_columns(found.labels), **found.features}
 
 
 def write(path: Path, columns: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write columns in the format that the ending says, whole or not at all.
+    """Write columns in the format of the file's suffix, whole or not at all.
 
-    CSV holds the shortest numbers that are read back as the same float32. The arrays of an .npz need no pickle.
+    A number in CSV is the shortest decimal that reads back as the same float32. The arrays of an .npz file load without
+    pickle.
     """
     writers: dict[str, Callable[[IO[bytes], Mapping[str, npt.NDArray[Any]]], None]]
     writers = {".csv": _csv, ".npz": _npz, ".parquet": _parquet}

@@ -1,10 +1,10 @@
-"""A run's checkpoint brought back: model, inputs and data as they were in training, ready to predict any split."""
+"""Load a run from one of its checkpoints: model, normaliser and data as in training, ready to predict any split."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,92 +17,102 @@ from torch import Tensor
 from bmlpipe.shards.index import Index
 from bmlpipe.train.config.options import ConfigError, TrainConfig
 from bmlpipe.train.config.parsing import parse, read_file
-from bmlpipe.train.data.dataset import ClipDataset, make_loader, reading
+from bmlpipe.train.data.dataset import ClipDataset
 from bmlpipe.train.data.normalise import Normaliser
 from bmlpipe.train.data.open_shards import open_reader
-from bmlpipe.train.data.sampler import evaluation_batches
-from bmlpipe.train.distributed.process_group import Place
-from bmlpipe.train.evaluation.predict import Predictions, predict
+from bmlpipe.train.distributed.process_group import ProcessInfo
+from bmlpipe.train.evaluation.predict import Predictions, PredictOptions, Predictor
 from bmlpipe.train.models.build import build_model
 from bmlpipe.train.models.multimodal import MultimodalModel
 from bmlpipe.train.modulation.rules.gblending import GBlending
 from bmlpipe.train.runs import checkpoint
+from bmlpipe.train.runs.folder import RunFolder, folder_of_checkpoint
+from bmlpipe.train.tasks.registry import Task, make_task
 
-CONFIG = "config.yaml"
-_CHECKPOINTS = "checkpoints"
 
-
-def find_checkpoints(place: Path, wanted: Sequence[str]) -> list[Path]:
-    """The checkpoint files that are meant.
+def find_checkpoints(run: Path, names: Sequence[str]) -> list[Path]:
+    """Find the checkpoint files that a command names.
 
     Args:
-        place: A run's folder, or a checkpoint file, which is then the only one.
-        wanted: Names in the run's folder (`best`, `last`, `epoch-003`), `all`, or paths.
+        run: Folder of a run, or a checkpoint file, which is then the only result.
+        names: Names in the run's folder (`best`, `last`, `epoch-003`), `all`, or paths of files.
 
     Raises:
-        ConfigError: There is none of that name; the message lists those there are.
+        ConfigError: The run has no checkpoint of a name; the message lists those that it has.
     """
-    if place.is_file():
-        return [place]
-    there = {path.stem: path for path in sorted((place / _CHECKPOINTS).glob("*.pt"))}
-    if not there:
-        raise ConfigError(f"{place} holds no checkpoints: name the folder of a run, or a checkpoint file")
+    if run.is_file():
+        return [run]
+    available = {path.stem: path for path in sorted(RunFolder(run).checkpoints.glob("*.pt"))}
+    if not available:
+        raise ConfigError(f"{run} holds no checkpoints: name the folder of a run, or a checkpoint file")
     found: dict[Path, None] = {}
-    for name in wanted:
+    for name in names:
         if name == "all":
-            found.update(dict.fromkeys(there.values()))
-        elif name.removesuffix(".pt") in there:
-            found[there[name.removesuffix(".pt")]] = None
+            found.update(dict.fromkeys(available.values()))
+        elif name.removesuffix(".pt") in available:
+            found[available[name.removesuffix(".pt")]] = None
         elif Path(name).is_file():
             found[Path(name)] = None
         else:
             raise ConfigError(
-                f"{place} has no checkpoint {name!r}: choose among {', '.join(there)}, all, or name a file"
+                f"{run} has no checkpoint {name!r}: choose among {', '.join(available)}, all, or name a file"
             )
     return list(found)
 
 
-def run_folder(path: Path) -> Path:
-    """The folder of the run that a checkpoint file is of; of one that lies elsewhere, the folder it lies in."""
-    up = path.absolute().parent.parent
-    return up if (up / CONFIG).is_file() else path.absolute().parent
-
-
 @dataclass(frozen=True)
-class Restored:
-    """A checkpoint, ready to predict.
+class LoadedRun:
+    """A run, loaded from one of its checkpoints.
 
     Attributes:
-        folder: Of its run.
-        name: Of the checkpoint: `best`, `last`, `epoch-003`, or what its file is called.
-        epoch: The last epoch that it was trained in, from 0, as in the journals.
-        step: Optimiser steps done.
-        config: Options of the run, with the place of the shards that are read.
-        classes: Names by class id.
-        model: With the checkpoint's parameters, on the device.
-        inputs: With the checkpoint's means and deviations.
-        data: The shards' samples, without random views.
-        index: Of the shards.
-        label_of: Class id in the shards → class id of the model.
-        other_samples: In words, how the shards differ from those of the training; empty: they are those.
-        model_sha256: Hash of all parameters and buffers.
-        place: This process.
+        folder: Folder of the run.
+        checkpoint: Name of the checkpoint: `best`, `last`, `epoch-003`, or the stem of its file name.
+        epoch: Last epoch that the checkpoint was trained in, counted from 0.
+        step: Number of optimiser steps done.
+        predictor: Model, normaliser and data.
+        label_of: Class id in the shards → class id of the model, (classes of the shards,).
+        other_samples: How the shards differ from those of the training, in words; empty if they are the same.
+        model_sha256: SHA-256 of all parameters and buffers.
     """
 
-    folder: Path
-    name: str
+    folder: RunFolder
+    checkpoint: str
     epoch: int
     step: int
-    config: TrainConfig
-    classes: tuple[str, ...]
-    model: MultimodalModel
-    inputs: Normaliser
-    data: ClipDataset
-    index: Index
+    predictor: Predictor
     label_of: npt.NDArray[np.int64]
     other_samples: str
     model_sha256: str
-    place: Place
+
+    @property
+    def config(self) -> TrainConfig:
+        """Resolved options of the run, with the shards that are read."""
+        return self.predictor.config
+
+    @property
+    def model(self) -> MultimodalModel:
+        """The model with the checkpoint's parameters, on the device, in evaluation mode."""
+        return self.predictor.model
+
+    @property
+    def normaliser(self) -> Normaliser:
+        """The normaliser with the checkpoint's means and deviations, on the device."""
+        return self.predictor.normaliser
+
+    @property
+    def index(self) -> Index:
+        """Index of the shards."""
+        return self.predictor.index
+
+    @property
+    def task(self) -> Task:
+        """The task of the run."""
+        return self.predictor.task
+
+    @property
+    def process(self) -> ProcessInfo:
+        """This process."""
+        return self.predictor.process
 
     def has_split(self, split: str) -> bool:
         """Whether the shards have samples of a split."""
@@ -111,163 +121,122 @@ class Restored:
     def predict(
         self,
         split: str,
+        options: PredictOptions | None = None,
         *,
-        features: bool = False,
-        absent: Sequence[str] = (),
         batch_size: int | None = None,
         workers: int | None = None,
-        progress: Callable[[int], None] | None = None,
     ) -> Predictions:
-        """Predict a split on all ranks; see `bmlpipe.train.evaluation.predict.predict`.
-
-        Args:
-            split: `train` (without random views), `val` or `test`.
-            features: Also keep the features.
-            absent: Modalities that may be missing.
-            batch_size: Samples that a rank goes through at a time; None: its share of the training's batch.
-            workers: Loader processes a rank; None: as in training.
-            progress: Told of this rank's samples.
-
-        Raises:
-            ShardError: The shards have no such split, or a sample is damaged.
-        """
-        config, place = self.config, self.place
-        batches = evaluation_batches(
-            self.index.split_range(split),
-            batch_size=batch_size or max(1, config.batch_size // place.world),
-            rank=place.rank,
-            world=place.world,
-        )
-        loader = make_loader(
-            self.data,
-            batches,
-            workers=config.workers if workers is None else workers,
-            pin_memory=place.device.type == "cuda",
-        )
-        with reading(loader) as coming:
-            found = predict(
-                self.model,
-                self.inputs,
-                coming,
-                len(self.classes),
-                place.device,
-                gamma=config.gamma,
-                features=features,
-                absent=absent,
-                progress=progress,
-            )
+        """Predict a split on all ranks, with the labels of the model; see `Predictor.predict`."""
+        found = self.predictor.predict(split, options, batch_size=batch_size, workers=workers)
         return dataclasses.replace(found, labels=self.label_of[found.labels])
 
 
-def restore(path: Path, place: Place, *, shards: Sequence[str] = ()) -> Restored:
-    """Bring a checkpoint back.
+def load_run(path: Path, process: ProcessInfo, *, shards: Sequence[str] = ()) -> LoadedRun:
+    """Load a run from a checkpoint.
 
-    Nothing but the checkpoint decides what the model is; the run's `config.yaml` says where its shards lie.
+    The checkpoint alone decides what the model is; the run's `config.yaml` says where the shards are.
 
     Args:
-        path: The checkpoint file.
-        place: This process and its device.
-        shards: Other shards to read; none: the run's.
+        path: Checkpoint file.
+        process: This process and its device.
+        shards: Shards to read instead of the run's own; empty: the run's own.
 
     Raises:
-        ConfigError: It is no checkpoint, or does not fit the shards: other front ends, other classes, or, where the
-            shards were not named, other samples.
+        ConfigError: The file is not a checkpoint, or the shards do not fit it: other front ends, unknown classes, or,
+            if `shards` is empty, other samples.
         ShardError: The shards cannot be read.
     """
-    state = checkpoint.load(path, place.device)
-    config = options_of(path, state)
+    state = checkpoint.load(path, process.device)
+    config = checkpoint_config(path, state)
     if shards:
         config = dataclasses.replace(config, shards=tuple(shards))
     reader = open_reader(config)
-    index, classes = reader.index, tuple(state["classes"])
+    index, task = reader.index, make_task(state["classes"])
     checkpoint.check_same_features(state, index.features, config.kinds.values(), path)
     other = _other_samples(state, index)
     if other and not shards:
         raise ConfigError(
-            f"{reader.folder} holds other samples than {path} was trained on ({other}): where they moved to, or what "
-            "else to evaluate on, is for --shards to say"
+            f"{reader.folder} holds other samples than {path} was trained on ({other}): name the shards with --shards, "
+            "either those of the training in their new place or others to evaluate on"
         )
-    if unknown := [name for name in index.classes if name not in classes]:
+    if unknown := [name for name in index.classes if name not in task.classes]:
         raise ConfigError(
-            f"{path} does not know the classes {', '.join(unknown[:5])}{' …' if len(unknown) > 5 else ''} of "
-            f"{reader.folder}; it has {len(classes)}: {', '.join(classes[:5])}{' …' if len(classes) > 5 else ''}"
+            f"{reader.folder} has classes that {path} was not trained on: {_shortened(unknown)}; the checkpoint has "
+            f"{len(task.classes)} classes: {_shortened(task.classes)}"
         )
-    if "steps_per_epoch" not in state:
-        raise ConfigError(f"{path} does not say how long an epoch was (an older bmlpipe made it): train the run again")
-    model, inputs = _modules(config, state, index)
+    model, normaliser = _load_modules(config, state, index)
     data = ClipDataset(
         reader,
-        config.chosen,
+        config.resolved_modalities,
         kinds=config.kinds,
         frames=config.frames or 1,
         image_size=config.image_size,
         augment=False,
         seed=config.seed,
     )
-    step = int(state["progress"]["step"])
-    return Restored(
-        folder=run_folder(path),
-        name=path.stem,
+    step = int(state["step"])
+    predictor = Predictor(config, model.to(process.device), normaliser.to(process.device), data, index, task, process)
+    return LoadedRun(
+        folder=folder_of_checkpoint(path),
+        checkpoint=path.stem,
         epoch=-(-step // int(state["steps_per_epoch"])) - 1,
         step=step,
-        config=config,
-        classes=classes,
-        model=model.to(place.device),
-        inputs=inputs.to(place.device),
-        data=data,
-        index=index,
-        label_of=np.array([classes.index(name) for name in index.classes]),
+        predictor=predictor,
+        label_of=task.target_ids(index.classes),
         other_samples=other,
-        model_sha256=_digest(model.state_dict()),
-        place=place,
+        model_sha256=_hash_tensors(model.state_dict()),
     )
 
 
-def options_of(path: Path, state: Mapping[str, Any] | None = None) -> TrainConfig:
-    """Options of a checkpoint's run: its own, with those of `config.yaml` of where and how to compute.
+def checkpoint_config(path: Path, state: Mapping[str, Any] | None = None) -> TrainConfig:
+    """Resolved options of a checkpoint's run. Where and how to compute is read from `config.yaml`, if that is there.
 
     Args:
-        path: The checkpoint file.
-        state: Its content, where it is read already.
+        path: Checkpoint file.
+        state: Content of the file; None: read it.
 
     Raises:
-        ConfigError: They cannot be read.
+        ConfigError: The options cannot be read.
     """
     values = dict((state or checkpoint.load(path))["config"])
-    if (file := run_folder(path) / CONFIG).is_file():
-        values |= {name: value for name, value in read_file(file).items() if name in checkpoint.FREE}
+    if (file := folder_of_checkpoint(path).config).is_file():
+        values |= {name: value for name, value in read_file(file).items() if name in checkpoint.MAY_CHANGE}
     return parse(values, str(path)).resolved()
 
 
-def _modules(config: TrainConfig, state: Mapping[str, Any], index: Index) -> tuple[MultimodalModel, Normaliser]:
-    """Model and inputs of a checkpoint; shards without training samples, and so without statistics, will do."""
+def _load_modules(config: TrainConfig, state: Mapping[str, Any], index: Index) -> tuple[MultimodalModel, Normaliser]:
+    """Model and normaliser of a checkpoint; the shards need no training samples, and so no statistics."""
     as_trained = dataclasses.replace(index, classes=tuple(state["classes"]), features=state["features"])
-    blend = any(isinstance(rule, GBlending) for rule in config.balance().rules)
+    blend = any(isinstance(rule, GBlending) for rule in config.make_modulation().rules)
     model = build_model(dataclasses.replace(config, weights="none"), as_trained, blend=blend)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    numbers = {
-        kind: {name: state["inputs"][f"{m}_{name}"].tolist() for name in ("mean", "std")}
+    statistics = {
+        kind: {name: state["normaliser"][f"{m}_{name}"].tolist() for name in ("mean", "std")}
         for m, kind in config.kinds.items()
     }
-    inputs = Normaliser(config.chosen, numbers, kinds=config.kinds)
+    normaliser = Normaliser(config.resolved_modalities, statistics, kinds=config.kinds)
     model.load_state_dict(state["model"])
-    inputs.load_state_dict(state["inputs"])
-    return model.eval(), inputs
+    normaliser.load_state_dict(state["normaliser"])
+    return model.eval(), normaliser
 
 
 def _other_samples(state: Mapping[str, Any], index: Index) -> str:
-    """How shards differ from a checkpoint's, in words; empty: they hold the same samples in the same order."""
+    """How shards differ from those of a checkpoint, in words; empty if they hold the same samples in the same order."""
     if state["samples_sha256"] == index.samples_sha256:
         return ""
-    about = f"samples {state['samples_sha256'][:12]} in training, {index.samples_sha256[:12]} here"
+    text = f"samples {state['samples_sha256'][:12]} in training, {index.samples_sha256[:12]} here"
     if state["dataset"] != index.dataset:
-        about += f"; data set {state['dataset']} in training, {index.dataset} here"
+        text += f"; data set {state['dataset']} in training, {index.dataset} here"
     missing = len(set(state["classes"]) - set(index.classes))
-    return about + (f"; {missing} of its {len(state['classes'])} classes are not there" if missing else "")
+    return text + (f"; {missing} of its {len(state['classes'])} classes are missing here" if missing else "")
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
+
+
+def _hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of named tensors."""
     found = hashlib.sha256()
     for name, tensor in tensors.items():

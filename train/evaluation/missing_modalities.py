@@ -1,11 +1,12 @@
-"""Missing modalities at test time: samples that lose the input of a modality at random, at given rates.
+"""Missing modalities at test time: samples lose the input of a modality at random, at given rates.
 
-What is lost is the whole input, as normalised: zeros, the mean of the training samples. A sample loses modality m where
-the uniform number of (seed, sample number, m) is below the rate, so neither batches nor ranks matter, no sample loses
-at rate 0, every one at rate 1, and whoever loses m at one rate loses it at all higher ones.
+A sample that loses a modality gets zeros instead of its normalised input, the mean of the training samples. It loses
+modality m if the uniform number of (seed, sample number, m) is below the rate. So the draw depends on neither batches
+nor ranks, rate 0 removes no input and rate 1 every input, and a sample that loses m at one rate loses it at all higher
+rates.
 
-A sample is in one of 2^A states where A modalities may be missing. The model predicts each state once
-(`logits_without`), after which any number of rates and seeds is a matter of picking rows (`degraded`).
+With A modalities that may be missing a sample is in one of 2^A states. The model predicts every state once
+(`logits_without`); any number of rates and seeds then only picks rows among these predictions (`with_missing`).
 """
 
 from __future__ import annotations
@@ -22,34 +23,34 @@ from torch import Tensor
 
 from bmlpipe.shards.kinds import MODALITY_KIND
 from bmlpipe.train.config.options import ConfigError
-from bmlpipe.train.evaluation.metrics import joint_metrics
 from bmlpipe.train.models.multimodal import MultimodalModel
 from bmlpipe.train.modulation import keyed
+from bmlpipe.train.tasks.registry import Task
 
 if TYPE_CHECKING:
     from bmlpipe.train.evaluation.predict import Predictions
 
-#: Modality → share of the samples that lose it.
+#: Modality → fraction of the samples that lose it.
 Rates = Mapping[str, float]
 
-_STEP = 0.1  # of a range that names none
+_STEP = 0.1  # default step of a range
 _GRAMMAR = "write like audio=0:1:0.1 (first:last:step), audio=0,0.5,visual=0.2 or audio+visual=0:0.5"
 
 
-def parse_sweep(text: str) -> list[dict[str, float]]:
-    """The rates that a sweep goes through.
+def parse_missing(text: str) -> list[dict[str, float]]:
+    """Parse the option `--missing` into combinations of rates.
 
-    `NAMES=RATES[,NAMES=RATES…]`. RATES is numbers or ranges separated by commas; a range is FIRST:LAST[:STEP], both
-    ends included, in steps of 0.1 where none is given. Of several NAMES every combination is taken; modalities joined
-    by + are lost at one common rate, independently of each other.
+    The form is `NAMES=RATES[,NAMES=RATES…]`. RATES is numbers or ranges separated by commas; a range is
+    FIRST:LAST[:STEP], both ends included, with the step 0.1 by default. Several NAMES=RATES give every combination.
+    Modalities joined by + are missing at one common rate, but independently of each other.
 
-    >>> parse_sweep("audio=0.1:0.3,visual=0.1")
+    >>> parse_missing("audio=0.1:0.3,visual=0.1")
     [{'audio': 0.1, 'visual': 0.1}, {'audio': 0.2, 'visual': 0.1}, {'audio': 0.3, 'visual': 0.1}]
-    >>> parse_sweep("audio+visual=0,1")
+    >>> parse_missing("audio+visual=0,1")
     [{'audio': 0.0, 'visual': 0.0}, {'audio': 1.0, 'visual': 1.0}]
 
     Raises:
-        ConfigError: It has another form, an unknown modality, one modality twice, or a rate outside [0, 1].
+        ConfigError: The text has another form, names an unknown modality or one twice, or has a rate outside [0, 1].
     """
     groups: dict[tuple[str, ...], list[float]] = {}
     group: tuple[str, ...] = ()
@@ -59,14 +60,14 @@ def parse_sweep(text: str) -> list[dict[str, float]]:
             group = tuple(name.strip() for name in names.split("+"))
             if unknown := [name for name in group if name not in MODALITY_KIND]:
                 known = ", ".join(MODALITY_KIND)
-                raise ConfigError(f"missing {text!r}: {unknown[0]!r} is no modality ({known}): {_GRAMMAR}")
+                raise ConfigError(f"missing {text!r}: {unknown[0]!r} is not a modality ({known}): {_GRAMMAR}")
             groups[group] = []
         if not group:
             raise ConfigError(f"missing {text!r}: {part!r} names no modality: {_GRAMMAR}")
         groups[group] += [rate for rate in _rates(values, text) if rate not in groups[group]]
     named = [name for group in groups for name in group]
     if len(set(named)) < len(named) or text.count("=") != len(groups):
-        raise ConfigError(f"missing {text!r}: names a modality twice: give a second --missing")
+        raise ConfigError(f"missing {text!r}: a modality is named twice: use a second --missing")
     return [
         {name: rate for group, rate in zip(groups, rates, strict=True) for name in group}
         for rates in itertools.product(*groups.values())
@@ -80,80 +81,94 @@ def _rates(text: str, whole: str) -> list[float]:
         if len(rest) > 2 or not (0 <= first <= last <= 1 and step > 0 and math.isfinite(step)):
             raise ValueError
     except ValueError:
-        raise ConfigError(f"missing {whole!r}: {text!r} are no rates from 0 to 1: {_GRAMMAR}") from None
+        raise ConfigError(f"missing {whole!r}: {text!r} is not a list of rates from 0 to 1: {_GRAMMAR}") from None
     count = math.floor((last - first) / step + 1e-9)
     return [round(first + number * step, 10) for number in range(count + 1)]
 
 
-def lost(numbers: npt.NDArray[np.int64], modality: str, rate: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Which samples lose the modality, (N,), by their sample numbers (N,)."""
+def is_missing(numbers: npt.NDArray[np.int64], modality: str, rate: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Which samples lose the modality, (N,), for sample numbers, (N,)."""
     stream = keyed.key(seed, "missing", modality)
     return keyed.uniform(torch.tensor(numbers), stream).numpy() < rate
 
 
 def subsets(modalities: Sequence[str]) -> list[frozenset[str]]:
-    """Every non-empty subset, in a fixed order."""
+    """Every non-empty subset, ordered by size."""
     sizes = range(1, len(modalities) + 1)
     return [frozenset(chosen) for size in sizes for chosen in itertools.combinations(modalities, size)]
 
 
 def logits_without(
-    model: MultimodalModel, inputs: Mapping[str, Tensor], features: Mapping[str, Tensor], gone: Sequence[frozenset[str]]
+    model: MultimodalModel,
+    inputs: Mapping[str, Tensor],
+    features: Mapping[str, Tensor],
+    missing: Sequence[frozenset[str]],
 ) -> list[Tensor]:
-    """The joint prediction with the inputs of some modalities set to zeros.
+    """Predict a batch with the inputs of some modalities set to zeros.
 
-    Without an exchange a feature depends on its own input only, so nothing is encoded twice: one sample of zeros a
-    modality will do. With one every subset is encoded anew.
+    Without intermediate fusion a feature depends on its own input only. Then no sample is encoded again: one sample of
+    zeros per modality suffices. With intermediate fusion every subset is encoded anew.
 
     Args:
-        model: In evaluation mode.
+        model: Model in evaluation mode.
         inputs: {m: (B, T, C, H, W)}, normalised.
         features: {m: (B, D_m)} of these inputs.
-        gone: Subsets of the modalities.
+        missing: Subsets of the modalities.
 
     Returns:
-        (B, K) for each subset.
+        Joint prediction, (B, K), for each subset.
     """
-    absent = frozenset[str]().union(*gone)
-    if model.exchange is None:
-        nothing = {
+    some = frozenset[str]().union(*missing)
+    if model.intermediate is None:
+        zero_features = {
             m: model.encoders[m](torch.zeros_like(inputs[m][:1])).expand_as(feature)
             for m, feature in features.items()
-            if m in absent
+            if m in some
         }
-        return [model.head({m: nothing[m] if m in some else features[m] for m in features}) for some in gone]
-    zeros = {m: torch.zeros_like(value) for m, value in inputs.items() if m in absent}
+        return [
+            model.head({m: zero_features[m] if m in subset else features[m] for m in features}) for subset in missing
+        ]
+    zeros = {m: torch.zeros_like(value) for m, value in inputs.items() if m in some}
     return [
-        model.head(model.encode({m: zeros[m] if m in some else inputs[m] for m in model.encoders})) for some in gone
+        model.head(model.encode({m: zeros[m] if m in subset else inputs[m] for m in model.encoders}))
+        for subset in missing
     ]
 
 
-def degraded(found: Predictions, rates: Rates, seed: int) -> npt.NDArray[np.float32]:
-    """The joint prediction (N, K) where samples have lost modalities.
+def with_missing(found: Predictions, rates: Rates, seed: int) -> npt.NDArray[np.float32]:
+    """Joint prediction, (N, K), of samples that lose modalities at random.
 
     Args:
-        found: Predictions with `without` of all modalities whose rate is above 0.
-        rates: Modality → rate; others lose nothing.
-        seed: Of the draw.
+        found: Predictions, with `without` for all modalities whose rate is above 0.
+        rates: Modality → rate; a modality without a rate is never missing.
+        seed: Seed of the draw.
     """
-    states = {m: lost(found.numbers, m, rate, seed) for m, rate in rates.items() if rate > 0}
+    states = {m: is_missing(found.numbers, m, rate, seed) for m, rate in rates.items() if rate > 0}
     logits = found.logits.copy()
-    for gone, alternative in found.without.items():
-        if gone <= set(states):
-            rows = np.all([states[m] == (m in gone) for m in states], axis=0)
+    for subset, alternative in found.without.items():
+        if subset <= set(states):
+            rows = np.all([states[m] == (m in subset) for m in states], axis=0)
             logits[rows] = alternative[rows]
     return logits
 
 
-def sweep(found: Predictions, combinations: Sequence[Rates], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Metrics at each combination of rates, once each, a value for each seed.
+def missing_metrics(
+    task: Task, found: Predictions, combinations: Sequence[Rates], seeds: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Metrics of the task at each combination of rates.
+
+    Args:
+        task: Computes the metrics.
+        found: Predictions, with `without` for all modalities whose rate is above 0.
+        combinations: Combinations of rates; equal ones count once.
+        seeds: Seeds of the draws of each combination.
 
     Returns:
-        Rows of `rates` (of every modality), `seeds`, and metric → values.
+        One row per combination: `rates` of every modality, `seeds`, and metric → one value per seed.
     """
     rows = []
     every = [{m: given.get(m, 0.0) for m in found.branches} for given in combinations]
     for rates in {tuple(rates.values()): rates for rates in every}.values():
-        each = [joint_metrics(degraded(found, rates, seed), found.labels) for seed in seeds]
+        each = [task.metrics(with_missing(found, rates, seed), found.labels) for seed in seeds]
         rows.append({"rates": rates, "seeds": list(seeds), **{name: [one[name] for one in each] for name in each[0]}})
     return rows

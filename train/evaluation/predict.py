@@ -1,4 +1,4 @@
-"""Predictions for a split: each sample once, whatever the number of ranks."""
+"""Predictions of a split: every sample once, whatever the number of ranks."""
 
 from __future__ import annotations
 
@@ -12,24 +12,30 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from bmlpipe.shards.index import Index
+from bmlpipe.train.config.options import TrainConfig
+from bmlpipe.train.data.dataset import ClipDataset, make_loader, reading
 from bmlpipe.train.data.normalise import Normaliser
+from bmlpipe.train.data.sampler import evaluation_batches
+from bmlpipe.train.distributed.process_group import ProcessInfo
 from bmlpipe.train.evaluation.missing_modalities import logits_without, subsets
 from bmlpipe.train.models.multimodal import MultimodalModel
 from bmlpipe.train.modulation.scores import unimodal_logits
+from bmlpipe.train.tasks.registry import Task
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions in the order of sample numbers.
+    """Predictions of N samples, sorted by sample number.
 
     Attributes:
-        numbers: (N,), sample numbers of the index.
-        labels: (N,), class ids.
-        logits: (N, K), of all modalities together.
-        branches: Modality → (N, K), of that modality alone (`bmlpipe.train.modulation.scores`).
-        features: Modality → (N, D_m), what the encoder gives; empty where it was not asked for.
-        without: Modalities → (N, K), of all together where these modalities' inputs are zeros, for every subset of
-            those that may be absent (`bmlpipe.train.evaluation.missing_modalities`).
+        numbers: Sample numbers of the index, (N,).
+        labels: Targets, (N,).
+        logits: Joint prediction from all modalities, (N, K).
+        branches: Modality → prediction of that modality alone, (N, K) (`bmlpipe.train.modulation.scores`).
+        features: Modality → output of its encoder, (N, D_m); empty if not requested.
+        without: Modalities → joint prediction with the inputs of these modalities set to zeros, (N, K), for every
+            subset of the modalities that may be missing (`bmlpipe.train.evaluation.missing_modalities`).
     """
 
     numbers: npt.NDArray[np.int64]
@@ -40,78 +46,155 @@ class Predictions:
     without: Mapping[frozenset[str], npt.NDArray[np.float32]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class PredictOptions:
+    """What `predict` computes beside the joint prediction and the branches, and where it reports its progress.
+
+    Attributes:
+        features: Also return the features.
+        missing: Modalities that may be missing: also predict without every subset of them.
+        progress: Called with the number of samples of each batch of this rank.
+    """
+
+    features: bool = False
+    missing: Sequence[str] = ()
+    progress: Callable[[int], None] | None = None
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model with all that it needs to predict the splits of a set of shards.
+
+    Attributes:
+        config: Resolved options of the run.
+        model: The model itself, not its data-parallel wrapper, on the device.
+        normaliser: Normalises raw batches, on the device.
+        data: Samples of the shards; evaluation never takes random views.
+        index: Index of the shards.
+        task: What predictions are scored against.
+        process: This process.
+    """
+
+    config: TrainConfig
+    model: MultimodalModel
+    normaliser: Normaliser
+    data: ClipDataset
+    index: Index
+    task: Task
+    process: ProcessInfo
+
+    def predict(
+        self,
+        split: str,
+        options: PredictOptions | None = None,
+        *,
+        batch_size: int | None = None,
+        workers: int | None = None,
+    ) -> Predictions:
+        """Predict a split on all ranks; every rank calls it and gets the same result.
+
+        Args:
+            split: `train` (without random views), `val` or `test`.
+            options: Further results; None: none of them.
+            batch_size: Samples per batch of a rank; None: the rank's part of the training's global batch.
+            workers: Loader processes per rank; None: as in training.
+
+        Raises:
+            ShardError: The shards have no such split, or a sample is damaged.
+        """
+        process, config = self.process, self.config
+        batches = evaluation_batches(
+            self.index.split_range(split),
+            batch_size=batch_size or max(1, config.batch_size // process.world_size),
+            rank=process.rank,
+            world_size=process.world_size,
+        )
+        loader = make_loader(
+            self.data,
+            batches,
+            workers=config.workers if workers is None else workers,
+            pin_memory=process.device.type == "cuda",
+        )
+        with reading(loader) as iterator:
+            return predict(
+                self.model,
+                self.normaliser,
+                iterator,
+                outputs=self.task.outputs,
+                device=process.device,
+                gamma=config.gamma,
+                options=options,
+            )
+
+
 @torch.no_grad()
 def predict(
     model: MultimodalModel,
-    inputs: Normaliser,
+    normaliser: Normaliser,
     batches: Iterable[dict[str, Any]],
-    classes: int,
-    device: torch.device,
     *,
+    outputs: int,
+    device: torch.device,
     gamma: Sequence[float] | None = None,
-    features: bool = False,
-    absent: Sequence[str] = (),
-    progress: Callable[[int], None] | None = None,
+    options: PredictOptions | None = None,
 ) -> Predictions:
-    """Run the model over this rank's share of a split and gather all ranks' predictions.
+    """Run the model over this rank's share of a split and gather the predictions of all ranks.
 
     Args:
-        model: The model itself, not its data-parallel wrapper; put into evaluation mode and left there.
-        inputs: Normalises raw batches.
-        batches: This rank's batches (`evaluation_batches`); ranks may have different numbers.
-        classes: K.
-        device: Where to compute.
+        model: The model itself, not its data-parallel wrapper; it is put into evaluation mode and left there.
+        normaliser: Normalises raw batches.
+        batches: Batches of this rank (`evaluation_batches`); their number may differ between ranks.
+        outputs: K, the length of a prediction.
+        device: Device of the model.
         gamma: Share of the head's bias in each branch, as in training; None: the head's default.
-        features: Also keep the features.
-        absent: Modalities that may be missing: also predict without every subset of them.
-        progress: Told how many of this rank's samples each batch had.
+        options: Further results; None: none of them.
 
     Returns:
-        The same on every rank.
+        The same predictions on every rank.
     """
+    options = options or PredictOptions()
     model.eval()
     modalities = tuple(model.encoders)
-    widths = {m: int(encoder.features) for m, encoder in model.encoders.items()} if features else {}  # type: ignore[arg-type]
-    gone = subsets(absent)
+    widths = {m: int(encoder.feature_dim) for m, encoder in model.encoders.items()} if options.features else {}  # type: ignore[arg-type]
+    missing = subsets(options.missing)
     parts: list[Tensor] = []
     numbers: list[Tensor] = []
     for batch in batches:
-        seen = inputs({m: batch[m].to(device, non_blocking=True) for m in modalities})
-        found = model.encode(seen)
-        alone = unimodal_logits(model.head, found, gamma)
-        columns = [model.head(found), *(alone[m] for m in modalities), *(found[m] for m in widths)]
-        columns += logits_without(model, seen, found, gone)
+        inputs = normaliser({m: batch[m].to(device, non_blocking=True) for m in modalities})
+        features = model.encode(inputs)
+        branches = unimodal_logits(model.head, features, gamma)
+        columns = [model.head(features), *(branches[m] for m in modalities), *(features[m] for m in widths)]
+        columns += logits_without(model, inputs, features, missing)
         parts.append(torch.cat([column.float() for column in columns], dim=1))
         numbers.append(torch.stack([batch["number"], batch["label"]], dim=1))
-        if progress is not None:
-            progress(len(batch["number"]))
-    sizes = [classes] * (1 + len(modalities)) + list(widths.values()) + [classes] * len(gone)
+        if options.progress is not None:
+            options.progress(len(batch["number"]))
+    sizes = [outputs] * (1 + len(modalities)) + list(widths.values()) + [outputs] * len(missing)
     values = torch.cat(parts) if parts else torch.empty(0, sum(sizes), device=device)
-    about = torch.cat(numbers).to(device) if numbers else torch.empty(0, 2, dtype=torch.int64, device=device)
-    rows, ids = _gathered(values).cpu().numpy(), _gathered(about).cpu().numpy()
-    order = np.argsort(ids[:, 0], kind="stable")
-    joint, *others = np.split(rows[order], np.cumsum(sizes)[:-1], axis=1)
-    names = [*modalities, *widths]
-    named = list(zip(names, others, strict=False))
+    ids = torch.cat(numbers).to(device) if numbers else torch.empty(0, 2, dtype=torch.int64, device=device)
+    all_values, all_ids = _gather(values).cpu().numpy(), _gather(ids).cpu().numpy()
+    order = np.argsort(all_ids[:, 0], kind="stable")
+    joint, *others = np.split(all_values[order], np.cumsum(sizes)[:-1], axis=1)
+    first_feature, first_missing = len(modalities), len(modalities) + len(widths)
     return Predictions(
-        ids[order, 0],
-        ids[order, 1],
-        joint,
-        dict(named[: len(modalities)]),
-        dict(named[len(modalities) :]),
-        dict(zip(gone, others[len(names) :], strict=True)),
+        numbers=all_ids[order, 0],
+        labels=all_ids[order, 1],
+        logits=joint,
+        branches=dict(zip(modalities, others[:first_feature], strict=True)),
+        features=dict(zip(widths, others[first_feature:first_missing], strict=True)),
+        without=dict(zip(missing, others[first_missing:], strict=True)),
     )
 
 
-def _gathered(mine: Tensor) -> Tensor:
-    """All ranks' rows one after the other, though their numbers differ."""
+def _gather(mine: Tensor) -> Tensor:
+    """Concatenate the rows of all ranks, whose numbers may differ."""
     if not (dist.is_available() and dist.is_initialized()):
         return mine
-    world = dist.get_world_size()
-    counts = [torch.zeros(1, dtype=torch.int64, device=mine.device) for _ in range(world)]
+    world_size = dist.get_world_size()
+    counts = [torch.zeros(1, dtype=torch.int64, device=mine.device) for _ in range(world_size)]
     dist.all_gather(counts, torch.tensor([len(mine)], device=mine.device))
     most = max(int(count) for count in counts)
     padded = torch.cat([mine, mine.new_zeros(most - len(mine), *mine.shape[1:])])
-    gathered = [torch.empty_like(padded) for _ in range(world)]
+    gathered = [torch.empty_like(padded) for _ in range(world_size)]
     dist.all_gather(gathered, padded)
     return torch.cat([part[: int(count)] for part, count in zip(gathered, counts, strict=True)])

@@ -1,10 +1,10 @@
-"""Evaluate a restored checkpoint on a split, and keep what was found beside the run, for people and the report.
+"""Evaluate a loaded run on a split, and keep the results beside the run, for people and for the report.
 
     RUN/evaluation/<split>-<checkpoint>.json    metrics, per class, confusion, missing modalities (docs/evaluation.md)
     RUN/evaluation/probes.json                  linear probes of all checkpoints
 
-What is found on samples other than the training's goes to a folder of its own, named by the first digits of their
-SHA-256. The run's journals are never written.
+Results on other samples than those of the training go to a sub-folder named by the first 12 digits of the samples'
+SHA-256. The journals of the run are never written.
 """
 
 from __future__ import annotations
@@ -18,96 +18,84 @@ from typing import Any
 
 from bmlpipe.manifests.common.files import write_atomically
 from bmlpipe.manifests.common.locks import FOLDER_LOCK, locked
-from bmlpipe.train.evaluation import linear_probe as probe
-from bmlpipe.train.evaluation.class_metrics import confusion, per_class
+from bmlpipe.train.evaluation.linear_probe import fit_probe
 from bmlpipe.train.evaluation.load_run import LoadedRun
-from bmlpipe.train.evaluation.metrics import accuracy, joint_metrics, macro_f1, mean_average_precision
-from bmlpipe.train.evaluation.missing_modalities import Rates, sweep
+from bmlpipe.train.evaluation.missing_modalities import Rates, missing_metrics
 from bmlpipe.train.evaluation.predict import Predictions
+from bmlpipe.train.runs.folder import PROBES_FILE
 
 FORMAT = 1
-FOLDER, PROBES = "evaluation", "probes.json"
-
-#: The name of the prediction of all modalities together.
-JOINT = "joint"
 
 Content = dict[str, Any]
-Predict = Callable[[str], Predictions]
 
 
 def evaluate(
-    restored: LoadedRun, split: str, found: Predictions, *, missing: Sequence[Rates] = (), seeds: Sequence[int] = (0,)
+    run: LoadedRun, split: str, found: Predictions, *, missing: Sequence[Rates] = (), seeds: Sequence[int] = (0,)
 ) -> Content:
-    """What is said of one split's predictions; see docs/evaluation.md.
+    """Compute the results of one split, in the form of the result file (docs/evaluation.md).
 
     Args:
-        restored: The checkpoint.
-        split: Predicted.
-        found: Its predictions.
-        missing: Combinations of rates at which modalities are lost.
-        seeds: Of each one's draws.
+        run: The run.
+        split: Name of the split.
+        found: Predictions of the split.
+        missing: Combinations of rates at which modalities are missing.
+        seeds: Seeds of the draws of each combination.
     """
-    metrics = joint_metrics(found.logits, found.labels)
-    for m, logits in found.branches.items():
-        metrics[f"accuracy/{m}"] = accuracy(logits, found.labels)
-        metrics[f"mAP/{m}"] = mean_average_precision(logits, found.labels)
-        metrics[f"f1/{m}"] = macro_f1(logits, found.labels)
-    every = {JOINT: found.logits, **found.branches}
     return {
-        **_about(restored),
+        **_source(run),
         "split": split,
         "samples": len(found.labels),
-        "classes": list(restored.classes),
-        "metrics": metrics,
-        "per_class": {name: per_class(logits, found.labels) for name, logits in every.items()},
-        "confusion": {name: confusion(logits, found.labels).tolist() for name, logits in every.items()},
-        "missing": sweep(found, missing, seeds),
+        **run.task.report(found.logits, found.branches, found.labels),
+        "missing": missing_metrics(run.task, found, missing, seeds),
     }
 
 
-def linear_probes(restored: LoadedRun, predict: Predict) -> list[Content]:
-    """Probe every encoder of a checkpoint.
+def linear_probes(run: LoadedRun, predict: Callable[[str], Predictions]) -> list[Content]:
+    """Fit a linear probe of every encoder.
 
     Args:
-        restored: The checkpoint.
-        predict: A split → its predictions with features.
+        run: The run.
+        predict: Split → its predictions, with features.
 
     Returns:
-        A row a modality, on the first rank; empty on the others, which have nothing to fit.
+        One row per modality on rank 0; an empty list on the other ranks, which fit nothing.
     """
-    found = {
-        split: predict(split) for split in ("train", "val", "test") if split != "test" or restored.has_split(split)
-    }
+    splits = [split for split in ("train", "val", "test") if split != "test" or run.has_split(split)]
+    found = {split: predict(split) for split in splits}
     rows = []
-    for m in restored.config.resolved_modalities if restored.process.is_main else ():
-        one = probe.fit({split: (each.features[m], each.labels) for split, each in found.items()})
-        reached = {split: one.accuracy.get(split) for split in ("train", "val", "test")}
-        rows.append({**_about(restored), "modality": m, "C": one.C, **reached})
+    for m in run.config.resolved_modalities if run.process.is_main else ():
+        probe = fit_probe(run.task, {split: (each.features[m], each.labels) for split, each in found.items()})
+        accuracies = {split: probe.accuracy.get(split) for split in ("train", "val", "test")}
+        rows.append({**_source(run), "modality": m, "C": probe.C, **accuracies})
     return rows
 
 
-def _about(restored: LoadedRun) -> Content:
-    """Which numbers of which samples these are."""
+def _source(run: LoadedRun) -> Content:
+    """Which parameters and which samples a result comes from."""
     return {
-        "checkpoint": restored.name,
-        "epoch": restored.epoch,
-        "step": restored.step,
-        "model_sha256": restored.model_sha256,
-        "samples_sha256": restored.index.samples_sha256,
-        "shards": list(restored.config.shards),
+        "checkpoint": run.checkpoint,
+        "epoch": run.epoch,
+        "step": run.step,
+        "model_sha256": run.model_sha256,
+        "samples_sha256": run.index.samples_sha256,
+        "shards": list(run.config.shards),
     }
 
 
-def result_folder(restored: LoadedRun) -> Path:
-    """Where results about these samples belong."""
-    folder = restored.folder / FOLDER
-    return folder / restored.index.samples_sha256[:12] if restored.other_samples else folder
+def result_folder(run: LoadedRun) -> Path:
+    """Folder of the results on the samples that the run reads."""
+    folder = run.folder.evaluation
+    return folder / run.index.samples_sha256[:12] if run.other_samples else folder
 
 
-def keep_evaluation(restored: LoadedRun, content: Content) -> Path:
-    """Write an evaluation; sweeps of the same model that it does not repeat stay, sorted by rates."""
-    path = result_folder(restored) / f"{content['split']}-{restored.name}.json"
-    with _alone(path):
+def keep_evaluation(run: LoadedRun, content: Content) -> Path:
+    """Write the results of a split.
+
+    Rows of missing modalities that an earlier evaluation of the same parameters and samples wrote are kept, unless
+    `content` has the same rates. They are sorted by rates.
+    """
+    path = result_folder(run) / f"{content['split']}-{run.checkpoint}.json"
+    with _locked_folder(path):
         before = _read(path)
         same = all(before.get(key) == content[key] for key in ("model_sha256", "samples_sha256"))
         rows = [*(before.get("missing", ()) if same else ()), *content["missing"]]
@@ -116,10 +104,10 @@ def keep_evaluation(restored: LoadedRun, content: Content) -> Path:
     return path
 
 
-def keep_probes(restored: LoadedRun, rows: Sequence[Content]) -> Path:
-    """Write probes; those of other checkpoints stay, sorted by modality and step."""
-    path = result_folder(restored) / PROBES
-    with _alone(path):
+def keep_probes(run: LoadedRun, rows: Sequence[Content]) -> Path:
+    """Write the probes of a checkpoint beside those of other checkpoints, sorted by modality and step."""
+    path = result_folder(run) / PROBES_FILE
+    with _locked_folder(path):
         every = [*_read(path).get("probes", ()), *rows]
         by_name = {(row["modality"], row["checkpoint"]): row for row in every}
         order = sorted(by_name, key=lambda name: (name[0], by_name[name]["step"], name[1]))
@@ -128,7 +116,7 @@ def keep_probes(restored: LoadedRun, rows: Sequence[Content]) -> Path:
 
 
 def _read(path: Path) -> Content:
-    """A result file's content; nothing where there is none of this format."""
+    """Content of a result file; empty if there is no file of this format."""
     try:
         content = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
@@ -137,7 +125,7 @@ def _read(path: Path) -> Content:
 
 
 def _write(path: Path, content: Content) -> None:
-    """As JSON, in which NaN is null, a line for each part; under a temporary name first."""
+    """Write JSON atomically, one line per key; NaN becomes null."""
     parts = _without_nan({"format": FORMAT, **content}).items()
     lines = (f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False, allow_nan=False)}" for k, v in parts)
     write_atomically(path, "{\n" + ",\n".join(lines) + "\n}\n")
@@ -152,8 +140,8 @@ def _without_nan(value: Any) -> Any:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Keep other processes from changing the results in a folder between their reading and their writing."""
+def _locked_folder(path: Path) -> Iterator[None]:
+    """Keep other processes from changing the results of a folder between reading and writing them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_name(FOLDER_LOCK)):
         yield

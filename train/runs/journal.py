@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from bmlpipe.manifests.common.locks import locked, unlock
-from bmlpipe.train.config.options import ConfigError
+from bmlpipe.manifests.common.files import open_atomically
+from bmlpipe.manifests.common.locks import lock_folder, release
 from bmlpipe.train.runs.folder import RunFolder
 from bmlpipe.train.runs.journal_reader import Row, each_row
 from bmlpipe.train.runs.trackers import Outcome, Trackers, tags
 
-_LOCK_ATTEMPTS = 10  # one per second: the loader processes of a killed run hold the lock for some seconds
-
-_logger = logging.getLogger(__name__)
+_LOCK_PATIENCE = 10.0  # seconds: the loader processes of a killed run hold the lock for some seconds
 
 
 class Journal:
@@ -34,12 +30,13 @@ class Journal:
             evaluations are deleted, and the rows of the test split.
         tensorboard: Whether to write TensorBoard's files.
         trackers: Receive all rows too, and are closed with the journal.
+        lock_patience: Seconds to wait for another process that is training into the folder.
 
     Attributes:
         stopped: Whether the run was stopped on request, for the trackers.
 
     Raises:
-        ConfigError: Another process is training into this folder.
+        LockError: Another process is training into this folder.
     """
 
     def __init__(
@@ -50,9 +47,10 @@ class Journal:
         validated_step: int = 0,
         tensorboard: bool = True,
         trackers: Trackers | None = None,
+        lock_patience: float = _LOCK_PATIENCE,
     ) -> None:
         run = RunFolder(folder)
-        self._lock = _acquire_lock(run.lock)
+        self._lock = lock_folder(folder, "training", patience=lock_patience)
         _delete_rows(run.steps, lambda row: row["step"] >= first_step)
         _delete_rows(run.metrics, lambda row: row["step"] > validated_step or row["split"] == "test")
         self._steps = run.steps.open("a", encoding="utf-8", buffering=1)
@@ -94,7 +92,7 @@ class Journal:
         if self._trackers is not None:
             self._trackers.close(outcome)
         if self._lock is not None:
-            unlock(self._lock)
+            release(self._lock)
 
     def _write_scalars(self, row: Row) -> dict[str, float]:
         values = tags(row)
@@ -104,34 +102,11 @@ class Journal:
         return values
 
 
-def _acquire_lock(path: Path) -> int | None:
-    """A descriptor that holds the lock of a run's folder; None on a file system without locks."""
-    for _ in range(_LOCK_ATTEMPTS):
-        try:
-            descriptor = locked(path)
-        except OSError as error:
-            if not path.exists():
-                raise
-            # Some network file systems have no locks.
-            _logger.warning(
-                "%s cannot be locked (%s): do not start a second training into it", path.parent, error.strerror
-            )
-            return None
-        if descriptor is not None:
-            return descriptor
-        time.sleep(1)
-    raise ConfigError(
-        f"another process is training into {path.parent}: wait until it ends, or end it (fuser -v {path} lists it), or "
-        "choose another --out"
-    )
-
-
 def _delete_rows(path: Path, stale: Callable[[Row], bool]) -> None:
     """Rewrite a journal file without stale rows, row by row, since it may be larger than memory."""
-    temporary = path.with_name(path.name + ".writing")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(_to_json(row) for row in (each_row(path) if path.is_file() else ()) if not stale(row))
-    temporary.replace(path)
+    rows = each_row(path) if path.is_file() else ()
+    with open_atomically(path) as file:
+        file.writelines(_to_json(row).encode() for row in rows if not stale(row))
 
 
 def _to_json(row: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from bmlpipe.manifests.common.progress import StatusLine, duration_text
-from bmlpipe.train.runs.journal import Row
+from bmlpipe.train.runs.journal_reader import Row
 
 _logger = logging.getLogger(__name__)
 

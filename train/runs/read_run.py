@@ -1,27 +1,32 @@
-"""What a run left in its folder, read as far as it can be, with a note on all that cannot."""
+"""Read what a run has left in its folder, as far as it can be read, with a note on everything that cannot."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import yaml
 
-from bmlpipe.train.config.options import ConfigError, TrainConfig
-from bmlpipe.train.runs.checkpoint import FREE
-from bmlpipe.train.runs.journal import METRICS_FILE, STEPS_FILE
+from bmlpipe.train.config.options import ConfigError
+from bmlpipe.train.runs.folder import RunFolder
 from bmlpipe.train.runs.journal_reader import Faults, Row, Values, read_columns, read_rows
 from bmlpipe.train.runs.traces import Trace, trace
 
 
 @dataclass(frozen=True)
 class Note:
-    """Something about a file that the reader must know: what it is, and what follows from it."""
+    """A problem of a file, and its consequence for what is shown.
+
+    Attributes:
+        file: Path of the file.
+        text: The problem and its consequence.
+    """
 
     file: str
     text: str
@@ -29,20 +34,20 @@ class Note:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run left.
+    """The content of a run's folder.
 
     Attributes:
-        folder: Its folder.
-        config: Its resolved options, whichever version of bmlpipe wrote them.
+        folder: The folder.
+        config: Resolved options, as `config.yaml` holds them.
         metrics: Rows of `metrics.jsonl`.
-        traces: Column of `steps.jsonl` → what it did over the steps, the share of time spent waiting for data
-            (`waiting`) too.
+        traces: Column of `steps.jsonl` → its course over the steps; also `waiting`, the fraction of the time of a step
+            that was spent waiting for data.
         halfway: Column → mean over the steps of the epoch in the middle of the run.
-        steps_done: Rows of `steps.jsonl`.
-        step_seconds: Median time of a step, waiting for data left out; None without steps.
-        samples_per_s: Over all steps, waiting included; None without steps.
-        waiting: Share of the steps' time that was waiting for data; None without steps.
-        notes: What could not be read, or is otherwise than it should be.
+        steps_done: Number of rows of `steps.jsonl`.
+        step_seconds: Median time of a step without waiting for data, seconds; None without steps.
+        samples_per_s: Mean number of samples per second, waiting included; None without steps.
+        waiting: Fraction of the time of all steps that was spent waiting for data; None without steps.
+        notes: Problems of the files.
     """
 
     folder: Path
@@ -58,22 +63,22 @@ class Run:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """Of the configuration."""
+        """Modalities of the configuration."""
         return tuple(map(str, self.config.get("modalities") or ()))
 
     @property
     def modulation(self) -> str:
-        """Of the configuration."""
+        """Modulation of the configuration."""
         return str(self.config.get("modulation", "none"))
 
     @property
     def seed(self) -> str:
-        """Of the configuration, as text."""
+        """Seed of the configuration, as text."""
         return str(self.config.get("seed", "–"))
 
     @property
     def final(self) -> Row | None:
-        """The test row; without a test split, validation's best; None for a run without any."""
+        """The row of the test split; without a test split, the best row of validation; None without any row."""
         tests = [row for row in self.metrics if row.get("split") == "test"]
         if tests:
             return tests[-1]
@@ -81,66 +86,69 @@ class Run:
 
     @property
     def epochs_done(self) -> int:
-        """Epochs that were evaluated on validation."""
+        """Number of epochs that were evaluated on validation."""
         return len({row.get("epoch") for row in self.metrics if row.get("split") == "val"})
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run was trained to its end."""
         epochs = self.config.get("epochs")
         tested = any(row.get("split") == "test" for row in self.metrics)
         return tested or (isinstance(epochs, int) and self.epochs_done >= epochs)
 
 
-def number(row: Row, name: str, otherwise: float = math.nan) -> float:
-    """A finite number of a row, or `otherwise`."""
+def number(row: Row, name: str, default: float = math.nan) -> float:
+    """A finite number of a row, or `default`."""
     value = row.get(name)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else otherwise
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else default
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run's configuration and journals; one that is still going on is read as far as it is.
+    """Read the options and journals of a run, which may still be running.
 
     Raises:
-        ConfigError: The folder holds no run.
+        ConfigError: The folder holds no run, or its options cannot be read.
     """
-    path = folder / "config.yaml"
+    files = RunFolder(folder)
+    config = _read_config(files.config)
+    metrics_faults, faults = Faults(), Faults()
+    metrics = read_rows(files.metrics, metrics_faults) if files.metrics.is_file() else []
+    columns = read_columns(files.steps, faults) if files.steps.is_file() else {}
+    notes = _journal_notes(files.metrics, metrics_faults, len(metrics), "no accuracies of this run")
+    steps, columns = _rows_with_step(columns)
+    notes += _journal_notes(files.steps, faults, len(steps), "nothing of this run over its steps")
+    notes += _number_notes(files.steps, steps, columns)
+    run = Run(folder, config, metrics, steps_done=len(steps), notes=notes, **_summarise(steps, columns, config))
+    return run if run.finished else replace(run, notes=[_unfinished_note(run, files), *run.notes])
+
+
+def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(
-            f"{folder} holds no run (config.yaml is missing): name folders that train/run.py wrote"
+            f"{path.parent} holds no run ({path.name} is missing): name folders that a training has written"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as YAML ({error}): restore it, or leave this run out") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{path} holds no options: restore it, or leave this run out")
-    config = {str(name): value for name, value in config.items()}
-    notes = _about_config(path, config)
-    metrics_faults, faults = Faults(), Faults()
-    metrics = read_rows(folder / METRICS_FILE, metrics_faults) if (folder / METRICS_FILE).is_file() else []
-    columns = read_columns(folder / STEPS_FILE, faults) if (folder / STEPS_FILE).is_file() else {}
-    notes += _about_file(folder / METRICS_FILE, metrics_faults, len(metrics), "no accuracies of this run")
-    steps, columns = _in_steps(columns)
-    notes += _about_file(folder / STEPS_FILE, faults, len(steps), "nothing of this run over its steps")
-    notes += _about_numbers(folder / STEPS_FILE, steps, columns)
-    run = Run(folder, config, metrics, steps_done=len(steps), notes=notes, **_digest(steps, columns, config))
-    return run if run.finished else _unfinished(run)
+    return {str(name): value for name, value in config.items()}
 
 
-def _in_steps(columns: dict[str, Values]) -> tuple[np.ndarray[Any, np.dtype[np.int64]], dict[str, Values]]:
-    """The numbers of the steps, and the columns without rows that have none."""
-    at = columns.get("step", np.empty(0))
-    known = np.isfinite(at) & (at >= 0) & (at < 2**53)
+def _rows_with_step(columns: dict[str, Values]) -> tuple[npt.NDArray[np.int64], dict[str, Values]]:
+    """The step of each row, (N,), and the columns, without the rows that have no step."""
+    steps = columns.get("step", np.empty(0))
+    known = np.isfinite(steps) & (steps >= 0) & (steps < 2**53)
     if not known.all():
         columns = {name: values[known] for name, values in columns.items()}
-    return at[known].astype(np.int64), columns
+    return steps[known].astype(np.int64), columns
 
 
-def _digest(
-    steps: np.ndarray[Any, np.dtype[np.int64]], columns: Mapping[str, Values], config: Mapping[str, Any]
+def _summarise(
+    steps: npt.NDArray[np.int64], columns: Mapping[str, Values], config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What `Run` keeps of a journal's columns."""
+    """The attributes of `Run` that come from the columns of `steps.jsonl`."""
     if not len(steps):
         return {}
     nothing = np.full(len(steps), np.nan)
@@ -163,40 +171,28 @@ def _digest(
     }
 
 
-def _about_config(path: Path, config: Mapping[str, Any]) -> list[Note]:
-    """Options of another version of bmlpipe than this one."""
-    ours = TrainConfig.__dataclass_fields__
-    notes = []
-    if unknown := [name for name in config if name not in ours]:
-        text = f"has options that this bmlpipe does not know ({', '.join(unknown)}): compared as they stand"
-        notes.append(Note(str(path), text))
-    if absent := [name for name in ours if name not in config and name not in FREE]:
-        text = f"lacks options of this bmlpipe ({', '.join(absent)}): taken as today's defaults"
-        notes.append(Note(str(path), text))
-    return notes
-
-
-def _about_file(path: Path, faults: Faults, rows: int, without: str) -> list[Note]:
-    """What of a journal's lines was left out."""
+def _journal_notes(path: Path, faults: Faults, rows: int, without: str) -> list[Note]:
+    """Notes on lines of a journal that were left out."""
     if not path.is_file():
         return [Note(str(path), f"is missing: the page shows {without}")]
     notes = []
     if not rows:
-        notes.append(Note(str(path), f"holds no row: the page shows {without}"))
+        notes.append(Note(str(path), f"has no rows: the page shows {without}"))
     if faults.lines:
         more = ", …" if faults.lines > len(faults.first) else ""
-        which = f"line {faults.first[0]} is" if faults.lines == 1 else f"lines {_listed(faults.first)}{more} are"
+        listed = ", ".join(map(str, faults.first)) + more
+        which = f"line {listed} is" if faults.lines == 1 else f"lines {listed} are"
         count = "" if faults.lines == 1 else f" ({faults.lines} in all)"
-        text = f"{which} no JSON object{count}: left out, every other line is shown"
+        text = f"{which} no JSON object{count}: left out, all other lines are shown"
         notes.append(Note(str(path), text))
     if faults.cut is not None:
-        text = f"line {faults.cut}, the last one, is incomplete: it is being written, or a kill cut it; left out"
+        text = f"line {faults.cut}, the last one, is incomplete (being written, or cut by a kill): left out"
         notes.append(Note(str(path), text))
     return notes
 
 
-def _about_numbers(path: Path, steps: np.ndarray[Any, np.dtype[np.int64]], columns: Mapping[str, Values]) -> list[Note]:
-    """Columns with values that are not finite; those that fail at the same steps in one note."""
+def _number_notes(path: Path, steps: npt.NDArray[np.int64], columns: Mapping[str, Values]) -> list[Note]:
+    """Notes on columns with values that are not finite; one note for columns that have them at the same steps."""
     found: dict[tuple[int, int], list[str]] = {}
     for name, values in columns.items():
         missing = ~np.isfinite(values)
@@ -212,18 +208,11 @@ def _about_numbers(path: Path, steps: np.ndarray[Any, np.dtype[np.int64]], colum
     ]
 
 
-def _unfinished(run: Run) -> Run:
-    from dataclasses import replace
-
-    files = [path for name in (STEPS_FILE, METRICS_FILE) if (path := run.folder / name).is_file()]
-    written = max((path.stat().st_mtime for path in files), default=None)
+def _unfinished_note(run: Run, files: RunFolder) -> Note:
+    written = max((path.stat().st_mtime for path in (files.steps, files.metrics) if path.is_file()), default=None)
     when = f", last written {datetime.fromtimestamp(written):%Y-%m-%d %H:%M:%S}" if written else ""
     text = (
         f"not finished: {run.epochs_done} of {run.config.get('epochs', '?')} epochs evaluated, {run.steps_done:,} steps"
         f"{when}; shown as far as it is"
     )
-    return replace(run, notes=[Note(str(run.folder), text), *run.notes])
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))
+    return Note(str(run.folder), text)

@@ -1,4 +1,4 @@
-"""How a training stands, for machines: `status.json` in the run's folder, made from what the journal has on disk."""
+"""The status file of a training, `status.json` in the run's folder, made from the journal on disk."""
 
 from __future__ import annotations
 
@@ -11,34 +11,36 @@ from typing import Any
 
 from bmlpipe.manifests.common.status_file import StatusFile
 from bmlpipe.train.config.options import TrainConfig
-from bmlpipe.train.runs.journal import METRICS_FILE, STEPS_FILE, Row
+from bmlpipe.train.runs.folder import RunFolder
+from bmlpipe.train.runs.journal_reader import Row
 
-_RECENT = 32_768  # bytes of a journal that are looked at: some dozens of rows
-_TOLD = {"step", "epoch", "step_s", "data_s", "samples_per_s"}  # columns of a step's row that are needed here
+_RECENT = 32_768  # bytes at the end of a journal that are read: some dozens of rows
+_COLUMNS = {"step", "epoch", "step_s", "data_s", "samples_per_s"}  # columns of a step's row that are used here
 
 
 def run_status(config: TrainConfig, steps: int) -> StatusFile:
-    """The status file of a run. Nothing of it is on the way of a step: a thread reads the journal's last rows.
+    """The status file of a run. A thread of its own reads the last rows of the journal, so no step waits for it.
 
     Args:
-        config: The run's resolved configuration.
-        steps: Steps of the whole run.
+        config: Resolved options of the run.
+        steps: Number of steps of the whole run.
     """
-    folder = Path(config.out)
+    folder = RunFolder(Path(config.out))
     about = {"dataset": config.dataset, "modulation": config.modulation, "epochs": config.epochs, "steps": steps}
-    return StatusFile(folder, lambda: {**about, **progress(folder, steps)})
+    return StatusFile(folder.path, lambda: {**about, **progress(folder, steps)})
 
 
-def progress(folder: Path, steps: int) -> Mapping[str, Any]:
-    """Where a run stands by its journal.
+def progress(folder: RunFolder, steps: int) -> Mapping[str, Any]:
+    """How far a run is, according to its journal.
 
     Returns:
-        `step` (steps done), `epoch`, `last` (the last step's row), `samples_per_second`, `data_wait` (share of the time
-        that steps waited for data) and `seconds_left` (training alone, without evaluations) as medians of the last
-        rows; `metrics`, the last evaluation's row. What is not known yet is left out.
+        `step` (number of steps done); `epoch` and `last`, the epoch and the row of the last step; `samples_per_second`,
+        `data_wait` (fraction of the time of a step that is spent waiting for data) and `seconds_left` (of training,
+        without evaluations), from medians over the last rows; `metrics`, the row of the last evaluation. Keys whose
+        value is not known yet are left out.
     """
-    rows = [row for row in _last_rows(folder / STEPS_FILE) if row.keys() >= _TOLD]
-    metrics = _last_rows(folder / METRICS_FILE)
+    rows = [row for row in _last_rows(folder.steps) if row.keys() >= _COLUMNS]
+    metrics = _last_rows(folder.metrics)
     found: dict[str, Any] = {"step": 0}
     if rows:
         last = rows[-1]
@@ -57,7 +59,7 @@ def progress(folder: Path, steps: int) -> Mapping[str, Any]:
 
 
 def _last_rows(path: Path) -> list[Row]:
-    """The last rows of a journal, whole ones only."""
+    """The last rows of a journal, without incomplete lines."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -70,7 +72,7 @@ def _last_rows(path: Path) -> list[Row]:
     for line in whole:
         try:
             row = json.loads(line)
-        except ValueError:  # damage is for those to tell who read the journal whole
+        except ValueError:  # damaged lines are reported by those who read the whole journal
             continue
         if isinstance(row, dict):
             rows.append(row)

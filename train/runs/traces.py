@@ -1,6 +1,6 @@
-"""A journal's columns made small enough to draw, honestly: the mean, the lowest and the highest of every few steps.
+"""Columns of a journal, reduced for drawing to the mean, minimum and maximum of buckets of consecutive steps.
 
-A bucket holds 2^n consecutive steps, so that buckets of runs of other lengths can be joined.
+A bucket holds 2^n steps, so that the buckets of runs of different lengths can be merged.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import numpy.typing as npt
 
 from bmlpipe.train.runs.journal_reader import Values
 
-_FINEST = 1024  # buckets kept of a run at most
+_MOST_BUCKETS = 1024  # per run
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A column, B buckets of `width` steps each; the first one begins with step 0.
+    """A column in B buckets of `width` steps each; the first bucket starts with step 0.
 
     Attributes:
-        width: Steps in a bucket, a power of two.
-        count: (B,), finite values in each bucket.
-        total: (B,), their sum.
-        low: (B,), the lowest one; inf in a bucket without any.
-        high: (B,), the highest one; −inf in a bucket without any.
+        width: Number of steps per bucket, a power of two.
+        count: Number of finite values in each bucket, (B,).
+        total: Their sum, (B,).
+        low: The lowest of them, (B,); inf in a bucket without a finite value.
+        high: The highest of them, (B,); −inf in a bucket without a finite value.
     """
 
     width: int
@@ -36,52 +36,52 @@ class Trace:
 
     @property
     def steps(self) -> Values:
-        """(B,), the middle of each bucket; its only step where the width is 1."""
+        """Middle of each bucket in steps, (B,); the step itself if the width is 1."""
         return np.arange(len(self.count), dtype=np.float64) * self.width + (self.width - 1) / 2
 
     @property
     def means(self) -> Values:
-        """(B,), NaN in a bucket without any finite value."""
+        """Mean of each bucket, (B,); NaN in a bucket without a finite value."""
         means = np.full(len(self.count), np.nan)
         np.divide(self.total, self.count, out=means, where=self.count > 0)
         return means
 
     @property
     def ranges(self) -> tuple[Values, Values]:
-        """(B,) twice, the lowest and the highest value; NaN in a bucket without any finite one."""
+        """Lowest and highest value of each bucket, (B,) each; NaN in a bucket without a finite value."""
         empty = self.count == 0
         return np.where(empty, np.nan, self.low), np.where(empty, np.nan, self.high)
 
-    def coarser(self, width: int) -> Trace:
-        """The same in buckets of `width` steps, a power of two that is no smaller than before."""
+    def coarsened(self, width: int) -> Trace:
+        """The same values in buckets of `width` steps, a power of two not below the present width."""
         times = width // self.width
         size = -(-len(self.count) // times) * times
 
-        def joined(values: Values, rest: float) -> Values:
+        def merged(values: Values, rest: float) -> Values:
             return np.pad(values, (0, size - len(values)), constant_values=rest).reshape(-1, times)
 
         return Trace(
             width,
-            joined(self.count, 0).sum(axis=1),
-            joined(self.total, 0).sum(axis=1),
-            joined(self.low, np.inf).min(axis=1),
-            joined(self.high, -np.inf).max(axis=1),
+            merged(self.count, 0).sum(axis=1),
+            merged(self.total, 0).sum(axis=1),
+            merged(self.low, np.inf).min(axis=1),
+            merged(self.high, -np.inf).max(axis=1),
         )
 
 
 def width_for(last_step: int, buckets: int) -> int:
-    """The smallest power of two with which steps 0 to `last_step` need at most so many buckets."""
+    """The smallest bucket width, a power of two, with which steps 0 to `last_step` need at most `buckets` buckets."""
     return 1 << max(0, int(last_step // buckets).bit_length())
 
 
 def trace(steps: npt.NDArray[np.int64], values: Values) -> Trace:
-    """Put a column into buckets; values that are not finite are left out.
+    """Reduce a column to buckets; values that are not finite are left out.
 
     Args:
-        steps: (N,), 0 or more, in any order.
-        values: (N,).
+        steps: Steps, (N,), 0 or more, in any order.
+        values: Value at each step, (N,).
     """
-    width = width_for(int(steps.max(initial=0)), _FINEST)
+    width = width_for(int(steps.max(initial=0)), _MOST_BUCKETS)
     size = int(steps.max(initial=-1)) // width + 1
     finite = np.isfinite(values)
     places, kept = steps[finite] // width, values[finite]
@@ -92,15 +92,19 @@ def trace(steps: npt.NDArray[np.int64], values: Values) -> Trace:
     return Trace(width, count, total, low, high)
 
 
-def together(traces: Sequence[Trace], buckets: int) -> Trace | None:
-    """Several runs' column as one, in at most so many buckets: all values of a bucket, of whichever run, alike.
+def merge_traces(traces: Sequence[Trace], buckets: int) -> Trace | None:
+    """Merge the same column of several runs into one trace; the values of all runs have equal weight.
+
+    Args:
+        traces: Trace of each run.
+        buckets: Maximum number of buckets.
 
     Returns:
-        None where no run has a finite value.
+        None if no run has a finite value.
     """
     last = max((len(one.count) * one.width - 1 for one in traces), default=0)
     width = max([width_for(last, buckets), *(one.width for one in traces)])
-    coarse = [one.coarser(width) for one in traces]
+    coarse = [one.coarsened(width) for one in traces]
     size = max((len(one.count) for one in coarse), default=0)
     if not any(one.count.any() for one in coarse):
         return None

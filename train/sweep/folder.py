@@ -13,8 +13,9 @@ from bmlpipe.manifests.datasets import DATASETS
 from bmlpipe.train.config.options import ConfigError
 from bmlpipe.train.data.dataset import ClipDataset
 from bmlpipe.train.data.open_shards import open_shards
-from bmlpipe.train.runs.checkpoint import FREE, LAST
-from bmlpipe.train.runs.journal import METRICS_FILE, Row, read_rows
+from bmlpipe.train.runs.checkpoint import MAY_CHANGE
+from bmlpipe.train.runs.folder import LAST, RunFolder
+from bmlpipe.train.runs.journal_reader import Row, read_rows
 from bmlpipe.train.sweep.recipe import Job
 
 _logger = logging.getLogger(__name__)
@@ -33,7 +34,13 @@ def check_shards(jobs: Sequence[Job]) -> None:
         config = job.config
         reader, _ = open_shards(config)
         ClipDataset(
-            reader, config.resolved_modalities, kinds=config.kinds, frames=config.frames or 1, image_size=16, augment=False, seed=0
+            reader,
+            config.resolved_modalities,
+            kinds=config.kinds,
+            frames=config.frames or 1,
+            image_size=16,
+            augment=False,
+            seed=0,
         )
         reader.index.split_shards("val")
         held[str(reader.folder)] = reader.index.dataset
@@ -45,7 +52,7 @@ def check_shards(jobs: Sequence[Job]) -> None:
 
 def result_of(folder: Path) -> Row | None:
     """A run's row of the test split; None where it has none (yet)."""
-    path = folder / METRICS_FILE
+    path = RunFolder(folder).metrics
     rows = [row for row in read_rows(path) if row["split"] == "test"] if path.is_file() else []
     return rows[-1] if rows else None
 
@@ -58,7 +65,8 @@ def state_of(job: Job) -> State:
     Raises:
         ConfigError: The folder holds a run with other options, or of more epochs.
     """
-    path, begun = job.folder / "config.yaml", (job.folder / "checkpoints" / LAST).is_file()
+    run = RunFolder(job.folder)
+    path, begun = run.config, run.checkpoint(LAST).is_file()
     tested = result_of(job.folder) is not None
     if not (begun or tested):
         return "missing"
@@ -71,7 +79,7 @@ def state_of(job: Job) -> State:
             "another --out"
         ) from error
     wanted = job.config.as_dict()
-    changed = [name for name in wanted if name not in FREE and name in before and before[name] != wanted[name]]
+    changed = [name for name in wanted if name not in MAY_CHANGE and name in before and before[name] != wanted[name]]
     if job.config.epochs < epochs:
         changed.append("epochs")
     if changed:

@@ -1,0 +1,1 @@
+"""What a prediction is scored against: one task per kind of target."""
