@@ -1,0 +1,91 @@
+"""Progress: log lines where there is no terminal, one line renewed in place where there is one."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+
+from bmlpipe.manifests.common.progress import ProgressMeter, StatusLine, duration_text
+
+
+@pytest.fixture
+def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+
+
+@pytest.mark.usefixtures("no_terminal")
+def test_the_meter_counts_items_and_failures(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "bmlpipe"), ProgressMeter("clips") as meter:
+        meter.expect(10)
+        meter.advance(3, {"timeout": 1})
+        meter.advance(2, {"timeout": 1, "not_media": 1})
+    (record,) = caplog.records  # the interval is longer than this test
+    assert record.getMessage().startswith("5 of 10 clips  ")
+    assert record.getMessage().endswith(" left  timeout 2  not_media 1")
+    assert vars(record)["failures"] == {"timeout": 2, "not_media": 1}
+    assert {"done": 5, "total": 10}.items() <= vars(record).items()
+
+
+@pytest.mark.usefixtures("no_terminal")
+def test_nothing_done_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "bmlpipe"), ProgressMeter("clips", 10):
+        pass
+    assert caplog.records == []
+
+
+@pytest.mark.usefixtures("no_terminal")
+def test_a_line_is_due_after_its_interval() -> None:
+    with StatusLine(in_log=1e6) as line:
+        assert not line.due()
+    with StatusLine(in_log=0) as line:
+        assert line.due()
+
+
+def test_durations() -> None:
+    assert [duration_text(seconds) for seconds in (0, 59.9, 60, 3599, 3600, 90_000)] == [
+        "0 min 00 s",
+        "0 min 59 s",
+        "1 min 00 s",
+        "59 min 59 s",
+        "1 h 00 min",
+        "25 h 00 min",
+    ]
+
+
+def test_on_a_terminal_the_line_stays_below_the_log() -> None:
+    program = (
+        "import logging\nfrom bmlpipe.manifests.common.logs import configure\n"
+        "from bmlpipe.manifests.common.progress import ProgressMeter\nconfigure()\n"
+        "with ProgressMeter('clips', 3) as meter:\n"
+        "    for number in range(3):\n"
+        "        logging.getLogger('bmlpipe').info('clip %d', number)\n"
+        "        meter.advance()\n"
+    )
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "NO_COLOR": "1"}
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=theirs, stdout=theirs, env=environment)
+    os.close(theirs)
+    text = b""
+    try:
+        while True:
+            try:
+                piece = os.read(ours, 4096)
+            except OSError:  # the other end is closed
+                break
+            if not piece:
+                break
+            text += piece
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        os.close(ours)
+    shown = text.decode()
+    assert "━━" in shown
+    assert shown.rindex("3 of 3 clips") > shown.index("clip 2")
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")  # the cursor is visible again
