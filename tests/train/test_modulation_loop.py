@@ -369,7 +369,7 @@ def test_advice_on_alpha_says_from_which_ratio_on_k_is_zero(form: str, shape: st
     for alpha in (1.05, 1.5, 4.0):
         rule = OGM(alpha=alpha, z=shape)
         (advice,) = rule_advice(Modulation(NAMES, OPM(), rule, form=form))
-        start = float(re.search(r"k is 0 from ρ = (\S+) on", advice)[1])
+        start = float(re.search(r"k is 0 for ρ ≥ (\S+?)[.,] ", advice)[1])
         at = rule.coefficient(torch.tensor([start * 1.01 + 1e-3, max(neutral + 1e-9, start * 0.99 - 1e-3)]), neutral)
         assert at[0] == 0
         assert at[1] > 0 or start == neutral
@@ -386,7 +386,7 @@ def test_advice_on_the_form_of_2022_and_on_full_drops() -> None:
     assert rule_advice(Modulation(NAMES, OGM(form="cvpr", alpha=0.8))) == []
     assert rule_advice(Modulation(NAMES, OGM(form="cvpr", alpha=3), form="difference")) == []  # k begins at 1 there
     (advice,) = rule_advice(Modulation(NAMES, OPM(q_base=0.8, lam=0.5)))
-    assert "q_base is 0.8 and lam 0.5: q reaches 1" in advice
+    assert "q reaches 1" in advice
     assert rule_advice(Modulation(NAMES)) == []
 
 
@@ -398,9 +398,9 @@ GOOD = {"score/audio": 0.4, "rho/audio": 1.2, "rho/visual": 0.8, "grad_norm/audi
     [
         ("rho/audio", math.nan, "not finite"),
         ("score/visual", 0.0, "this branch has collapsed"),
-        ("k/audio", 0.0, "audio's encoder learns nothing at this step; a smaller alpha"),
-        ("grad_norm/visual", math.inf, "visual's encoder is not finite"),
-        ("grad_norm/visual", 0.0, "no gradient reaches visual's encoder"),
+        ("k/audio", 0.0, "the encoder of audio learns nothing"),
+        ("grad_norm/visual", math.inf, "the encoder of visual is not finite"),
+        ("grad_norm/visual", 0.0, "no gradient reaches the encoder of visual"),
     ],
 )
 def test_advice_on_rows(name: str, value: float, message: str) -> None:

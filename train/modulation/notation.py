@@ -1,12 +1,12 @@
-"""How modulations are written in one line: `opm`, `opm+ogm`, `opm(p_exe=0.7, epochs=6:)+ogm(alpha=0.5)`.
+"""The notation of modulations in one line: `opm`, `opm+ogm`, `opm(p_exe=0.7, epochs=6:)+ogm(alpha=0.5)`.
 
-A name is one of the registry or of another package's entry points; what stands in brackets are fields of that rule.
+A name is one of `bmlpipe.train.modulation.MODULATIONS`, which includes the entry points of other packages. The brackets
+hold options of that rule.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from bmlpipe.manifests.common.errors import OptionError
 
@@ -17,17 +17,21 @@ _WINDOW = re.compile(r"(\d*):(\d*)")
 
 
 def parse(text: str) -> list[tuple[str, dict[str, Value]]]:
-    """Read the notation.
+    """Read the notation of a modulation.
 
     >>> parse("opm(p_exe=0.7, epochs=6:)+ogm")
     [('opm', {'p_exe': 0.7, 'epochs': (6, None)}), ('ogm', {})]
 
     Args:
-        text: Terms joined by `+`; `none` or nothing is an empty list. Values are numbers, true, false, words, or a
-            window of epochs first:end (either may be left out).
+        text: Terms joined by `+`; `none` or an empty text stands for no term. Values are numbers, true, false, words,
+            or a window of epochs `first:end`, where either number may be left out.
+
+    Returns:
+        The name and the options of each term, in order. Names and options are not checked against the rules.
 
     Raises:
-        OptionError: It is written otherwise, or a name or an option stands twice; shows the part.
+        OptionError: The text does not follow the notation, or contains a name or an option twice. The message quotes
+            the offending part.
     """
     if text.strip() in ("", "none"):
         return []
@@ -38,12 +42,12 @@ def parse(text: str) -> list[tuple[str, dict[str, Value]]]:
         end = term.end() if term else position
         if term is None or text[end : end + 1] not in ("+", ""):
             raise OptionError(
-                f"modulation {text!r} cannot be read at {text[position:]!r}: write names joined by +, each with "
-                "options in brackets or none, such as opm(p_exe=0.7)+ogm(alpha=0.5, epochs=0:50)"
+                f"modulation {text!r} cannot be read at {text[position:]!r}. Join names by +, each with or without "
+                "options in brackets, such as opm(p_exe=0.7)+ogm(alpha=0.5, epochs=0:50)"
             )
         name, inside = term.group(1), term.group(2)
         if name in found:
-            raise OptionError(f"modulation {text!r} names {name} twice")
+            raise OptionError(f"modulation {text!r} contains {name} twice")
         found[name] = _options(inside or "", text)
         if end == len(text):
             return list(found.items())
@@ -55,7 +59,9 @@ def _options(inside: str, text: str) -> dict[str, Value]:
     for part in filter(None, (part.strip() for part in inside.split(","))):
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not (equals and name.isidentifier() and value) or name in options:
-            raise OptionError(f"modulation {text!r}: {part!r} is not option=value, or stands twice")
+            raise OptionError(
+                f"modulation {text!r}: {part!r} is not of the form option=value, or the option is repeated"
+            )
         options[name] = _value(value)
     return options
 
@@ -73,16 +79,3 @@ def _value(word: str) -> Value:
         except ValueError:
             continue
     return word
-
-
-def shown(terms: list[tuple[str, dict[str, Any]]]) -> str:
-    """The notation of terms, the inverse of `parse`."""
-    return "+".join(name + (f"({', '.join(_pairs(options))})" if options else "") for name, options in terms) or "none"
-
-
-def _pairs(options: dict[str, Any]) -> list[str]:
-    words = {
-        name: f"{value[0]}:{'' if value[1] is None else value[1]}" if isinstance(value, tuple) else str(value)
-        for name, value in options.items()
-    }
-    return [f"{name}={word}" for name, word in words.items()]

@@ -1,1 +1,1 @@
-"""The rules: OPM, OGM, and the baselines that they are compared with."""
+"""The rules: OPM, OGM, and the baselines with which they are compared."""
