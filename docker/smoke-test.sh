@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The whole way in containers, disturbed: build both images, run the chain of compose.yaml on twenty of your clips and
-# on generated ones, kill a worker, the extraction and the training in the middle, and compare what comes out with a run
-# of the same commands that nobody disturbed.
+# Test of the whole chain in containers: build both images, run the chain of compose.yaml on twenty of your clips and on
+# generated ones, kill a worker, the extraction and the training in the middle, and compare the results with those of an
+# undisturbed run of the same commands.
 #
 #   docker/smoke-test.sh CLIPS [FOLDER]
 #
-# CLIPS: a folder of video files. FOLDER: where everything is made and stays; by default a temporary one, removed.
+# CLIPS: a folder of video files. FOLDER: an empty folder for all files, which is kept; by default a temporary one.
 # Environment: DOCKER (docker), PYTHON, BASE and TORCH_INDEX as in .env.example, BUILD_NETWORK (default), SMOKE_USER
 # (the caller's id; 10001 for root). Exit status: 0 passed, or skipped with the reason; 1 failed.
 set -euo pipefail
@@ -36,22 +36,17 @@ user=${SMOKE_USER:-$(id -u)}
 group=$(id -g)
 [ "$user" = "$(id -u)" ] && [ "$user" != 0 ] || { user=${SMOKE_USER:-10001}; group=$user; }
 image=bmlpipe-smoke
-mkdir "$work"/{videos,annotations,features,shards,runs,cache,plain}
+mkdir -p "$work"/data/folder/{videos,annotations} "$work"/{features,shards,runs,cache,plain}
 
 cat > "$work/env" << EOF
 COMPOSE_PROJECT_NAME=bmlpipe-smoke
 IMAGE=$image
-VIDEOS=$work/videos
-ANNOTATIONS=$work/annotations
-FEATURES=$work/features
-SHARDS=$work/shards
-RUNS=$work/runs
-CACHE=$work/cache
+PROJECT=$work
 USER_ID=$user
 GROUP_ID=$group
 DATASET=folder
 RUN=smoke
-EXTRACT=--annotations /annotations/clips.csv --seconds 3 --short-side 64 --max-failed 1 --clips-per-task 1
+EXTRACT=--seconds 3 --short-side 64 --max-failed 1 --clips-per-task 1
 SHARD=--samples-per-shard 20
 TRAIN=--modulation opm --encoder cnn4 --image-size 64 --epochs 2 --batch-size 2 --workers 1 --checkpoint-every 1
 WORKER_MEMORY=1GiB
@@ -66,7 +61,7 @@ plain() {
     local tag=$1 entry=$2
     shift 2
     "$docker" run --rm --interactive --init --user "$user:$group" --shm-size 1g --env OMP_NUM_THREADS=1 \
-        --volume "$work:/work" --volume "$work/videos:/videos:ro" --volume "$work/annotations:/annotations:ro" \
+        --volume "$work:/work" \
         --entrypoint "$entry" "$image:$tag" "$@"
 }
 finish() {
@@ -98,7 +93,7 @@ say "twenty clips of $clips, sixty generated ones"
 number=0
 while IFS= read -r file; do
     number=$((number + 1))
-    cp -- "$file" "$work/videos/real-$(printf %02d $number).${file##*.}"
+    cp -- "$file" "$work/data/folder/videos/real-$(printf %02d $number).${file##*.}"
 done < <(find "$clips" -type f -regex '.*\.\(mp4\|avi\|mpg\|flv\|webm\|mkv\)' | LC_ALL=C sort | head -20)
 [ $number -gt 0 ] || fail "no clips in $clips"
 chmod -R a+rX "$work"
@@ -109,17 +104,17 @@ from pathlib import Path
 
 from bmlpipe.pipeline.demo.synthetic_clips import write_clips
 
-videos = Path("/work/videos")
+videos = Path("/work/data/folder/videos")
 real = [path.name for path in sorted(videos.iterdir())]
 with write_clips(videos, {"train": 44, "val": 8, "test": 8}, lambda: None).open() as file:
     rows = [(row["path"], int(row["label"]) % 2, row["split"]) for row in csv.DictReader(file)]
 rows += [(name, number % 2, ("train", "val", "train", "test")[number % 4]) for number, name in enumerate(real)]
-with Path("/work/annotations/clips.csv").open("w", newline="") as file:
+with Path("/work/data/folder/annotations/clips.csv").open("w", newline="") as file:
     writer = csv.writer(file)
     writer.writerows([("path", "label", "split"), *rows])
 print(f"{len(real)} clips of yours, {len(rows)} in all")
 EOF
-total=$(($(wc -l < "$work/annotations/clips.csv") - 1))
+total=$(($(wc -l < "$work/data/folder/annotations/clips.csv") - 1))
 
 # ----- the disturbed chain -----
 
@@ -143,7 +138,7 @@ crash() {
     say "killed $2, it was started again"
 }
 features() { [ "$(find "$work/features" -name '*.h5' | wc -l)" -ge "$1" ]; }
-steps() { [ "$(wc -l < "$work/runs/smoke/steps.jsonl")" -ge "$1" ]; }
+steps() { [ "$(wc -l < "$work/runs/folder/smoke/steps.jsonl")" -ge "$1" ]; }
 exited() {
     [ "$("$docker" inspect --format '{{.State.Status}} {{.State.ExitCode}}' "$(container "$1")")" = "exited 0" ]
 }
@@ -155,20 +150,19 @@ crash "$(container worker)" "a worker ($(find "$work/features" -name '*.h5' | wc
 await "more features" 600 features 20
 crash "$(container extract)" "the extraction ($(find "$work/features" -name '*.h5' | wc -l) of $total clips done)"
 await "the first training steps" 3000 steps 5
-crash "$(container train)" "the training ($(wc -l < "$work/runs/smoke/steps.jsonl") steps done)"
+crash "$(container train)" "the training ($(wc -l < "$work/runs/folder/smoke/steps.jsonl") steps done)"
 wait $! || { cat "$work/up.log" >&2; fail "docker compose up"; }
 await "the report" 3000 exited report
-say "the chain has ended: $(wc -l < "$work/runs/smoke/steps.jsonl") steps"
+say "the chain has ended: $(wc -l < "$work/runs/folder/smoke/steps.jsonl") steps"
 
 # ----- the same, undisturbed and without compose -----
 
 say "the same commands, undisturbed"
-plain pipeline bmlpipe extract --dataset folder --videos /videos --annotations /annotations/clips.csv --seconds 3 \
-    --short-side 64 --max-failed 1 --workers 2 --out /work/plain/features
-plain pipeline bmlpipe shard --dataset folder --features /work/plain/features --out /work/plain/shards \
-    --samples-per-shard 20
-plain train-cpu torchrun --standalone --local-addr 127.0.0.1 --nproc-per-node 2 -m bmlpipe.train.run --dataset folder \
-    --shards /work/plain/shards --out /work/plain/run --modulation opm --encoder cnn4 --image-size 64 --epochs 2 \
+plain pipeline bmlpipe extract --dataset folder --seconds 3 --short-side 64 --max-failed 1 --workers 2 \
+    --out plain/features
+plain pipeline bmlpipe shard --features plain/features --out plain/shards --samples-per-shard 20
+plain train-cpu torchrun --standalone --local-addr 127.0.0.1 --nproc-per-node 2 -m bmlpipe.train \
+    --shards plain/shards --out plain/run --modulation opm --encoder cnn4 --image-size 64 --epochs 2 \
     --batch-size 2 --workers 1 2> "$work/plain/train.log" || { cat "$work/plain/train.log" >&2; fail "the training"; }
 say "compare"
 plain pipeline python - "$total" << 'EOF'
@@ -194,7 +188,7 @@ def numbers(folder):
 
 
 rows, shards = ledger(work / "features" / "folder"), digests(work / "shards" / "folder")
-steps = numbers(work / "runs" / "smoke")
+steps = numbers(work / "runs" / "folder" / "smoke")
 print(f"ledger: {len(rows)} rows for {sys.argv[1]} clips, {dict(Counter(row[1:] for row in rows))}")
 assert len(rows) == int(sys.argv[1]) and rows == ledger(plain / "features")
 print(f"shards: {len(shards)}, SHA-256 equal: {shards == digests(plain / 'shards')}")
@@ -205,8 +199,8 @@ assert [step for step, *_ in steps] == list(range(len(steps))) and steps == numb
 EOF
 
 say "docker compose run extract, as the plain command"
-compose run --rm --no-deps -T extract --dataset folder --videos /videos --annotations /annotations/clips.csv \
-    --seconds 3 --short-side 64 --kinds frames --max-failed 1 --workers 1 --out /features/by-hand
+compose run --rm --no-deps -T extract --dataset folder --seconds 3 --short-side 64 --kinds frames --max-failed 1 \
+    --workers 1 --out features/by-hand
 
 say "pages"
 compose up --detach --no-build tensorboard reports > /dev/null 2>&1
@@ -215,8 +209,8 @@ for page in 16006/ 18000/; do
     echo "http://127.0.0.1:$page answers"
 done
 [ -s "$work/runs/report/index.html" ] || fail "no report"
-! "$docker" exec "$(container reports)" touch /runs/here 2> /dev/null || fail "the page server can write into the runs"
-! "$docker" exec "$(container worker)" touch /videos/here 2> /dev/null || fail "a worker can write into the videos"
+! "$docker" exec "$(container reports)" touch /work/runs/here 2> /dev/null || fail "the page server can write into the runs"
+! "$docker" exec "$(container worker)" touch /work/data/here 2> /dev/null || fail "a worker can write into the videos"
 
 foreign=$(find "$work"/{features,shards,runs,cache} -mindepth 1 ! -uid "$user" -o -mindepth 1 ! -gid "$group")
 [ -z "$foreign" ] || fail "files of somebody else: $foreign"

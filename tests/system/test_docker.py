@@ -17,6 +17,8 @@ import click
 import pytest
 import yaml
 
+from bmlpipe.manifests import places
+
 FOLDER = Path(__file__).resolve().parents[2] / "docker"
 ROOT = FOLDER.parent
 _VARIABLE = re.compile(r"\$\{(\w+)(?::?-((?:[^{}])*))?\}")
@@ -174,15 +176,27 @@ def test_a_service_runs_a_command_that_takes_its_options(name: str) -> None:
     service, command = services()[name], bmlpipe_command(name)
     start = ["bmlpipe", name]
     if name == "train":
-        start = ["torchrun", "--standalone", "--nproc-per-node", "gpu", "-m", "bmlpipe.train.run"]
+        start = ["torchrun", "--standalone", "--nproc-per-node", "gpu", "-m", "bmlpipe.train"]
     assert service["entrypoint"] == start  # so that `docker compose run NAME …` takes the options of the plain command
     known = {option for parameter in command.params for option in parameter.opts}
     given = [word for word in words(service["command"]) if word.startswith("--")]
     assert set(given) <= known
     mounted = {volume["target"] for volume in service["volumes"]}
     for word in words(service["command"]):
-        if word.startswith("/"):
-            assert f"/{word.split('/')[1]}" in mounted, word
+        if re.match(r"[a-z]+/", word):
+            assert f"{service['working_dir']}/{word.split('/')[0]}" in mounted, word
+
+
+def test_the_services_see_the_conventional_places() -> None:
+    """So that the plain commands work: each takes and leaves its files where the next one looks for them."""
+    targets = {Path(volume["target"]).name for service in services().values() for volume in service.get("volumes", [])}
+    assert {str(place) for place in (places.DATA, places.FEATURES, places.SHARDS, places.RUNS)} < targets
+    for service in services().values():
+        for volume in service.get("volumes", []):
+            assert Path(volume["target"]).name == Path(volume["source"]).name
+            assert Path(volume["target"]).parent in (Path(service["working_dir"]), Path("/"))
+    assert words(services()["extract"]["command"])[-2:] == ["--dataset", "vggsound"]
+    assert words(services()["shard"]["command"]) == ["--dataset", "vggsound"]
 
 
 def test_the_dask_services_run_commands_that_take_their_options() -> None:
@@ -198,7 +212,7 @@ def test_the_dask_services_run_commands_that_take_their_options() -> None:
 def test_raw_videos_are_read_only_and_workers_see_what_the_extraction_sees() -> None:
     for name, service in services().items():
         for volume in service.get("volumes", []):
-            if volume["target"] in ("/videos", "/annotations"):
+            if volume["target"] == "/work/data":
                 assert volume["read_only"] is True, name
     assert services()["worker"]["volumes"] == services()["extract"]["volumes"]
     for name in ("tensorboard", "reports"):
