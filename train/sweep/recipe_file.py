@@ -2,7 +2,7 @@
 
     about: One line about it.
     datasets: [cremad]                          # it is for these alone
-    base:  {encoder: cnn4, epochs: 15}          # options of every run: `python -m bmlpipe.train.run --help`
+    base:  {encoder: cnn4, epochs: 15}          # options of every run: `bmlpipe train --help`
     runs:                                       # name → the options in which it differs
       $modality: {modalities: $modality}        # one for each modality of the data set
       concatenation: {}
