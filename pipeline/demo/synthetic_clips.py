@@ -175,4 +175,4 @@ def write_clips(folder: Path, counts: dict[str, int], on_clip: Callable[[], None
 
 
 def _enlarge(image: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.kron(image, np.ones((_SCALE, _SCALE)))
+    return np.asarray(np.kron(image, np.ones((_SCALE, _SCALE))), dtype=np.float64)

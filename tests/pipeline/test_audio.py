@@ -1,4 +1,4 @@
-"""Sound: mixing, gaps, broken packets, streams that change; what comes after a fault stays in its place."""
+"""Audio: mixing, gaps, broken packets, changing formats. Audio after a fault keeps its place in time."""
 
 from fractions import Fraction
 
@@ -6,7 +6,8 @@ import av
 import numpy as np
 import pytest
 
-from bmlpipe.pipeline.front_ends.clip import extract_clip
+from bmlpipe.pipeline.extraction.clip import extract_clip
+from bmlpipe.pipeline.extraction.request import ExtractionRequest
 from bmlpipe.pipeline.front_ends.spectrogram import SpectrogramOptions
 from bmlpipe.pipeline.media.audio import AudioDecoder
 from bmlpipe.pipeline.media.container import Demuxer, open_media, start_time
@@ -26,7 +27,7 @@ def samples(path, decoder=None, length=10):
 
 
 def write(path, codec, layout, blocks, rate=48000):
-    """Write sound; blocks: start in seconds, samples (channels, n)."""
+    """Write an audio file; each block is its start in seconds and its samples (channels, n)."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, layout=layout)
         for start, block in blocks:
@@ -47,7 +48,7 @@ def tone(frequency, seconds, rate=48000, start=0.0):
 
 
 def strength(sound, frequency):
-    """Amplitude of a tone in the middle of a piece of sound."""
+    """Amplitude of a tone in the middle of some audio."""
     middle = sound[1000:-1000] * np.hanning(sound.size - 2000)
     spectrum = np.abs(np.fft.rfft(middle, RATE * 4)) * 4 / middle.size
     return spectrum[round(frequency * 4)]
@@ -56,7 +57,7 @@ def strength(sound, frequency):
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("layout", ["mono", "stereo", "2.1", "quad", "5.1", "5.1(side)", "6.1"])
 def test_channels_are_mixed_as_ffmpeg_mixes_them(tmp_path, layout, decoder):
-    """Each channel holds its own tone; the weights are those of ffmpeg's `-ac 1`, with full scale kept."""
+    """Each channel has its own tone. The weights are those of ffmpeg's `-ac 1`, scaled so that full scale is kept."""
     import ffmpeg
     import imageio_ffmpeg
 
@@ -75,7 +76,7 @@ def test_channels_are_mixed_as_ffmpeg_mixes_them(tmp_path, layout, decoder):
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize(("suffix", "codec"), [("mkv", "pcm_s16le"), ("mp4", "aac"), ("ts", "mp2")])
-def test_a_gap_becomes_silence_and_what_follows_keeps_its_place(tmp_path, suffix, codec, decoder):
+def test_a_gap_becomes_silence_and_the_audio_after_it_keeps_its_place(tmp_path, suffix, codec, decoder):
     blocks = [(0, tone(1000, 1)[None]), (1.5, tone(2000, 1)[None])]
     path = write(tmp_path / f"clip.{suffix}", codec, "mono", blocks)
     sound, state = samples(path, decoder, 3)
@@ -84,7 +85,7 @@ def test_a_gap_becomes_silence_and_what_follows_keeps_its_place(tmp_path, suffix
     assert strength(sound[: RATE - 400], 1000) > 0.4
     assert np.abs(sound[RATE + 800 : RATE + 7200]).max() < 0.02
     assert strength(sound[int(1.55 * RATE) : int(2.45 * RATE)], 2000) > 0.4
-    features = extract_clip(path, seconds=2, spectrogram=SpectrogramOptions(), ffmpeg=decoder)
+    features = extract_clip(path, ExtractionRequest((SpectrogramOptions(),), 2, ffmpeg=decoder))
     assert features.flags == ("audio_gap",)
 
 
@@ -114,8 +115,8 @@ def test_a_clock_that_jumps_back_overwrites_nothing(tmp_path):
     ("suffix", "codec", "broken"),
     [("mp4", "aac", 1), ("mp4", "aac", 2), ("mkv", "aac", 5), ("mp4", "ac3", 1), ("mkv", "flac", 4), ("mkv", "mp2", 3)],
 )
-def test_sound_behind_broken_packets_keeps_its_place(make_clip, tmp_path, suffix, codec, broken, decoder):
-    """Also behind one packet, which is shorter than what counts as a gap."""
+def test_audio_after_broken_packets_keeps_its_place(make_clip, tmp_path, suffix, codec, broken, decoder):
+    """Also after a single packet, which is shorter than a gap."""
     clip = make_clip(tmp_path / f"clip.{suffix}", codec=None, audio_codec=codec, audio_rate=48000, seconds=3, tone=97)
     whole, _ = samples(clip, decoder, 3)
     with open_media(clip) as container:
@@ -137,11 +138,11 @@ def test_sound_behind_broken_packets_keeps_its_place(make_clip, tmp_path, suffix
     assert apart[: begin - 2500].max() < 0.01
     assert apart[end + 2500 : -1500].max() < 0.16  # half a millisecond at 97 Hz
     assert apart.max() > 0.2
-    features = extract_clip(clip, seconds=3, spectrogram=SpectrogramOptions(), ffmpeg=decoder)
+    features = extract_clip(clip, ExtractionRequest((SpectrogramOptions(),), 3, ffmpeg=decoder))
     assert "damaged_audio" in features.flags
 
 
-def test_sound_that_changes_its_form_on_the_way(make_clip, tmp_path):
+def test_audio_that_changes_its_format(make_clip, tmp_path):
     parts = [
         make_clip(tmp_path / f"{rate}.ts", codec=None, audio_codec="mp2", audio_rate=rate, channels=channels, seconds=1)
         for rate, channels in ((48000, 2), (32000, 1))
@@ -154,7 +155,7 @@ def test_sound_that_changes_its_form_on_the_way(make_clip, tmp_path):
 
 
 @pytest.mark.parametrize("rate", [7350, 11025, 12000, 24000, 32000, 64000, 88200, 96000, 192000])
-def test_odd_rates(tmp_path, rate):
+def test_unusual_sampling_rates(tmp_path, rate):
     path = write(tmp_path / "clip.wav", "pcm_s16le", "mono", [(0, tone(1000, 2, rate)[None])], rate)
     sound, _ = samples(path)
     assert abs(sound.size - 2 * RATE) <= 2

@@ -1,4 +1,7 @@
-"""Dask: bounded, and a worker that dies costs one clip. Functions defined inside tests travel by value."""
+"""Dask: a bounded number of batches is in flight, and a worker that dies costs one item.
+
+Functions that are defined inside tests are pickled by value.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,13 @@ from bmlpipe.pipeline.cluster.batches import map_batches
 from bmlpipe.pipeline.cluster.worker_checks import UnfitWorkerError
 from bmlpipe.pipeline.cluster.worker_pool import ClusterError, ExistingScheduler, LocalWorkers
 from bmlpipe.pipeline.extraction import run as extract
-from bmlpipe.pipeline.extraction.clip_timeout import TimeLimit
+from bmlpipe.pipeline.extraction.clip_timeout import ClipTimeout
+from bmlpipe.pipeline.extraction.request import ExtractionRequest
 from bmlpipe.pipeline.extraction.shared_folders import OnSharedFolders, Seen, marked
-from bmlpipe.pipeline.extraction.worker import Recipe, Task
+from bmlpipe.pipeline.extraction.task import ClipTask
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
 from bmlpipe.pipeline.store.feature_file import StoreWriteError
-from bmlpipe.pipeline.store.ledger import Row, read_ledger
+from bmlpipe.pipeline.store.ledger import LedgerRow, read_ledger
 from bmlpipe.pipeline.store.versions import installed_versions
 
 pytestmark = pytest.mark.slow
@@ -65,7 +69,7 @@ def scheduler() -> Iterator[str]:
         yield cluster.scheduler_address
 
 
-def test_a_worker_that_dies_costs_one_item_and_no_more_is_in_flight_than_two_batches_a_worker() -> None:
+def test_a_worker_that_dies_costs_one_item_and_at_most_two_batches_per_worker_are_in_flight() -> None:
     killers, pulled, results = {5, 6, 31}, list[int](), list[tuple[int, str]]()
     for rows in map_batches(worker(killers), batches_of(60, 4, pulled), died, LocalWorkers(2)):
         results += rows
@@ -98,7 +102,7 @@ def test_an_existing_scheduler_is_used_and_left_running(scheduler: str) -> None:
         assert sum(client.nthreads().values()) == 2
 
 
-def test_an_error_of_the_function_arrives_here(scheduler: str) -> None:
+def test_an_exception_of_the_function_reaches_the_caller(scheduler: str) -> None:
     def fail(batch: Sequence[int]) -> list[tuple[int, str]]:
         raise LookupError("what the worker raised")
 
@@ -141,13 +145,11 @@ def test_another_version_of_this_package_is_refused_and_other_differences_are_lo
     (told,) = [message for message in caplog.messages if "numpy" in message]
     assert f"has numpy {numpy} (1.2.3 here)" in told
     workers = ExistingScheduler(scheduler, patience=1, versions={**installed_versions(), "bmlpipe": "0.0.0"})
-    with pytest.raises(
-        ClusterError, match=r"worker tcp://.*it has bmlpipe .* \(0.0.0 here\): install"
-    ):
+    with pytest.raises(ClusterError, match=r"worker tcp://.*it has bmlpipe .* \(0.0.0 here\): install"):
         list(map_batches(worker(set()), [[1]], died, workers))
 
 
-def test_a_worker_that_is_unfit_is_let_go_and_its_batches_are_done_by_another(
+def test_an_unfit_worker_is_retired_and_another_one_does_its_batches(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from distributed import LocalCluster
@@ -155,7 +157,7 @@ def test_a_worker_that_is_unfit_is_let_go_and_its_batches_are_done_by_another(
     claim = tmp_path / "unfit"
 
     def work(batch: Sequence[int]) -> list[int]:
-        """The first process that comes here is unfit from then on; a batch of −1 is nobody's fault."""
+        """The first process to run this is unfit from then on. A batch of −1 is at fault itself."""
         if not claim.exists():
             claim.write_text(str(os.getpid()))
         if claim.read_text() == str(os.getpid()) or -1 in batch:
@@ -185,7 +187,7 @@ def test_a_scheduler_that_does_not_answer_is_named(tmp_path: Path) -> None:
                 list(map_batches(worker(set()), [[1]], died, ExistingScheduler(address)))
 
 
-def test_a_lost_scheduler_is_an_error_that_says_what_to_do() -> None:
+def test_a_lost_scheduler_is_an_error_with_a_remedy() -> None:
     import dask
     from distributed import LocalCluster
 
@@ -201,7 +203,7 @@ def test_a_lost_scheduler_is_an_error_that_says_what_to_do() -> None:
             list(results)
 
 
-def test_relative_folders_work_on_workers_that_stand_elsewhere(
+def test_relative_folders_work_on_workers_with_another_current_folder(
     scheduler: str, tmp_path: Path, make_clip: Callable[..., Path]
 ) -> None:
     (tmp_path / "videos" / "x").mkdir(parents=True)
@@ -229,18 +231,18 @@ def test_a_clip_that_kills_its_worker_becomes_a_row(
     """In the place of `extract_batch`, a function whose process dies on one clip."""
 
     def batch_function(
-        tasks: Sequence[Task], recipe: Recipe, out: Path, videos: Path, limit: TimeLimit | None
-    ) -> list[Row]:
+        tasks: Sequence[ClipTask], request: ExtractionRequest, out: Path, videos: Path, limit: ClipTimeout | None
+    ) -> list[LedgerRow]:
         if any(task.clip.id == "7" for task in tasks):
             os.kill(os.getpid(), signal.SIGKILL)
-        return [task.row(recipe, videos, stamp=task.stamp()) for task in tasks]
+        return [task.row(request, videos, stamp=task.stamp()) for task in tasks]
 
     monkeypatch.setattr(extract, "extract_batch", batch_function)
     clips = [Clip(str(number), "train", "x", f"{number}.mp4") for number in range(12)]
-    manifest, recipe = Manifest("folder", ("x",), clips), Recipe(3, FrameOptions())
+    manifest, request = Manifest("folder", ("x",), clips), ExtractionRequest((FrameOptions(),), 3)
     out, batches = tmp_path / "out", list[int]()
     with exclusive_folder(out, "extraction"):
-        plan = extract.make_plan(manifest, videos, out, recipe)
+        plan = extract.make_plan(manifest, videos, out, request)
         counts = extract.run(plan, workers=2, batch=4, progress=lambda rows: batches.append(len(rows)))
     assert counts == {"ok": 11, "failed": 1}
     rows = read_ledger(out)
@@ -250,7 +252,7 @@ def test_a_clip_that_kills_its_worker_becomes_a_row(
     ]
     assert sum(batches) == 12
     # It is not tried again by itself.
-    kept = extract.make_plan(manifest, videos, out, recipe).rows
+    kept = extract.make_plan(manifest, videos, out, request).rows
     assert [row.reason for row in kept if row.id == "7"] == ["worker_died"]
 
 
@@ -259,21 +261,23 @@ def test_a_clip_that_hangs_becomes_a_row_and_the_others_are_not_lost(
 ) -> None:
     """Clip 3 hangs inside a C call, as a decoder would; clip 5 only on the first try."""
 
-    def batch_function(tasks: Sequence[Task], recipe: Recipe, out: Path, videos: Path, limit: TimeLimit) -> list[Row]:
+    def batch_function(
+        tasks: Sequence[ClipTask], request: ExtractionRequest, out: Path, videos: Path, limit: ClipTimeout
+    ) -> list[LedgerRow]:
         for task in tasks:
             with limit.watch(task.clip.id):
                 tried = videos / f"{task.clip.id}.tried"
                 if task.clip.id == "3" or (task.clip.id == "5" and not tried.exists()):
                     tried.touch()
                     time.sleep(60)
-        return [task.row(recipe, videos, stamp=task.stamp()) for task in tasks]
+        return [task.row(request, videos, stamp=task.stamp()) for task in tasks]
 
     monkeypatch.setattr(extract, "extract_batch", batch_function)
     clips = [Clip(str(number), "train", "x", f"{number}.mp4") for number in range(8)]
-    manifest, recipe = Manifest("folder", ("x",), clips), Recipe(3, FrameOptions())
+    manifest, request = Manifest("folder", ("x",), clips), ExtractionRequest((FrameOptions(),), 3)
     out = tmp_path / "out"
     with exclusive_folder(out, "extraction"):
-        plan = extract.make_plan(manifest, videos, out, recipe)
+        plan = extract.make_plan(manifest, videos, out, request)
         counts = extract.run(plan, workers=2, batch=4, time_limit=0.5)
     assert counts == {"ok": 7, "failed": 1}
     (row,) = [row for row in read_ledger(out) if row.status == "failed"]
@@ -288,22 +292,22 @@ def test_a_batch_is_given_back_where_the_folders_are_not_the_same(videos: Path, 
     out = tmp_path / "out"
     out.mkdir()
     (out / ".run-left").touch()
-    tasks = [Task(Clip(str(number), "train", "x", ""), Source(videos / f"{number}.mp4")) for number in range(2)]
-    recipe, ends = Recipe(3, FrameOptions()), list[Exception]()
+    tasks = [ClipTask(Clip(str(number), "train", "x", ""), Source(videos / f"{number}.mp4")) for number in range(2)]
+    request, ends = ExtractionRequest((FrameOptions(),), 3), list[Exception]()
 
-    def work(batch: Sequence[Task]) -> list[Row]:
+    def work(batch: Sequence[ClipTask]) -> list[LedgerRow]:
         if ends:
             (videos / "1.mp4").unlink()
             raise ends[0]
         readable = [task.source.video.exists() for task in batch]
         return [
-            Row(task.clip.id, "train", "ok" if ok else "failed", "" if ok else "unreadable_file")
+            LedgerRow(task.clip.id, "train", "ok" if ok else "failed", "" if ok else "unreadable_file")
             for task, ok in zip(batch, readable)
         ]
 
     with marked(out) as marker:
         assert [path.name for path in out.iterdir()] == [marker.name]
-        there = OnSharedFolders(work, recipe, marker)
+        there = OnSharedFolders(work, request, marker)
         batch = [Seen.now(task) for task in tasks]
         assert [row.status for row in there(batch)] == ["ok", "ok"]
         (videos / "0.mp4").write_bytes(b"longer")
@@ -318,7 +322,7 @@ def test_a_batch_is_given_back_where_the_folders_are_not_the_same(videos: Path, 
         gone = [Seen.now(task) for task in tasks]  # gone for all: that clip fails, and no worker
         ends.clear()
         assert [row.reason for row in there(gone)] == ["", "unreadable_file"]
-        elsewhere = OnSharedFolders(work, recipe, tmp_path / "unmounted" / marker.name)
+        elsewhere = OnSharedFolders(work, request, tmp_path / "unmounted" / marker.name)
         with pytest.raises(UnfitWorkerError, match=r"does not see the feature folder .*unmounted"):
             elsewhere(gone)
     assert list(out.iterdir()) == []

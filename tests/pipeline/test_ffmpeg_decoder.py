@@ -1,4 +1,4 @@
-"""The second decoder: an ffmpeg program gives the pictures, times and sound that PyAV gives."""
+"""The second decoder: an ffmpeg program gives the same frames, times and audio as PyAV."""
 
 import os
 import random
@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from bmlpipe.pipeline.cli import main
-from bmlpipe.pipeline.extraction.worker import Recipe
-from bmlpipe.pipeline.front_ends.clip import extract_clip
+from bmlpipe.pipeline.extraction.clip import extract_clip
+from bmlpipe.pipeline.extraction.request import ExtractionRequest
 from bmlpipe.pipeline.front_ends.flow import FlowOptions
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
 from bmlpipe.pipeline.front_ends.rgb_diff import RgbDiffOptions
@@ -33,7 +33,7 @@ FRAMES, SOUND = FrameOptions(short_side=64), SpectrogramOptions()
 
 
 def programs():
-    """imageio-ffmpeg's program, and the system's where there is another one."""
+    """The ffmpeg program of imageio-ffmpeg, and that of the system if there is one."""
     found = [FFmpeg()]
     on_path = shutil.which("ffmpeg")
     return found if on_path in (None, found[0].program().path) else [*found, FFmpeg(on_path)]
@@ -57,7 +57,7 @@ def failure(*args, **kwargs):
 
 def compare(clip, ffmpeg, **wanted):
     ours, theirs = extract_clip(clip, **wanted), extract_clip(clip, ffmpeg=ffmpeg, **wanted)
-    assert (theirs.frames, theirs.flow, theirs.rgb_diff) == (ours.frames, ours.flow, ours.rgb_diff)
+    assert (theirs["frames"], theirs["flow"], theirs["rgb_diff"]) == (ours["frames"], ours["flow"], ours["rgb_diff"])
     assert (theirs.flags, theirs.media) == (ours.flags, ours.media)
     return theirs
 
@@ -73,7 +73,7 @@ def samples(path, ffmpeg=None, length=10, start=0.0, rate=16000):
 
 
 def difference(ours, theirs):
-    """Largest difference of samples, at the best of the shifts that a container's milliseconds allow (±1 ms)."""
+    """Largest difference of samples, at the best shift within the container's rounding of times (±1 ms)."""
     end = min(ours.size, theirs.size) - 600
     middle = ours[600:end]
     return min(np.abs(middle - theirs[600 + lag : end + lag]).max() for lag in range(-16, 17))
@@ -110,24 +110,24 @@ def difference(ours, theirs):
         ("mkv", {"codec": "ffv1", "pix_fmt": "bgr0"}),
     ],
 )
-def test_pictures_flow_and_differences_are_those_of_pyav(make_clip, tmp_path, suffix, options, ffmpeg):
+def test_frames_flow_and_rgb_differences_equal_those_of_pyav(make_clip, tmp_path, suffix, options, ffmpeg):
     clip = make_clip(tmp_path / f"clip.{suffix}", **{"seconds": 2.5, "size": (112, 80), **options})
     flow, difference = FlowOptions(short_side=64), RgbDiffOptions(short_side=64)
     features = compare(clip, ffmpeg, seconds=3, frames=FRAMES, flow=flow, rgb_diff=difference)
-    assert len(features.frames.jpegs) == 3
+    assert len(features["frames"].jpegs) == 3
 
 
-def test_a_variable_rate_and_a_long_last_picture(make_clip, frame_number, tmp_path):
+def test_a_variable_rate_and_a_long_last_frame(make_clip, frame_number, tmp_path):
     times = [Fraction(ms, 1000) for ms in (0, 40, 999, 1000, 1001, 3500, 4999, 5000)]
     clip = make_clip(tmp_path / "clip.mp4", times=times, audio_codec=None)
     features = compare(clip, FFmpeg(), seconds=10, frames=FRAMES)
-    assert [frame_number(jpeg) for jpeg in features.frames.jpegs] == [0, 3, 4, 4, 5, 7]
-    assert compare(clip, FFmpeg(), seconds=None, frames=FRAMES).frames == features.frames
+    assert [frame_number(jpeg) for jpeg in features["frames"].jpegs] == [0, 3, 4, 4, 5, 7]
+    assert compare(clip, FFmpeg(), seconds=None, frames=FRAMES)["frames"] == features["frames"]
 
 
 @pytest.mark.parametrize("ffmpeg", PROGRAMS)
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts", "avi"])
-def test_stretches_of_longer_files(make_clip, tmp_path, suffix, ffmpeg):
+def test_spans_of_longer_files(make_clip, tmp_path, suffix, ffmpeg):
     codec = {"codec": "mpeg4", "audio_codec": "libmp3lame"} if suffix == "avi" else {}
     clip = make_clip(tmp_path / f"clip.{suffix}", seconds=7, gop=50, **codec)
     for start in (0.52, 3.36):
@@ -139,7 +139,7 @@ def test_stretches_of_longer_files(make_clip, tmp_path, suffix, ffmpeg):
 
 @pytest.mark.parametrize("ffmpeg", PROGRAMS)
 def test_a_video_that_changes_its_size(make_clip, frame_number, tmp_path, ffmpeg):
-    """ffmpeg brings later pictures to the first one's size, then we scale: the same pictures, not the same bytes."""
+    """ffmpeg scales later frames to the first frame's size before we do: the same picture, but not the same bytes."""
     sizes, joined, copy = [(112, 80), (224, 160)], tmp_path / "joined.ts", None
     parts = [make_clip(tmp_path / f"{w}.ts", seconds=2, size=(w, h), audio_codec=None) for w, h in sizes]
     with av.open(str(joined), "w") as target:
@@ -151,11 +151,11 @@ def test_a_video_that_changes_its_size(make_clip, frame_number, tmp_path, ffmpeg
                         packet.pts, packet.dts = packet.pts + 180_000 * number, packet.dts + 180_000 * number
                         packet.stream = copy
                         target.mux(packet)
-    ours = extract_clip(joined, seconds=4, frames=FRAMES)
-    theirs = extract_clip(joined, seconds=4, frames=FRAMES, ffmpeg=ffmpeg)
-    assert theirs.frames.times == ours.frames.times
-    assert theirs.frames.jpegs[:2] == ours.frames.jpegs[:2]
-    assert [frame_number(jpeg) for jpeg in theirs.frames.jpegs] == [0, 25, 0, 25]
+    ours = extract_clip(joined, ExtractionRequest((FRAMES,), 4))
+    theirs = extract_clip(joined, ExtractionRequest((FRAMES,), 4, ffmpeg=ffmpeg))
+    assert theirs["frames"].times == ours["frames"].times
+    assert theirs["frames"].jpegs[:2] == ours["frames"].jpegs[:2]
+    assert [frame_number(jpeg) for jpeg in theirs["frames"].jpegs] == [0, 25, 0, 25]
 
 
 def test_a_codec_that_pyav_does_not_know(make_clip, tmp_path):
@@ -165,8 +165,8 @@ def test_a_codec_that_pyav_does_not_know(make_clip, tmp_path):
     if subprocess.run(command.split(), check=False, stdout=subprocess.DEVNULL).returncode:
         pytest.skip(f"{program} has no encoder for AVS2")
     assert failure(clip, seconds=3, frames=FRAMES).reason == "decoder_error"
-    features = extract_clip(clip, seconds=3, frames=FRAMES, ffmpeg=FFmpeg())
-    assert len(features.frames.jpegs) == 3
+    features = extract_clip(clip, ExtractionRequest((FRAMES,), 3, ffmpeg=FFmpeg()))
+    assert len(features["frames"].jpegs) == 3
 
 
 # ----- sound -----
@@ -187,7 +187,7 @@ def test_a_codec_that_pyav_does_not_know(make_clip, tmp_path):
         ("ts", "mp2", 32000, 2),
     ],
 )
-def test_sound_is_that_of_pyav(make_clip, tmp_path, suffix, codec, rate, channels, ffmpeg):
+def test_audio_equals_that_of_pyav(make_clip, tmp_path, suffix, codec, rate, channels, ffmpeg):
     clip = make_clip(
         tmp_path / f"clip.{suffix}", codec=None, audio_codec=codec, audio_rate=rate, channels=channels, seconds=2
     )
@@ -197,18 +197,20 @@ def test_sound_is_that_of_pyav(make_clip, tmp_path, suffix, codec, rate, channel
     assert (one.lost, one.gaps) == (other.lost, other.gaps) == (0, False)
 
 
-def test_sound_is_laid_on_the_same_time_line(make_clip, tmp_path):
+def test_audio_lies_on_the_same_time_line(make_clip, tmp_path):
     clip = make_clip(tmp_path / "clip.mkv", seconds=3, audio_start=1.0, audio_seconds=2.0)
     for options in ({"spectrogram": SOUND}, {"waveform": WaveformOptions()}):
         ours = extract_clip(clip, seconds=3, **options)
         theirs = extract_clip(clip, seconds=3, ffmpeg=FFmpeg(), **options)
         assert theirs.flags == ours.flags == ("audio_gap",)
-    tone = extract_clip(clip, seconds=3, ffmpeg=FFmpeg(), spectrogram=SOUND).spectrogram.values[32].astype(np.float32)
+    tone = (
+        extract_clip(clip, ExtractionRequest((SOUND,), 3, ffmpeg=FFmpeg()))["spectrogram"].values[32].astype(np.float32)
+    )
     assert tone[:90].max() < tone[110:].min()
 
 
 @pytest.mark.parametrize("ffmpeg", PROGRAMS)
-def test_damaged_sound_becomes_silence_and_a_flag(make_clip, tmp_path, ffmpeg):
+def test_damaged_audio_becomes_silence_and_a_flag(make_clip, tmp_path, ffmpeg):
     clip = make_clip(tmp_path / "clip.mp4", seconds=5)
     with open_media(clip) as container:
         places = [(packet.pos, packet.size) for packet in container.demux(audio=0) if packet.size]
@@ -220,7 +222,7 @@ def test_damaged_sound_becomes_silence_and_a_flag(make_clip, tmp_path, ffmpeg):
         features = compare(clip, ffmpeg, seconds=seconds, frames=FRAMES, spectrogram=SOUND)
         assert "damaged_audio" in features.flags
         assert "damaged_video" not in features.flags
-        tone = features.spectrogram.values[32].astype(np.float32)
+        tone = features["spectrogram"].values[32].astype(np.float32)
         assert tone[160:200].max() < tone[20:120].min()
         assert tone[250:].min() > tone[160:200].max()
 
@@ -239,7 +241,7 @@ def break_packets(clip, numbers):
 
 
 @pytest.mark.parametrize("ffmpeg", PROGRAMS)
-def test_a_damaged_video_fails_with_the_words_of_ffmpeg(make_clip, tmp_path, ffmpeg):
+def test_a_damaged_video_fails_with_the_message_of_ffmpeg(make_clip, tmp_path, ffmpeg):
     clip = make_clip(tmp_path / "clip.mp4", seconds=3, gop=1, audio_codec=None)
     break_packets(clip, [10])
     error = failure(clip, seconds=3, frames=FRAMES, ffmpeg=ffmpeg)
@@ -251,16 +253,16 @@ def test_a_damaged_video_fails_with_the_words_of_ffmpeg(make_clip, tmp_path, ffm
 
 
 @pytest.mark.parametrize("ffmpeg", PROGRAMS)
-def test_damage_behind_what_is_needed_does_not_count(make_clip, tmp_path, ffmpeg):
+def test_damage_after_the_last_frame_needed_is_ignored(make_clip, tmp_path, ffmpeg):
     clip = make_clip(tmp_path / "clip.mp4", seconds=6, gop=1, audio_codec=None)
-    whole = extract_clip(clip, seconds=2, frames=FRAMES)
+    whole = extract_clip(clip, ExtractionRequest((FRAMES,), 2))
     break_packets(clip, [100])
-    assert extract_clip(clip, seconds=2, frames=FRAMES, ffmpeg=ffmpeg) == whole
+    assert extract_clip(clip, ExtractionRequest((FRAMES,), 2, ffmpeg=ffmpeg)) == whole
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts", "mpg"])
-def test_damage_never_gives_another_picture_than_pyav_gives(make_clip, tmp_path, suffix):
+def test_damage_never_gives_other_frames_than_pyav(make_clip, tmp_path, suffix):
     codec = {"codec": "mpeg2video"} if suffix == "mpg" else {}
     clip = make_clip(tmp_path / f"clip.{suffix}", seconds=4, audio_codec=None, gop=25, **codec)
     data, chance, silent = clip.read_bytes(), random.Random(suffix), 0
@@ -270,10 +272,10 @@ def test_damage_never_gives_another_picture_than_pyav_gives(make_clip, tmp_path,
         damaged[at : at + size] = (chance.randbytes(size), bytes(size), b"")[number % 3]
         clip.write_bytes(bytes(damaged))
         try:
-            theirs = extract_clip(clip, seconds=4, frames=FRAMES, ffmpeg=FFmpeg())
+            theirs = extract_clip(clip, ExtractionRequest((FRAMES,), 4, ffmpeg=FFmpeg()))
         except ClipError:
             continue
-        assert theirs == extract_clip(clip, seconds=4, frames=FRAMES)
+        assert theirs == extract_clip(clip, ExtractionRequest((FRAMES,), 4))
         silent += not theirs.flags
     assert silent < 20
 
@@ -305,7 +307,7 @@ VERSION = 'case "$*" in *-version*) echo "ffmpeg version 7.7-fake Copyright"; ex
         ("echo hello", "hello"),
     ],
 )
-def test_programs_that_will_not_do_are_refused_with_the_reason(tmp_path, text, message):
+def test_an_unusable_program_is_rejected_with_the_reason(tmp_path, text, message):
     with pytest.raises(FFmpegError, match=message):
         FFmpeg(script(tmp_path / "ffmpeg", text)).program()
     with pytest.raises(FFmpegError, match="No such file"):
@@ -321,7 +323,7 @@ def test_programs_that_will_not_do_are_refused_with_the_reason(tmp_path, text, m
         ("kill -9 $$", "decoder_error", "signal 9"),
     ],
 )
-def test_runs_that_end_badly(make_clip, tmp_path, text, reason, message):
+def test_failures_of_the_program(make_clip, tmp_path, text, reason, message):
     clip = make_clip(tmp_path / "clip.mp4", seconds=2)
     error = failure(clip, seconds=2, frames=FRAMES, ffmpeg=FFmpeg(script(tmp_path / "ffmpeg", f"{VERSION}\n{text}")))
     assert error.reason == reason
@@ -329,7 +331,7 @@ def test_runs_that_end_badly(make_clip, tmp_path, text, reason, message):
 
 
 def test_hardware_by_name(make_clip, tmp_path):
-    """No hardware here: its command line, its part in the features' parameters, and the error where there is none."""
+    """Without hardware: the command line, the features' parameters, and the error."""
     clip = make_clip(tmp_path / "clip.mp4", seconds=1)
     fake = FFmpeg(script(tmp_path / "ffmpeg", f'{VERSION}\necho "$*" > {tmp_path}/said; exit 1'), hwaccel="cuda")
     assert failure(clip, seconds=1, frames=FRAMES, ffmpeg=fake).reason == "decoder_error"
@@ -337,7 +339,7 @@ def test_hardware_by_name(make_clip, tmp_path):
     assert "-hwaccel cuda " in said[: said.index(" -i ")]
     assert "format=yuv420p|yuvj420p|nv12|" in said
     assert fake.software() == {"decoder": "ffmpeg 7.7-fake, hwaccel cuda"}
-    plain = Recipe(3, FRAMES, SOUND)
+    plain = ExtractionRequest((FRAMES, SOUND), 3)
     assert replace(plain, ffmpeg=FFmpeg()).sha256 == plain.sha256  # software decoders give the same features
     hard = replace(plain, ffmpeg=fake)
     assert hard.parameters["frames"]["hwaccel"] == "cuda"
@@ -347,7 +349,7 @@ def test_hardware_by_name(make_clip, tmp_path):
             FFmpeg(hwaccel=wrong)
 
 
-def test_hardware_that_is_not_there(make_clip, tmp_path):
+def test_missing_hardware(make_clip, tmp_path):
     missing = FFmpeg(hwaccel="d3d11va")  # Windows only
     with pytest.raises(FFmpegError, match="--hwaccel d3d11va"):
         missing.program()
@@ -357,7 +359,7 @@ def test_hardware_that_is_not_there(make_clip, tmp_path):
     assert "d3d11va" in error.message
 
 
-def test_the_command_line_opens_the_one_file_alone(tmp_path):
+def test_the_command_line_allows_one_file_only(tmp_path):
     line = FFmpeg(cpu_limit=7).command(
         Path("-clip.mp4"), 2, {"c:v": "rawvideo"}, exit_on_error=True, seek_time=Fraction(7, 3)
     )
@@ -388,7 +390,7 @@ def extract(videos, out, *words):
     return CliRunner().invoke(main, [*base, "--seconds", "3", "--kinds", "frames,spectrogram", *words])
 
 
-def test_a_run_by_ffmpeg_gives_the_same_and_says_so(videos, tmp_path):
+def test_an_extraction_with_ffmpeg_is_the_same_and_records_its_decoder(videos, tmp_path):
     from bmlpipe.pipeline.store.feature_file import FeatureStore
     from bmlpipe.pipeline.store.ledger import read_ledger
 
@@ -399,7 +401,7 @@ def test_a_run_by_ffmpeg_gives_the_same_and_says_so(videos, tmp_path):
     assert result.exit_code == 0, result.output
     (row,) = read_ledger(other)
     ours, theirs = FeatureStore(one).read(row.id), FeatureStore(other).read(row.id)
-    assert theirs.features.frames == ours.features.frames
+    assert theirs.features["frames"] == ours.features["frames"]
     assert theirs.parameters == ours.parameters
     assert theirs.software["frames"] == {**ours.software["frames"], **FFmpeg().software()}
 

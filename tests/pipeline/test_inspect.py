@@ -1,4 +1,4 @@
-"""`bmlpipe inspect`: what is chosen, where axes and colours lie, what an HTML page may hold, and what failed."""
+"""`bmlpipe inspect`: selection of samples, axes and colours, the HTML page, and failed clips."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def npy(values: npt.NDArray[Any]) -> bytes:
 
 
 def heard(preset: str, sound: npt.NDArray[np.float64]) -> InspectedSample:
-    """A sample with nothing but this sound's spectrogram."""
+    """A sample with the spectrogram of this audio alone."""
     values = log_spectrogram(sound.astype(np.float32), preset)
     parameters = SpectrogramOptions(preset).parameters(3)
     return InspectedSample("k", {SPECTROGRAM_MEMBER: npy(values)}, {}, {"spectrogram": parameters}, "")
@@ -76,7 +76,7 @@ def heard(preset: str, sound: npt.NDArray[np.float64]) -> InspectedSample:
 @pytest.mark.parametrize("hertz", [440, 3000])
 @pytest.mark.parametrize("preset", PRESETS.keys() - {"mfcc"})  # which has no axis of frequencies
 def test_a_tone_lies_at_its_place_on_the_frequency_axis(preset: str, hertz: int) -> None:
-    """Read off the picture as one would: the brightest row, by the axis's own labels."""
+    """The brightest row is read off by the labels of the axis."""
     rate = PRESETS[preset].rate
     sample = heard(preset, 0.5 * np.sin(2 * np.pi * hertz * np.arange(3 * rate) / rate))
     figure = draw_sample(sample)
@@ -163,7 +163,7 @@ def test_the_wheel_has_the_colour_of_each_displacement_at_its_place() -> None:
 
 
 def test_motion_to_the_right_is_red_up_to_the_edge_of_its_wheel(tmp_path: Path) -> None:
-    """From the stored grey JPEGs on: uniform fields of 6 pixels to the right and 2 upwards, bound 20."""
+    """Uniform fields, stored as grey JPEGs: 6 pixels to the right and 2 upwards, bound 20."""
     members = {}
     for instant, (x, y) in enumerate([(6.0, 0.0), (0.0, -2.0)]):
         for axis, pixels in (("x", x), ("y", y)):
@@ -190,14 +190,14 @@ def test_rgb_differences_are_grey_where_nothing_changes_and_stronger_than_stored
     assert np.abs(tile.pixels[:, 32:].astype(int) - 168).max() <= 4  # 128 + 4 · 10
 
 
-# ----- what is chosen -----
+# ----- selection -----
 
 
 def chosen(shards: Path | str, **wanted: Any) -> list[str]:
     return [sample.key for sample in samples_from_shards(ShardReader(shards), SampleSelection(**wanted))]
 
 
-def test_samples_are_chosen_by_name_chance_split_and_class(toy_shards: Path) -> None:
+def test_samples_are_selected_by_name_at_random_by_split_and_by_class(toy_shards: Path) -> None:
     assert chosen(toy_shards, names=("test-004", "train-000")) == ["test-004", "train-000"]
     first = chosen(toy_shards, count=8)
     assert first == chosen(toy_shards, count=8)
@@ -211,7 +211,7 @@ def test_samples_are_chosen_by_name_chance_split_and_class(toy_shards: Path) -> 
 
 
 def flagged(out: Path, flags: Callable[[int], list[str]]) -> Path:
-    """60 samples without features, the n-th of which carries these flags."""
+    """Shards of 60 samples without features; sample n has the flags `flags(n)`."""
     with ShardWriter(out, dataset="t", classes=["a"], features={}, samples_per_shard=10) as writer:
         for number in range(60):
             clip = f"clip.{number}"
@@ -219,7 +219,7 @@ def flagged(out: Path, flags: Callable[[int], list[str]]) -> Path:
     return out
 
 
-def test_flags_are_looked_for_and_no_longer_than_needed(tmp_path: Path) -> None:
+def test_samples_are_searched_for_flags_no_longer_than_needed(tmp_path: Path) -> None:
     shards = flagged(tmp_path / "s", lambda n: ["silent_audio"] if n % 20 == 0 else ["still_video"] if n == 7 else [])
     looked: list[int] = []
 
@@ -237,7 +237,7 @@ def test_flags_are_looked_for_and_no_longer_than_needed(tmp_path: Path) -> None:
     assert chosen(shards, names=("clip.7",)) == [key_of("clip.7")]  # an id
 
 
-def test_from_an_address_few_shards_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_remote_shards_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = flagged(tmp_path / "s", lambda n: [])
     monkeypatch.setenv("BMLPIPE_CACHE", str(tmp_path / "cache"))
     address = f"file://{shards}"
@@ -275,7 +275,7 @@ def test_a_png_and_a_page_of_shards(toy_shards: Path, tmp_path: Path) -> None:
 
 
 class Page(HTMLParser):
-    """What stands in an HTML file."""
+    """The tags, attributes and text of an HTML file."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -301,7 +301,7 @@ class Page(HTMLParser):
 
 
 def test_nothing_in_a_page_comes_from_the_names_or_the_network(tmp_path: Path) -> None:
-    """Ids, classes, flags and sources may hold anything, also what matplotlib takes for a formula."""
+    """Ids, classes, flags and sources may contain anything, including what matplotlib takes for a formula."""
     evil = '"><script>alert(1)</script><img src=x onerror=alert(2)> $\\frac{{{ 7*7 }}{% x %}$ 音'
     jpeg = simplejpeg.encode_jpeg(np.full((40, 48, 3), 90, np.uint8), colorspace="RGB")
     sound = 0.3 * np.sin(np.arange(16000) / 5).astype(np.float32)
@@ -342,13 +342,13 @@ def test_nothing_in_a_page_comes_from_the_names_or_the_network(tmp_path: Path) -
         (["--failed"], 2, "holds no ledger.csv: --failed is for the feature folder"),
     ],
 )
-def test_what_cannot_be_shown_is_told(toy_shards: Path, words: list[str], status: int, message: str) -> None:
+def test_wrong_options_are_reported(toy_shards: Path, words: list[str], status: int, message: str) -> None:
     result = bmlpipe("inspect", toy_shards, *words)
     assert (result.exit_code, message in result.stderr) == (status, True), result.stderr
     assert not Path("sheet.png").exists()
 
 
-def test_a_folder_of_neither_is_told(tmp_path: Path) -> None:
+def test_a_folder_of_neither_kind_is_reported(tmp_path: Path) -> None:
     result = bmlpipe("inspect", tmp_path)
     assert (result.exit_code, "holds neither index.json nor ledger.csv" in result.stderr) == (1, True)
     (tmp_path / SAMPLES_FILE).write_bytes(b"")
@@ -404,7 +404,7 @@ def test_clips_of_a_feature_folder_are_shown_like_samples(features: Path, tmp_pa
     assert "no clip with the id or key 'y'" in bmlpipe("inspect", features, "--id", "y").stderr
 
 
-def test_what_failed_is_counted_explained_and_shown_by_examples(features: Path) -> None:
+def test_failed_clips_are_counted_and_explained_with_examples(features: Path) -> None:
     result = bmlpipe("inspect", features, "--failed")
     assert result.exit_code == 0
     assert result.stdout.startswith("9 clips: ok 3, failed 5, absent 1\n")
@@ -423,7 +423,7 @@ def test_what_failed_is_counted_explained_and_shown_by_examples(features: Path) 
     assert f"{features.parent}/videos/x/empty.mp4" in said
 
 
-def test_what_failed_as_a_table(features: Path) -> None:
+def test_failed_clips_as_csv(features: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(bmlpipe("inspect", features, "--failed", "--csv").stdout)))
     assert [(row["id"], row["split"], row["status"], row["reason"]) for row in rows] == [
         *((f"x/page{n}", "val" if n == 3 else "train", "failed", "not_media") for n in range(4)),
@@ -434,7 +434,7 @@ def test_what_failed_as_a_table(features: Path) -> None:
     assert all(row["message"] for row in rows)
 
 
-def test_an_extraction_that_goes_on_is_shown_as_it_stands(features: Path) -> None:
+def test_a_running_extraction_can_be_inspected(features: Path) -> None:
     row = ["x/page0", "train", "ok", "", "", "", "x/page0.mp4", "", ""]
     (features / LOG_FILE).write_text(json.dumps(row) + "\n")
     try:

@@ -1,4 +1,4 @@
-"""The right pictures at the right instants, whatever the file: numbers are drawn into the pictures."""
+"""The frames shown at whole seconds are selected exactly; a number drawn into each test frame identifies it."""
 
 import hashlib
 from fractions import Fraction
@@ -10,18 +10,18 @@ import pytest
 from bmlpipe.pipeline.front_ends.frames import Scaler
 from bmlpipe.pipeline.media.container import Demuxer, open_media
 from bmlpipe.pipeline.media.errors import ClipError
-from bmlpipe.pipeline.media.video import VideoDecoder, Window, select_frames_at_instants
+from bmlpipe.pipeline.media.video import ClipSpan, VideoDecoder, select_frames_at_instants
 
 NTSC, FILM = Fraction(30000, 1001), Fraction(24000, 1001)
 
 
-def picks(path, *, start=0.0, duration=None, seconds=10, after=0, strict=True):
+def select(path, *, start=0.0, duration=None, seconds=10, lookahead=0, strict=True):
     with open_media(path) as container:
         stream = container.streams.best("video")
-        pictures = VideoDecoder(stream, Demuxer(container, [stream]), raise_on_damage=strict)
-        chosen = list(select_frames_at_instants(pictures, Window(start, duration, seconds), after))
-        pictures.position = container.streams.video.index(stream)
-        return chosen, pictures
+        decoder = VideoDecoder(stream, Demuxer(container, [stream]), raise_on_damage=strict)
+        chosen = list(select_frames_at_instants(decoder, ClipSpan(start, duration, seconds), lookahead))
+        decoder.position = container.streams.video.index(stream)
+        return chosen, decoder
 
 
 def luma(frame):
@@ -35,7 +35,7 @@ def numbers(chosen, frame_number):
 @pytest.mark.parametrize("fps", [FILM, 25, NTSC, 30, 50, 60])
 def test_ten_seconds_give_ten_instants_at_every_rate(make_clip, frame_number, tmp_path, fps):
     clip = make_clip(tmp_path / "clip.mp4", seconds=10, fps=fps, audio_codec=None, gop=250)
-    chosen, _ = picks(clip)
+    chosen, _ = select(clip)
     assert numbers(chosen, frame_number) == [int(t * Fraction(fps)) for t in range(10)]
     assert [one.instant for one in chosen] == [*range(10)]
 
@@ -53,14 +53,14 @@ CONTAINERS = {
 
 
 @pytest.mark.parametrize("suffix", CONTAINERS)
-def test_pictures_are_those_of_ffmpegs_own_decode(make_clip, ffmpeg_frames, tmp_path, suffix):
+def test_frames_equal_those_of_an_ffmpeg_decode(make_clip, ffmpeg_frames, tmp_path, suffix):
     clip = make_clip(tmp_path / f"clip.{suffix}", seconds=3.5, **CONTAINERS[suffix])
     compare_with_ffmpeg(clip, ffmpeg_frames)
 
 
 def compare_with_ffmpeg(clip, ffmpeg_frames, start=0.0):
-    chosen, pictures = picks(clip, start=start, strict=False)
-    frames = ffmpeg_frames(clip, pictures.position)
+    chosen, decoder = select(clip, start=start, strict=False)
+    frames = ffmpeg_frames(clip, decoder.position)
     begin = frames[0][0] + Fraction(repr(start))
     assert chosen
     for one in chosen:
@@ -68,57 +68,57 @@ def compare_with_ffmpeg(clip, ffmpeg_frames, start=0.0):
         assert hashlib.md5(one.shown.image.to_ndarray(format="yuv420p").tobytes()).hexdigest() == expected, one.instant
 
 
-def test_a_variable_rate_shows_each_picture_until_the_next(make_clip, frame_number, tmp_path):
+def test_at_a_variable_rate_each_frame_is_shown_until_the_next(make_clip, frame_number, tmp_path):
     times = [Fraction(ms, 1000) for ms in (0, 40, 999, 1000, 1001, 3500, 4999, 5000)]
     clip = make_clip(tmp_path / "clip.mp4", times=times, audio_codec=None)
-    chosen, _ = picks(clip)
+    chosen, _ = select(clip)
     assert numbers(chosen, frame_number) == [0, 3, 4, 4, 5, 7]
 
 
 @pytest.mark.parametrize("suffix", ["mkv", "ts", "mp4"])
-def test_instants_count_from_the_streams_start(make_clip, frame_number, tmp_path, suffix):
+def test_instants_are_counted_from_the_start_of_the_stream(make_clip, frame_number, tmp_path, suffix):
     clip = make_clip(tmp_path / f"clip.{suffix}", video_start=1.4, audio_start=1.4)
-    chosen, _ = picks(clip)
+    chosen, _ = select(clip)
     assert numbers(chosen, frame_number) == [0, 25, 50]
     assert not any(one.late for one in chosen)
 
 
 def test_a_clip_that_ends_early_repeats_nothing(make_clip, frame_number, tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", seconds=3.04)
-    assert numbers(picks(clip)[0], frame_number) == [0, 25, 50, 75]
-    assert numbers(picks(make_clip(tmp_path / "whole.mp4", seconds=3.0))[0], frame_number) == [0, 25, 50]
-    assert numbers(picks(clip, seconds=None)[0], frame_number) == [0, 25, 50, 75]
+    assert numbers(select(clip)[0], frame_number) == [0, 25, 50, 75]
+    assert numbers(select(make_clip(tmp_path / "whole.mp4", seconds=3.0))[0], frame_number) == [0, 25, 50]
+    assert numbers(select(clip, seconds=None)[0], frame_number) == [0, 25, 50, 75]
 
 
 @pytest.mark.parametrize("suffix", CONTAINERS)
 @pytest.mark.parametrize("gop", [12, 250])
-def test_decoding_stops_after_the_last_picture_needed(make_clip, tmp_path, suffix, gop):
+def test_decoding_stops_after_the_last_frame_needed(make_clip, tmp_path, suffix, gop):
     clip = make_clip(tmp_path / f"clip.{suffix}", seconds=8, gop=gop, **CONTAINERS[suffix])
-    chosen, pictures = picks(clip, seconds=2)
+    chosen, decoder = select(clip, seconds=2)
     assert len(chosen) == 2
-    assert 26 <= pictures.decoded_count <= 26 + 17  # the deepest reordering is 16 pictures
+    assert 26 <= decoder.decoded_count <= 26 + 17  # at most 16 frames are reordered
 
 
-def test_flow_windows_hold_consecutive_pictures(make_clip, frame_number, tmp_path):
-    clip = make_clip(tmp_path / "clip.mp4", seconds=2.12)  # 53 pictures
-    chosen, _ = picks(clip, after=4)
+def test_lookahead_frames_are_consecutive(make_clip, frame_number, tmp_path):
+    clip = make_clip(tmp_path / "clip.mp4", seconds=2.12)  # 53 frames
+    chosen, _ = select(clip, lookahead=4)
     shown = [[frame_number(luma(frame.image)) for frame in one.frames] for one in chosen]
     assert shown == [[0, 1, 2, 3, 4], [25, 26, 27, 28, 29], [48, 49, 50, 51, 52]]
     assert [one.moved for one in chosen] == [False, False, True]
     assert numbers(chosen, frame_number) == [0, 25, 50]
 
 
-def test_overlapping_flow_windows(make_clip, frame_number, tmp_path):
+def test_lookahead_frames_may_overlap(make_clip, frame_number, tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", seconds=5, fps=2, audio_codec=None)
-    chosen, _ = picks(clip, after=5)
+    chosen, _ = select(clip, lookahead=5)
     shown = [[frame_number(luma(frame.image)) for frame in one.frames] for one in chosen]
     assert shown == [[0, 1, 2, 3, 4, 5], [2, 3, 4, 5, 6, 7], *[[4, 5, 6, 7, 8, 9]] * 3]
 
 
-def test_too_few_pictures_for_flow(make_clip, tmp_path):
+def test_too_few_frames_for_the_lookahead(make_clip, tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", seconds=0.12)
     with pytest.raises(ClipError) as caught:
-        picks(clip, after=3)
+        select(clip, lookahead=3)
     assert caught.value.reason == "too_few_frames"
 
 
@@ -132,11 +132,11 @@ def test_too_few_pictures_for_flow(make_clip, tmp_path):
         ("subtitle.mp4", b"1\n00:00:01,000 --> 00:00:02,000\nhello\n", "not_media"),
     ],
 )
-def test_what_is_no_video(tmp_path, name, content, reason):
+def test_files_that_are_not_media(tmp_path, name, content, reason):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ClipError) as caught:
-        picks(path)
+        select(path)
     assert caught.value.reason == reason
 
 
@@ -152,18 +152,18 @@ def test_a_playlist_opens_no_other_file(make_clip, tmp_path, name):
     path = tmp_path / name
     path.write_text(text[path.stem])
     with pytest.raises(ClipError) as caught:
-        picks(path)
+        select(path)
     assert caught.value.reason == "not_media"
 
 
 def test_files_that_cannot_be_read(tmp_path):
     for path in (tmp_path, tmp_path / "absent.mp4", Path("nul\0byte.mp4")):
         with pytest.raises(ClipError) as caught:
-            picks(path)
+            select(path)
         assert caught.value.reason == "unreadable_file"
 
 
-def test_odd_names_are_only_names(make_clip, tmp_path):
+def test_unusual_file_names(make_clip, tmp_path):
     plain = make_clip(tmp_path / "plain.mp4", seconds=1)
     for name in (
         "-dash.mp4",
@@ -176,12 +176,12 @@ def test_odd_names_are_only_names(make_clip, tmp_path):
     ):
         odd = tmp_path / name
         odd.write_bytes(plain.read_bytes())
-        assert len(picks(odd)[0]) == 1
+        assert len(select(odd)[0]) == 1
 
 
 @pytest.mark.real
 @pytest.mark.slow
-def test_real_clips_give_the_pictures_of_ffmpegs_own_decode(real_data, ffmpeg_frames):
+def test_frames_of_real_clips_equal_those_of_an_ffmpeg_decode(real_data, ffmpeg_frames):
     compared = 0
     for clip in sorted((real_data / "clips").glob("*/*")):
         if clip.name in ("broken.mp4", "corrupted.mp4"):
@@ -192,12 +192,12 @@ def test_real_clips_give_the_pictures_of_ffmpegs_own_decode(real_data, ffmpeg_fr
 
 
 @pytest.mark.real
-def test_a_stretch_of_a_real_clip(real_data, ffmpeg_frames):
+def test_a_span_of_a_real_clip(real_data, ffmpeg_frames):
     compare_with_ffmpeg(real_data / "clips/vggsound/0nib7bMm8BA_15000_25000.mp4", ffmpeg_frames, start=3.37)
 
 
 def test_scaled_luma_is_full_range(make_clip, tmp_path):
-    chosen, _ = picks(make_clip(tmp_path / "clip.mp4", seconds=2))
+    chosen, _ = select(make_clip(tmp_path / "clip.mp4", seconds=2))
     levels = luma(chosen[1].shown.image)
     drawn = np.sort(levels[:40].ravel())
     assert 15 < drawn[50] < 45  # drawn with level 30

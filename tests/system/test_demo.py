@@ -25,14 +25,14 @@ def test_no_handwriting_is_in_two_splits() -> None:
 
 
 @pytest.mark.parametrize(("digit", "low", "high"), [(1, 697, 1209), (5, 770, 1336), (9, 852, 1477), (0, 941, 1336)])
-def test_the_sound_holds_the_keypads_two_frequencies(digit: int, low: int, high: int) -> None:
+def test_the_audio_has_the_two_frequencies_of_the_key(digit: int, low: int, high: int) -> None:
     spectrum = np.abs(np.fft.rfft(render_audio(digit, "train", np.random.default_rng(1))))
     strongest = np.argsort(spectrum)[-2:] / SECONDS
     np.testing.assert_allclose(sorted(strongest), [low, high], atol=1)
     assert len(render_audio(digit, "train", np.random.default_rng(1))) == SECONDS * RATE
 
 
-def test_the_digit_moves_and_stays_inside() -> None:
+def test_the_digit_moves_and_stays_inside_the_frame() -> None:
     pictures = render_frames(load_digits().images, 3, np.random.default_rng(0))
     assert pictures.shape == (30, SIZE, SIZE)
     assert pictures.dtype == np.uint8
@@ -52,7 +52,7 @@ def test_the_whole_demo_runs(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "demo" / "report.png").size[0] > 1000
 
 
-def test_an_earlier_demo_is_replaced_and_anything_else_left_alone(tmp_path: Path) -> None:
+def test_an_earlier_demo_is_replaced_but_no_other_folder(tmp_path: Path) -> None:
     prepare_folder(tmp_path / "demo")
     (tmp_path / "demo" / "old").write_text("old")
     prepare_folder(tmp_path / "demo")

@@ -1,6 +1,6 @@
-"""Codecs × groups of pictures × rates × containers: each way of decoding gives the pictures of ffmpeg's full decode.
+"""Codecs × GOP lengths × rates × containers: each way of decoding gives the frames of a full decode by ffmpeg.
 
-Identical before JPEG: the planes are compared. The numbers drawn into the pictures say that the instants are right too.
+The planes are compared before JPEG compression. The numbers drawn into the frames show that the instants are right.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from bmlpipe.pipeline.media.container import Demuxer, open_media
 from bmlpipe.pipeline.media.ffmpeg_decoder import decode_with_ffmpeg
 from bmlpipe.pipeline.media.ffmpeg_program import FFmpeg
 from bmlpipe.pipeline.media.h264_skip import decode_needed_frames
-from bmlpipe.pipeline.media.video import VideoDecoder, Window, select_frames_at_instants
+from bmlpipe.pipeline.media.video import ClipSpan, VideoDecoder, select_frames_at_instants
 
 QUIET = {"x265-params": "log-level=none"}
 FAST = {"deadline": "realtime", "cpu-used": "8"}
@@ -40,7 +40,7 @@ SECONDS = Fraction(23, 10)
 
 
 def cases():
-    """Each codec in each container with three of the rates and group lengths; all of these in turn."""
+    """Each codec in each container, with three combinations of rate and GOP length in turn."""
     turn = 0
     for codec, (_, _, suffixes) in CODECS.items():
         for suffix in suffixes:
@@ -60,33 +60,33 @@ def digest(frame):
 
 
 def picks(path, way, after=0):
-    window = Window(0, None, 4)
+    span = ClipSpan(0, None, 4)
     with open_media(path) as container:
         stream = container.streams.best("video")
         pictures = VideoDecoder(stream, Demuxer(container, [stream]))
-        shots = way(path, pictures, window, after)
+        shots = way(path, pictures, span, after)
         return [
             (
                 one.instant,
-                pictures.seconds_from_start(one.shown.pts, window),
+                pictures.seconds_from_start(one.shown.pts, span),
                 digest(one.shown.image),
                 one.late,
                 one.moved,
             )
             if not after
             else [digest(frame.image) for frame in one.frames]
-            for one in select_frames_at_instants(pictures, window, after, shots)
+            for one in select_frames_at_instants(pictures, span, after, shots)
         ]
 
 
 WAYS = {
-    "pruned": lambda path, pictures, window, after: decode_needed_frames(pictures, window, after),
-    "ffmpeg": lambda path, pictures, window, after: decode_with_ffmpeg(FFmpeg(), path, pictures, window, after),
+    "pruned": lambda path, pictures, span, after: decode_needed_frames(pictures, span, after),
+    "ffmpeg": lambda path, pictures, span, after: decode_with_ffmpeg(FFmpeg(), path, pictures, span, after),
 }
 
 
 @pytest.mark.parametrize(("codec", "suffix", "rate", "gop"), list(cases()))
-def test_every_way_gives_the_pictures_of_a_full_decode(
+def test_every_way_gives_the_frames_of_a_full_decode(
     make_clip, ffmpeg_frames, frame_number, tmp_path, codec, suffix, rate, gop
 ):
     encoder, options, _ = CODECS[codec]
@@ -118,22 +118,22 @@ def test_every_way_gives_the_pictures_of_a_full_decode(
             assert picks(clip, way, after=2) == windows
 
 
-def numbers(path, way, frame_number, **window):
-    window = Window(window.get("start", 0), window.get("duration"), 10)
+def numbers(path, way, frame_number, **span):
+    span = ClipSpan(span.get("start", 0), span.get("duration"), 10)
     with open_media(path) as container:
         stream = container.streams.best("video")
         pictures = VideoDecoder(stream, Demuxer(container, [stream]))
         scaler = Scaler(80)
         return [
             frame_number(scaler.luma(one.shown.image))
-            for one in select_frames_at_instants(pictures, window, 0, way(path, pictures, window, 0))
+            for one in select_frames_at_instants(pictures, span, 0, way(path, pictures, span, 0))
         ]
 
 
 @pytest.mark.parametrize("way", ["full", *WAYS])
 @pytest.mark.parametrize("structure", ["bf=3", "bf=0", "bf=3:open-gop=1", "bf=3:keyint=12"])
-def test_an_edit_list_hides_the_pictures_before_its_start(make_clip, frame_number, tmp_path, structure, way):
-    """A stream copy that begins between key frames: MP4 keeps the pictures from the key frame on, but shows none."""
+def test_an_edit_list_hides_the_frames_before_its_start(make_clip, frame_number, tmp_path, structure, way):
+    """A stream copy that begins between key frames: MP4 keeps the frames from the key frame on, but hides them."""
     import ffmpeg
     import imageio_ffmpeg
 
