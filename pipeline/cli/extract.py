@@ -192,7 +192,8 @@ def extract(
     from bmlpipe.pipeline.store.folder import FeatureFolder
 
     request = _request(kinds or DATASETS[dataset].kinds, options["seconds"] or DATASETS[dataset].seconds, options)
-    annotations = annotations or (None if videos else places.find_annotations(dataset))
+    if annotations is None and not (dataset == "folder" and videos):  # --videos alone: each folder is a class
+        annotations = places.find_annotations(dataset)
     videos = videos or places.videos_folder(dataset)
     out = out or places.features_folder(dataset)
     log_places(videos=videos, annotations=annotations, features=out)

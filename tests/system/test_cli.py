@@ -17,6 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import simplejpeg
@@ -24,9 +25,10 @@ from click.testing import CliRunner, Result
 
 from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.datasets import DATASETS
+from bmlpipe.manifests.places import PlaceError, find_annotations
 from bmlpipe.pipeline.cli import main
 from bmlpipe.pipeline.extraction import worker as work
-from bmlpipe.pipeline.front_ends.features import Features, Frames
+from bmlpipe.pipeline.front_ends.features import ClipFeatures, JpegSeries
 from bmlpipe.pipeline.media.errors import ClipError
 
 PROGRAM = Path(sys.executable).with_name("bmlpipe")
@@ -54,7 +56,7 @@ def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """In the place of `extract_clip`: features without decoding; the list of files it saw."""
     seen: list[str] = []
 
-    def extract_clip(video: Path, **wanted: object) -> Features:
+    def extract_clip(video: Path, request: object, **span: object) -> ClipFeatures:
         seen.append(video.name)
         if video.read_bytes() == b"bad":
             raise ClipError("not_media", f"{video} is not a video")
@@ -62,7 +64,7 @@ def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
             raise KeyboardInterrupt
         picture = np.full((16, 16, 3), len(seen), np.uint8)
         jpeg = simplejpeg.encode_jpeg(picture, colorspace="RGB") + video.read_bytes()  # after its end: told apart
-        return Features(frames=Frames((jpeg,), (0.0,), 16, 16))
+        return ClipFeatures({"frames": JpegSeries((jpeg,), (0.0,), 16, 16)})
 
     if request.node.get_closest_marker("slow") is None:
         monkeypatch.setattr(work, "extract_clip", extract_clip)
@@ -86,13 +88,14 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
 import sys
 from bmlpipe.pipeline.cli import main
 try:
-    main(["--help"])
+    main(sys.argv[1:])
 finally:
     heavy = {"numpy", "scipy", "torch", "dask", "distributed", "cv2", "av", "h5py", "rich", "librosa"}
     print("imported:", sorted(heavy & sys.modules.keys()))
 """
-    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert "imported: []" in out
+    for words in (["--help"], ["train", "--help"], ["extract", "--help"]):
+        command = [sys.executable, "-c", program, *words]
+        assert "imported: []" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
     spent = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -102,12 +105,37 @@ finally:
     assert min(spent) < 0.5, f"{spent} s of CPU"
 
 
-@pytest.mark.parametrize("name", sorted(main.commands))
-def test_each_command_has_help(name: str) -> None:
+def test_the_commands_are_listed_in_the_order_of_the_work_with_whole_summaries() -> None:
+    lines = bmlpipe("--help").stdout.splitlines()
+    listed = [line.split(maxsplit=1) for line in lines[lines.index("Commands:") + 1 :]]
+    listed = listed[: listed.index([])]
+    names = [
+        "datasets",
+        "extract",
+        "shard",
+        "verify",
+        "stats",
+        "inspect",
+        "train",
+        "evaluate",
+        "report",
+        "sweep",
+        "demo",
+    ]
+    assert [name for name, _ in listed] == names == list(main.commands)  # a summary that is cut or wrapped shows here
+    assert all(summary.endswith(".") and not summary.endswith("...") for _, summary in listed)
+
+
+@pytest.mark.parametrize("name", list(main.commands))
+def test_each_command_has_help_with_an_example(name: str) -> None:
     result = bmlpipe(name, "--help")
     assert result.exit_code == 0
     assert result.stdout.startswith("Usage:")
-    assert main.commands[name].help
+    assert re.search(r"^Examples?:\n  (bmlpipe|torchrun) ", result.stdout, re.MULTILINE)
+    for option in main.commands[name].params:
+        if isinstance(option, click.Option):
+            assert option.help, option.name
+            assert option.help.endswith((".", "…")), option.name
 
 
 def test_it_starts_as_a_module_and_knows_its_version() -> None:
@@ -155,7 +183,7 @@ def test_no_file_at_all_is_an_error_that_says_where_it_looked(videos: Path, tmp_
     table.write_text("path,label,split\nelsewhere/1.mp4,x,train\n")
     result = extract(videos, "--annotations", table)
     assert result.exit_code == 1
-    assert f"no clip has a file below {videos}: see `bmlpipe datasets`" in result.stderr
+    assert f"no clip has a file below {videos}: see bmlpipe datasets" in result.stderr
     assert "ok 0, failed 0, absent 1" in result.stdout
 
 
@@ -192,7 +220,7 @@ def test_two_runs_into_one_folder_are_refused(videos: Path, tmp_path: Path) -> N
     with exclusive_folder(tmp_path / "out", "extraction"):
         result = extract(videos)
     assert result.exit_code == 1
-    assert f"Error: another extraction is writing into {tmp_path}/out: wait for it" in result.stderr
+    assert f"Error: another extraction is writing into {tmp_path}/out" in result.stderr
 
 
 def test_another_data_set_in_the_folder_is_refused(videos: Path, tmp_path: Path) -> None:
@@ -212,7 +240,7 @@ def test_an_interruption_says_how_to_go_on(videos: Path) -> None:
     (videos / "train/y/0.mp4").write_bytes(b"stop")
     result = extract(videos, "--clips-per-task", 1)
     assert result.exit_code == 130
-    assert "interrupted: what is done stays done; the same command goes on where it stopped" in result.stderr
+    assert "interrupted: finished clips are kept" in result.stderr
     (videos / "train/y/0.mp4").write_bytes(b"go")
     assert "7 to do, 2 done before, 1 failed before" in extract(videos).stderr
 
@@ -265,7 +293,7 @@ def test_ctrl_c_on_a_terminal_ends_quietly_with_a_full_ledger(
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert b"interrupted: what is done stays done" in stderr
+    assert b"interrupted: finished clips are kept" in stderr
     assert b"Traceback" not in stderr
     with (out / "ledger.csv").open(newline="") as file:
         reasons = Counter(row["reason"] for row in csv.DictReader(file))
@@ -284,14 +312,15 @@ os.execv(sys.argv[1], sys.argv[1:])
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--kinds", "frames,smell"], "choose among frames, spectrogram, flow, rgb_diff"),
-        (["--kinds", ","], "choose among frames, spectrogram, flow"),
+        (["--kinds", "frames,smell"], "must be names among frames, spectrogram, flow, rgb_diff"),
+        (["--kinds", ","], "must be names among frames, spectrogram, flow"),
         (["--seconds", "0"], "0 is not in the range x>=1"),
         (["--short-side", "1"], "short_side is 1: must be from 16 to 4096 pixels"),
         (["--flow-stack", "11"], "11 is not in the range"),
         (["--workers", "-1"], "-1 is not in the range"),
+        (["--val-fraction", "1.5"], "must be above 0 and below 1"),
         (["--max-failed", "5"], "5.0 is not in the range 0<=x<=1"),
-        (["--scheduler", "tcp://127.0.0.1:1"], "--workers is for a cluster on this machine"),
+        (["--scheduler", "tcp://127.0.0.1:1"], "excludes --scheduler"),
         (["--annotations", "nowhere.csv"], "does not exist"),
         (["--dataset", "imagenet"], "'imagenet' is not one of 'vggsound'"),
         (["--spectrogram-preset", "mel"], "'mel' is not one of"),
@@ -310,21 +339,20 @@ def test_a_spectrogram_of_whole_clips_is_refused_with_the_remedy(videos: Path, t
     common = ("extract", "--dataset", "ucf101", "--videos", videos, "--annotations", tmp_path / "lists")
     result = bmlpipe(*common, "--out", tmp_path / "out", "--kinds", "spectrogram")
     assert result.exit_code == 2
-    assert "give it with --seconds" in result.stderr
+    assert "give --seconds" in result.stderr
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--dataset", "vggsound"], "vggsound needs annotations: vggsound.csv"),
-        (["--val-fraction", "1.5"], "must lie between 0 and 1"),
-        (["--val-by-group"], "validation by group: the clips of folder have no groups"),
+        (["--dataset", "vggsound"], "there is no vggsound.csv"),
+        (["--val-by-group"], "the clips of folder have no groups"),
     ],
 )
 def test_what_the_manifest_refuses_is_told_without_a_traceback(videos: Path, words: list[str], message: str) -> None:
     result = extract(videos, *words)
     assert result.exit_code == 1
-    assert result.stderr.startswith("Error: ")
+    assert "\nError: " in f"\n{result.stderr}"
     assert message in result.stderr
 
 
@@ -335,7 +363,84 @@ def test_an_output_that_cannot_be_written_is_told_without_a_traceback(videos: Pa
     (videos.parent / "file").write_text("a file")
     result = extract(videos, "--out", videos.parent / "file" / "out")
     assert result.exit_code == 1
-    assert "cannot be written (Not a directory): choose another --out" in result.stderr
+    assert f"Error: {videos.parent}/file/out: Not a directory" in result.stderr
+
+
+# ----- places -----
+
+
+@pytest.fixture
+def project(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project folder in which nothing needs to be named."""
+    project = tmp_path / "project"
+    (project / "data" / "folder").mkdir(parents=True)
+    videos.rename(project / "data" / "folder" / "videos")
+    monkeypatch.chdir(project)
+    return project
+
+
+def test_commands_take_their_files_from_the_conventional_places_and_say_so(project: Path) -> None:
+    result = bmlpipe("extract", "--dataset", "folder", "--kinds", "frames", "--workers", 0, "--max-failed", 0.2)
+    assert result.exit_code == 0
+    assert result.stdout == "ok 8, failed 2, absent 0: see features/folder/ledger.csv\n"
+    assert "videos data/folder/videos, features features/folder" in result.stderr
+    assert result.stderr.rstrip().endswith("Next: bmlpipe shard")
+    result = bmlpipe("shard")
+    assert result.stdout == "8 samples (train 5, val 3, test 0) in shards/folder\n"
+    assert "features features/folder, shards shards/folder" in result.stderr
+    assert result.stderr.rstrip().endswith("Next: bmlpipe train")
+    result = bmlpipe("verify")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "shards shards/folder" in result.stderr
+    assert "shards/folder: folder, format version 1, 8 samples" in bmlpipe("stats").stdout
+
+
+def test_where_several_could_be_meant_the_error_lists_them(project: Path) -> None:
+    for command, option in (("shard", "--features"), ("verify", "SHARDS"), ("train", "--shards")):
+        result = bmlpipe(command)
+        assert result.exit_code == 1, command
+        assert "there is no data set in" in result.stderr
+        assert option in result.stderr
+    result = bmlpipe("extract", "--dataset", "vggsound")
+    assert result.exit_code == 1
+    assert "vggsound.csv" in result.stderr
+    assert "data/vggsound/annotations" in result.stderr
+    bmlpipe("extract", "--dataset", "folder", "--kinds", "frames", "--workers", 0)
+    bmlpipe("extract", "--dataset", "folder", "--kinds", "frames", "--workers", 0, "--out", "features/again")
+    result = bmlpipe("shard")
+    assert result.exit_code == 1
+    assert "features/again, features/folder. Name one with --features." in result.stderr
+    assert bmlpipe("shard", "--dataset", "folder").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("dataset", "files", "found"),
+    [
+        ("vggsound", ["vggsound.csv"], "vggsound.csv"),
+        ("vggsound", ["train.csv", "test.csv"], ""),
+        ("kinetics-sounds", ["KS_train_val.json", "my_train.txt", "my_test.txt"], "KS_train_val.json"),
+        ("kinetics-sounds", ["my_train.txt", "my_test.txt"], ""),
+        ("cremad", ["train.csv", "test.csv", "stat.csv"], ""),
+        ("ucf101-three", ["lists/classInd.txt", "lists/trainlist01.txt", "lists/testlist01.txt"], "lists"),
+        ("folder", ["mine.csv"], "mine.csv"),
+        ("folder", [], None),
+        ("folder", ["one.csv", "two.csv"], "one.csv, .*two.csv"),
+        ("cremad", ["train.csv"], r"train.csv \+ test.csv"),
+    ],
+)
+def test_the_official_annotation_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str, files: list[str], found: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("data") / DATASETS[dataset].clips_of / "annotations"
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    if found is not None and not (folder / found).exists():
+        with pytest.raises(PlaceError, match=found):
+            find_annotations(dataset)
+    else:
+        assert find_annotations(dataset) == (None if found is None else folder / found)
 
 
 # ----- shard and verify -----
@@ -388,7 +493,7 @@ def test_shards_that_cannot_be_made_or_read_are_told_without_a_traceback(videos:
         (["--out", videos / "train" / "x" / "0.mp4" / "shards"], "File exists"),
     ):
         result = shard(*words)
-        assert (result.exit_code, result.stderr[:7]) == (1, "Error: "), words
+        assert (result.exit_code, "\nError: " in result.stderr) == (1, True), words
         assert message in result.stderr
     result = bmlpipe("verify", videos)
     assert result.exit_code == 1
@@ -431,5 +536,5 @@ def test_on_a_terminal_there_is_a_bar_with_rate_and_failures(videos: Path) -> No
             pass
     os.close(outer)
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
-    assert re.search(r"10/10 \S+ clips/s  not_media 10", plain)
+    assert re.search(r"━+ 10 of 10 clips  \S+/s  not_media 10", plain)
     assert process.returncode == 1
