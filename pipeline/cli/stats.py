@@ -94,6 +94,7 @@ def _print(where: str, about: Mapping[str, Any]) -> None:
         ["the most frequent first", *about["splits"]],
         [(name, *classes.get(name, ["…"] * len(about["splits"]))) for name in shown],
     )
+    click.echo()
     if read["seconds"]:
         length = read["seconds"]
         told = f"seconds: {length['shortest']:.4g} to {length['longest']:.4g}, median {length['median']:.4g}"

@@ -82,7 +82,7 @@ def test_only_as_many_samples_as_asked_for_are_read(shards: Path) -> None:
 def test_the_table_shows_splits_kinds_and_the_ends_of_the_classes(shards: Path) -> None:
     result = bmlpipe("stats", shards)
     assert result.exit_code == 0
-    lines = [[part.strip() for part in line.strip("│").split("│")] for line in result.stdout.splitlines()]
+    lines = [[part.strip() for part in line.strip("|").split("|")] for line in result.stdout.splitlines()]
     assert ["train", "4", "15"] in [line[:3] for line in lines]
     frames = next(line for line in lines if line[0] == "frames")
     assert (frames[1], frames[2], frames[4], frames[5]) == ("1.95", "195 B", "1 2 3", "4 5 6")
