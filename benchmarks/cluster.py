@@ -28,7 +28,7 @@ from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.schema import Clip, Manifest
 from bmlpipe.pipeline.extraction import run as extract
 from bmlpipe.pipeline.extraction.worker import extract_batch
-from bmlpipe.pipeline.store.ledger import Row
+from bmlpipe.pipeline.store.ledger import LedgerRow
 
 BATCH = 8
 
@@ -50,7 +50,7 @@ class Stopwatch:
     def __init__(self, warm_up: int) -> None:
         self._left, self._clips, self._begun = warm_up, 0, time.perf_counter()
 
-    def batch(self, rows: Sequence[Row]) -> None:
+    def batch(self, rows: Sequence[LedgerRow]) -> None:
         """A batch is finished."""
         if any(row.status != "ok" for row in rows):
             raise RuntimeError(next(row.message for row in rows if row.status != "ok"))
@@ -64,16 +64,16 @@ class Stopwatch:
             self.wall = (time.perf_counter() - self._wall) / self._clips
 
 
-def on_pool(plan: extract.Plan, workers: int, watch: Stopwatch) -> None:
+def on_pool(plan: extract.ExtractionPlan, workers: int, watch: Stopwatch) -> None:
     """A plain pool of processes, as one would write it without Dask."""
     batches = [plan.tasks[start : start + BATCH] for start in range(0, len(plan.tasks), BATCH)]
-    function = partial(extract_batch, recipe=plan.recipe, out=plan.out, videos=plan.videos)
+    function = partial(extract_batch, request=plan.request, out=plan.out, videos=plan.videos)
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         for rows in pool.imap_unordered(function, batches):
             watch.batch(rows)
 
 
-def on_dask(plan: extract.Plan, workers: int, watch: Stopwatch) -> None:
+def on_dask(plan: extract.ExtractionPlan, workers: int, watch: Stopwatch) -> None:
     """The run behind `bmlpipe extract --workers`."""
     with exclusive_folder(plan.out, "extraction"):
         extract.run(plan, workers=workers, batch=BATCH, progress=watch.batch)

@@ -22,7 +22,9 @@ from _measure import cpu, ratios, write
 from bmlpipe.manifests.datasets import DATASETS
 from bmlpipe.manifests.locate import Source
 from bmlpipe.manifests.schema import Clip
-from bmlpipe.pipeline.extraction.worker import Recipe, Task, extract_batch
+from bmlpipe.pipeline.extraction.request import ExtractionRequest
+from bmlpipe.pipeline.extraction.task import ClipTask
+from bmlpipe.pipeline.extraction.worker import extract_batch
 from bmlpipe.pipeline.front_ends.flow import FlowOptions
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
 from bmlpipe.pipeline.front_ends.rgb_diff import RgbDiffOptions
@@ -43,23 +45,25 @@ CORES = (1, 16, 64)
 Times = dict[str, list[float]]
 
 
-def recipe_of(dataset: str, kinds: tuple[str, ...]) -> Recipe:
+def request_of(dataset: str, kinds: tuple[str, ...]) -> ExtractionRequest:
     """The command's defaults for these kinds; waveform and spectrogram need a length, which UCF-101 has none of."""
-    return Recipe(
+    return ExtractionRequest(
+        (
+            FrameOptions() if "frames" in kinds else None,
+            SpectrogramOptions() if "spectrogram" in kinds else None,
+            FlowOptions() if "flow" in kinds else None,
+            RgbDiffOptions() if "rgb_diff" in kinds else None,
+            WaveformOptions() if "waveform" in kinds else None,
+        ),
         DATASETS[dataset].seconds,
-        FrameOptions() if "frames" in kinds else None,
-        SpectrogramOptions() if "spectrogram" in kinds else None,
-        FlowOptions() if "flow" in kinds else None,
-        RgbDiffOptions() if "rgb_diff" in kinds else None,
-        WaveformOptions() if "waveform" in kinds else None,
     )
 
 
-def extracted(clips: list[Path], recipe: Recipe, out: Path) -> float:
+def extracted(clips: list[Path], request: ExtractionRequest, out: Path) -> float:
     """Extract clips; CPU seconds a clip."""
-    tasks = [Task(Clip(clip.stem, "train", "a"), Source(clip)) for clip in clips]
+    tasks = [ClipTask(Clip(clip.stem, "train", "a"), Source(clip)) for clip in clips]
     before = cpu()
-    rows = extract_batch(tasks, recipe, out, clips[0].parent)
+    rows = extract_batch(tasks, request, out, clips[0].parent)
     seconds = cpu() - before
     if failed := [row for row in rows if row.status != "ok"]:
         raise RuntimeError(f"{failed[0].id}: {failed[0].reason}: {failed[0].message}")
@@ -87,7 +91,7 @@ def measure(dataset: str, clips: list[Path], rounds: int, folder: Path) -> tuple
     more = [kind for kind in ("frames", "flow", "rgb_diff", *sound) if kind not in paper]
     found: dict[str, float] = {}
     for kind in (*paper, *more):
-        extracted(clips, recipe_of(dataset, (kind,)), folder / kind)
+        extracted(clips, request_of(dataset, (kind,)), folder / kind)
         found[f"bytes {kind}"] = feature_bytes(folder / kind) / len(clips)
     times: Times = {}
     for number in range(rounds):
@@ -95,7 +99,7 @@ def measure(dataset: str, clips: list[Path], rounds: int, folder: Path) -> tuple
             kinds = (*paper, extra) if extra else paper
             out = folder / f"{number}-{extra}"
             name = f"seconds with {extra}" if extra else "seconds"
-            times.setdefault(name, []).append(extracted(clips, recipe_of(dataset, kinds), out))
+            times.setdefault(name, []).append(extracted(clips, request_of(dataset, kinds), out))
             if not number and not extra:
                 found["bytes features"] = feature_bytes(out) / len(clips)
                 found["bytes shards"] = shard_bytes(clips, out, kinds) / len(clips)

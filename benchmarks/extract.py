@@ -31,20 +31,22 @@ from _measure import cpu, ratios, show, write
 
 from bmlpipe.manifests.locate import Source
 from bmlpipe.manifests.schema import Clip
-from bmlpipe.pipeline.extraction.worker import Recipe, Task, extract_batch
+from bmlpipe.pipeline.extraction.request import ExtractionRequest
+from bmlpipe.pipeline.extraction.task import ClipTask
+from bmlpipe.pipeline.extraction.worker import extract_batch
 from bmlpipe.pipeline.front_ends.flow import FlowOptions
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
 from bmlpipe.pipeline.front_ends.spectrogram import SpectrogramOptions
 from bmlpipe.pipeline.media.container import Demuxer, open_media
 from bmlpipe.pipeline.media.h264_skip import decode_needed_frames
-from bmlpipe.pipeline.media.video import VideoDecoder, Window, select_frames_at_instants
+from bmlpipe.pipeline.media.video import ClipSpan, VideoDecoder, select_frames_at_instants
 
 STATIC = imageio_ffmpeg.get_ffmpeg_exe()
 SYSTEM = shutil.which("ffmpeg") or STATIC
 SCENES = ("mandelbrot=size=340x256:rate={rate}", "testsrc2=size=340x256:rate={rate}")
 
-WITHOUT_FLOW = Recipe(10, FrameOptions(), SpectrogramOptions())
-WITH_FLOW = Recipe(10, FrameOptions(), SpectrogramOptions(), FlowOptions())
+WITHOUT_FLOW = ExtractionRequest((FrameOptions(), SpectrogramOptions()), 10)
+WITH_FLOW = ExtractionRequest((FrameOptions(), SpectrogramOptions(), FlowOptions()), 10)
 
 
 def make_clips(folder: Path, count: int, gop: int) -> list[Path]:
@@ -100,10 +102,10 @@ def the_fields_way(clip: Path, out: Path) -> None:
     np.save(out / "sound.npy", np.log(np.abs(librosa.stft(sound, n_fft=512, hop_length=159)) + 1e-7))
 
 
-def bmlpipe(clip: Path, out: Path, recipe: Recipe) -> None:
+def bmlpipe(clip: Path, out: Path, request: ExtractionRequest) -> None:
     """What a worker of ours does."""
-    task = Task(Clip(id=clip.stem, split="train", label="a"), Source(clip))
-    (row,) = extract_batch([task], recipe, out, clip.parent)
+    task = ClipTask(Clip(id=clip.stem, split="train", label="a"), Source(clip))
+    (row,) = extract_batch([task], request, out, clip.parent)
     if row.status != "ok":
         raise RuntimeError(f"{clip}: {row.reason}: {row.message}")
 
@@ -114,8 +116,8 @@ def left_out(clips: list[Path]) -> float:
     for clip in clips:
         with open_media(clip) as container:
             stream = container.streams.best("video")
-            pictures, window = VideoDecoder(stream, Demuxer(container, [stream])), Window(0, None, 10)
-            for _ in select_frames_at_instants(pictures, window, 0, decode_needed_frames(pictures, window)):
+            pictures, span = VideoDecoder(stream, Demuxer(container, [stream])), ClipSpan(0, None, 10)
+            for _ in select_frames_at_instants(pictures, span, 0, decode_needed_frames(pictures, span)):
                 pass
             skipped += stream.frames - pictures.decoded_count
             total += stream.frames
@@ -159,8 +161,8 @@ def main() -> None:
             "ffmpeg -f null (static)": partial(ffmpeg_null, binary=STATIC),
             "PyAV, decode all": pyav_null,
             "the field's way": partial(the_fields_way, out=out / "field"),
-            "bmlpipe": partial(bmlpipe, out=out / "without", recipe=WITHOUT_FLOW),
-            "bmlpipe with flow": partial(bmlpipe, out=out / "with", recipe=WITH_FLOW),
+            "bmlpipe": partial(bmlpipe, out=out / "without", request=WITHOUT_FLOW),
+            "bmlpipe with flow": partial(bmlpipe, out=out / "with", request=WITH_FLOW),
         }
         spawn = multiprocessing.get_context("spawn")
         own = {way: processes.enter_context(ProcessPoolExecutor(1, mp_context=spawn)) for way in ways}

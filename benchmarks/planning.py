@@ -26,8 +26,8 @@ from _measure import machine
 
 from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.datasets import read_manifest
+from bmlpipe.pipeline.extraction.request import ExtractionRequest
 from bmlpipe.pipeline.extraction.run import make_plan, run
-from bmlpipe.pipeline.extraction.worker import Recipe
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
 
 SMALL, LARGE, HUGE, PRESENT = 10_000, 1_000_000, 10_000_000, 200
@@ -45,7 +45,7 @@ def peak() -> int:
 
 def measure(rows: int, present: int) -> dict[str, float]:
     """Read, plan, run where most clips are absent, and plan again, in this process."""
-    recipe = Recipe(10, FrameOptions())
+    request = ExtractionRequest((FrameOptions(),), 10)
     with tempfile.TemporaryDirectory() as name:
         videos, out, annotation = Path(name) / "videos", Path(name) / "out", Path(name) / "vggsound.csv"
         videos.mkdir()
@@ -59,7 +59,7 @@ def measure(rows: int, present: int) -> dict[str, float]:
         read, planned = peak(), time.process_time()
         for _ in range(2):
             with exclusive_folder(out, "extraction"):
-                plan = make_plan(manifest, videos, out, recipe)
+                plan = make_plan(manifest, videos, out, request)
                 if present == rows:
                     continue
                 counts = run(plan, workers=0)

@@ -1,8 +1,8 @@
-"""A time limit for each clip: a decoder that hangs is ended together with its process, and what it was at is kept.
+"""A time limit per clip: a process whose decoder hangs is ended, and the traceback of that moment is kept.
 
-A thread cannot be stopped from outside, and one that hangs inside a codec never looks at a flag. So the process of
-the worker ends; its cluster starts another one and deals with the death as with any other (`cluster.map_batches`).
-The clock is `faulthandler`'s, which needs neither the interpreter nor its lock to strike.
+A thread cannot be stopped from outside, and one that hangs inside a codec never looks at a flag. So the process of the
+worker ends; its cluster starts another one and handles it like any other death of a worker (`cluster.batches`). The
+clock is that of `faulthandler`, which needs neither the interpreter nor its lock to act.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from bmlpipe.shards.sample import key_of
 
 
 @dataclass(frozen=True)
-class TimeLimit:
+class ClipTimeout:
     """Ends this process when a clip takes longer than allowed.
 
     Attributes:
-        folder: Where the traceback of a process that was ended is left, one file a clip; made when needed.
+        folder: Folder of the tracebacks of ended processes, one file per clip; made when needed.
         seconds: The limit, above 0.
+
+    Raises:
+        OptionError: The limit is out of range.
     """
 
     folder: Path
@@ -31,11 +34,11 @@ class TimeLimit:
 
     def __post_init__(self) -> None:
         if not self.seconds > 0:
-            raise OptionError(f"the time limit is {self.seconds} s: must be above 0")
+            raise OptionError(f"the time limit per clip is {self.seconds} s: must be above 0")
 
     @contextmanager
     def watch(self, clip_id: str) -> Iterator[None]:
-        """The limit holds inside the block; one block at a time in a process."""
+        """Apply the limit inside the block; only one block at a time per process."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(clip_id)
         with path.open("w", encoding="utf-8") as file:
@@ -46,10 +49,10 @@ class TimeLimit:
                 faulthandler.cancel_dump_traceback_later()
                 path.unlink(missing_ok=True)
 
-    def struck(self, clip_id: str) -> str:
-        """Where in the code the clip's process was when it was ended, innermost first; empty: it was not.
+    def pop_traceback(self, clip_id: str) -> str:
+        """Where the process of a clip was when it was ended, innermost call first; empty: it was not ended.
 
-        The file is removed.
+        The file of the traceback is removed.
         """
         path = self._path(clip_id)
         try:
@@ -60,8 +63,8 @@ class TimeLimit:
         calls = [line.strip() for line in lines if line.lstrip().startswith("File ")]
         return "; ".join(calls[:3]) or ("; ".join(lines[:1]))
 
-    def sweep(self) -> None:
-        """Remove what ended processes left of clips that went well the second time."""
+    def clean(self) -> None:
+        """Remove the tracebacks of clips that succeeded the second time."""
         for path in self.folder.glob("*.hung") if self.folder.is_dir() else ():
             path.unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):

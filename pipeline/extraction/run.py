@@ -1,12 +1,11 @@
-"""Extraction of a whole data set: do what a plan says with a bounded number of batches in flight, keep the ledger.
+"""Extract a whole data set: carry out a plan with a bounded number of batches in flight, and keep the ledger.
 
-Rows of the manifest = ok + failed + absent, whatever happens in between.
+The rows of the manifest are always the sum of those that are ok, failed and absent, whatever happens during the run.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -19,107 +18,106 @@ from bmlpipe.manifests.common.files import write_atomically
 from bmlpipe.manifests.schema import write_clips
 from bmlpipe.pipeline.cluster.batches import map_batches
 from bmlpipe.pipeline.cluster.worker_pool import LocalWorkers
-from bmlpipe.pipeline.extraction.clip_timeout import TimeLimit
-from bmlpipe.pipeline.extraction.plan import DATASET_FILE, ExtractionError, Plan, make_plan, old_features
+from bmlpipe.pipeline.extraction.clip_timeout import ClipTimeout
+from bmlpipe.pipeline.extraction.plan import ExtractionError, ExtractionPlan, make_plan, stored_parameters
+from bmlpipe.pipeline.extraction.request import ExtractionRequest
 from bmlpipe.pipeline.extraction.shared_folders import map_on_scheduler
-from bmlpipe.pipeline.extraction.worker import Recipe, Task, extract_batch
+from bmlpipe.pipeline.extraction.task import ClipTask
+from bmlpipe.pipeline.extraction.worker import extract_batch
 from bmlpipe.pipeline.store.feature_file import FeatureStore, writing
-from bmlpipe.pipeline.store.ledger import Ledger, Row
-from bmlpipe.pipeline.store.versions import software
+from bmlpipe.pipeline.store.folder import FeatureFolder
+from bmlpipe.pipeline.store.ledger import Ledger, LedgerRow
+from bmlpipe.pipeline.store.versions import installed_versions
 
-__all__ = ["DATASET_FILE", "MANIFEST_FILE", "ExtractionError", "Plan", "make_plan", "run"]
+__all__ = ["ExtractionError", "ExtractionPlan", "make_plan", "run"]
 
-_logger = logging.getLogger(__name__)
-
-MANIFEST_FILE = "manifest.csv"
-_HUNG_FOLDER = ".hung"
-
-Progress = Callable[[Sequence[Row]], None]
+#: Called with the ledger rows of each finished batch.
+OnBatch = Callable[[Sequence[LedgerRow]], None]
 
 
 def run(
-    plan: Plan,
+    plan: ExtractionPlan,
     *,
     workers: int = 1,
     scheduler: str | None = None,
     batch: int = 8,
-    time_limit: float | None = None,
-    progress: Progress = lambda rows: None,
+    clip_timeout: float | None = None,
+    progress: OnBatch = lambda rows: None,
 ) -> Counter[str]:
-    """Do what the plan says; make the plan and call this inside `exclusive_folder`.
+    """Carry out a plan. Make the plan and call this inside `exclusive_folder`.
 
     Args:
-        plan: From `make_plan`.
-        workers: Processes of a Dask cluster on this machine; 0: no Dask, in this process.
-        scheduler: An existing Dask scheduler instead, by its address or `file://` and its scheduler file; workers of it
-            that do not see the same folders are not used.
-        batch: Clips a Dask task.
-        time_limit: Seconds that a clip may take on a cluster; one that takes longer twice fails with `timeout`. Without
-            a cluster there is none: the process that would have to be ended is this one.
-        progress: Called with the rows of each finished batch.
+        plan: The plan; see `make_plan`.
+        workers: Number of processes of a Dask cluster on this machine; 0: extract in this process, without Dask.
+        scheduler: An existing Dask scheduler to use instead: its address, or `file://` and the path of its scheduler
+            file. Workers that do not see the same folders are not used.
+        batch: Number of clips per Dask task.
+        clip_timeout: Seconds that a clip may take on a cluster; a clip that takes longer twice fails with the reason
+            `timeout`. Without a cluster there is no limit, since the process to end would be this one.
+        progress: Called with the ledger rows of each finished batch.
 
     Returns:
-        Number of clips of each status, of the whole manifest.
+        Number of clips of the whole manifest per status.
 
     Raises:
-        StoreWriteError: The folder cannot be written; what is done stays done.
-        ClusterError: The Dask scheduler cannot be reached, was lost on the way, or has no worker that can do the work;
-            what is done stays done.
+        StoreWriteError: The folder cannot be written; features that are stored stay stored.
+        ClusterError: The Dask scheduler cannot be reached, was lost during the run, or has no worker that can do the
+            work; features that are stored stay stored.
     """
     out = plan.out
     with writing(out):
-        _describe(plan)
-        FeatureStore(out).sweep()
-    limit = TimeLimit(out / _HUNG_FOLDER, time_limit) if time_limit and (scheduler or workers) else None
-    function = partial(extract_batch, recipe=plan.recipe, out=out, videos=plan.videos, limit=limit)
+        _write_description(plan)
+        FeatureStore(out).remove_leftovers()
+    timeout = ClipTimeout(FeatureFolder(out).hung, clip_timeout) if clip_timeout and (scheduler or workers) else None
+    function = partial(extract_batch, request=plan.request, out=out, videos=plan.videos, timeout=timeout)
     starts = range(0, len(plan.tasks), batch)
     batches = (plan.tasks[start : start + batch] for start in starts)
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(out, plan.rows))
-        finished: Iterable[list[Row]]
+        finished: Iterable[list[LedgerRow]]
         if not starts or (scheduler is None and workers == 0):
             finished = map(function, batches)
         else:
-            died = partial(_died, recipe=plan.recipe, videos=plan.videos, limit=limit)
+            died = partial(_died, request=plan.request, videos=plan.videos, timeout=timeout)
             if scheduler is None:
                 on_dask = map_batches(function, batches, died, LocalWorkers(min(workers, len(starts))))
             else:
-                on_dask = map_on_scheduler(function, batches, died, recipe=plan.recipe, out=out, scheduler=scheduler)
+                on_dask = map_on_scheduler(function, batches, died, request=plan.request, out=out, scheduler=scheduler)
             finished = stack.enter_context(closing(on_dask))
         for rows in finished:
             ledger.append(rows)
             progress(rows)
-    if limit:
-        limit.sweep()
+    if timeout:
+        timeout.clean()
     return ledger.counts()
 
 
-def _died(task: Task, recipe: Recipe, videos: Path, limit: TimeLimit | None) -> list[Row]:
+def _died(task: ClipTask, request: ExtractionRequest, videos: Path, timeout: ClipTimeout | None) -> list[LedgerRow]:
+    """The ledger row of a clip whose worker died twice."""
     try:
-        stamp = task.stamp(recipe.flow_images)
+        stamp = task.stamp(request)
     except OSError:
         stamp = ""
-    row = task.row(recipe, videos, status="failed", stamp=stamp)
-    where = limit.struck(task.clip.id) if limit else ""
-    if limit and where:
-        message = f"it took longer than {limit.seconds:g} s, twice; the second time it was in {where}"
+    row = task.ledger_row(request, videos, status="failed", stamp=stamp)
+    where = timeout.pop_traceback(task.clip.id) if timeout else ""
+    if timeout and where:
+        message = f"the clip took longer than {timeout.seconds:g} s, twice; the second time it was in {where}"
         return [replace(row, reason="timeout", message=message)]
-    message = "the worker process died on it twice (a crash of a decoder, or killed for its memory)"
+    message = "the worker process died twice on this clip (a crash of a decoder, or killed for its memory)"
     return [replace(row, reason="worker_died", message=message)]
 
 
-def _describe(plan: Plan) -> None:
-    """Put the manifest and the features' parameters beside the features."""
-    manifest = plan.manifest
+def _write_description(plan: ExtractionPlan) -> None:
+    """Write the description of the data set and the manifest into the feature folder."""
+    manifest, folder = plan.manifest, FeatureFolder(plan.out)
     content = {
         "dataset": manifest.dataset,
         "classes": list(manifest.classes),
         "clips": manifest.counts(),
         "notes": list(manifest.notes),
-        "features": {**old_features(manifest, plan.out), **plan.recipe.parameters},
-        "software": software(),
+        "features": {**stored_parameters(manifest, plan.out), **plan.request.parameters},
+        "software": installed_versions(),
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(plan.out / DATASET_FILE, text)
-    write_clips(manifest.clips, plan.out / MANIFEST_FILE)
+    write_atomically(folder.dataset, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_clips(manifest.clips, folder.manifest)

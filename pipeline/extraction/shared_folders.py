@@ -1,7 +1,7 @@
-"""On other hosts: every worker must see the videos and the feature folder as the process does that plans the run.
+"""Workers on other hosts: each must see the videos and the feature folder as the planning process sees them.
 
-A host where a folder is not mounted, or not any more, would turn every clip that it is given into a failed one, and
-fast. So each batch carries what its files look like from here, and a worker that sees something else gives it back.
+A host on which a folder is not mounted would quickly turn every clip that it is given into a failed one. So each batch
+carries the sizes of its files as this process sees them, and a worker that sees something else gives the batch back.
 """
 
 from __future__ import annotations
@@ -17,133 +17,144 @@ from pathlib import Path
 from bmlpipe.pipeline.cluster.batches import map_batches
 from bmlpipe.pipeline.cluster.worker_checks import UnfitWorkerError
 from bmlpipe.pipeline.cluster.worker_pool import ExistingScheduler
-from bmlpipe.pipeline.extraction.worker import Recipe, Task
+from bmlpipe.pipeline.extraction.request import ExtractionRequest
+from bmlpipe.pipeline.extraction.task import ClipTask
 from bmlpipe.pipeline.media.ffmpeg_program import FFmpegError
 from bmlpipe.pipeline.store.feature_file import StoreWriteError, writing
-from bmlpipe.pipeline.store.ledger import Row
-
-_MARKER = ".run-"
+from bmlpipe.pipeline.store.folder import FeatureFolder
+from bmlpipe.pipeline.store.ledger import LedgerRow
 
 
 def map_on_scheduler(
-    function: Callable[[Sequence[Task]], list[Row]],
-    batches: Iterable[Sequence[Task]],
-    died: Callable[[Task], list[Row]],
+    function: Callable[[Sequence[ClipTask]], list[LedgerRow]],
+    batches: Iterable[Sequence[ClipTask]],
+    died: Callable[[ClipTask], list[LedgerRow]],
     *,
-    recipe: Recipe,
+    request: ExtractionRequest,
     out: Path,
     scheduler: str,
-) -> Generator[list[Row], None, None]:
-    """`cluster.map_batches` on an existing scheduler, whose workers must see these folders.
+) -> Generator[list[LedgerRow], None, None]:
+    """Run `map_batches` on an existing scheduler, with workers that see the same folders as this process.
 
     Args:
-        function: As there.
-        batches: As there.
-        died: As there.
-        recipe: Whose other needs are looked after: ready-made flow images, an ffmpeg program.
+        function: See `map_batches`.
+        batches: See `map_batches`.
+        died: See `map_batches`.
+        request: What to make of each clip. Its companion files and its ffmpeg program must be on the workers' hosts.
         out: Feature folder.
-        scheduler: As there.
+        scheduler: Address of the scheduler, or `file://` and the path of its scheduler file.
 
     Raises:
-        ClusterError: As there.
+        ClusterError: See `map_batches`.
         StoreWriteError: The feature folder cannot be written.
     """
-    with marked(out) as marker:
+    with run_marker(out) as marker:
         results = map_batches(
-            OnSharedFolders(function, recipe, marker),
-            ([Seen.now(task) for task in batch] for batch in batches),
-            lambda seen: died(seen.task),
+            OnSharedFolders(function, request, marker),
+            ([TaskFiles.seen_now(task) for task in batch] for batch in batches),
+            lambda files: died(files.task),
             ExistingScheduler(scheduler),
-            refresh=lambda batch: [seen.again() for seen in batch],
+            refresh=lambda batch: [files.seen_again() for files in batch],
         )
         with closing(results):
             yield from results
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A clip and the sizes of its files in bytes, as they are seen from here; None: a file that comes or goes."""
+class TaskFiles:
+    """A clip, and what the planning process sees of its files.
 
-    task: Task
+    Attributes:
+        task: The clip.
+        sizes: Size of each file in bytes; None: the file does not exist or is changing, so it is not compared.
+    """
+
+    task: ClipTask
     sizes: tuple[int | None, ...]
 
     @classmethod
-    def now(cls, task: Task) -> Seen:
-        """A clip as its files are at this moment."""
+    def seen_now(cls, task: ClipTask) -> TaskFiles:
+        """A clip with the present sizes of its files."""
         return cls(task, tuple(map(_size, task.files)))
 
-    def again(self) -> Seen:
-        """The clip without the sizes that have changed since."""
-        now = Seen.now(self.task).sizes
-        return Seen(self.task, tuple(old if old == new else None for old, new in zip(self.sizes, now, strict=True)))
+    def seen_again(self) -> TaskFiles:
+        """The clip without those sizes that have changed since."""
+        now = TaskFiles.seen_now(self.task).sizes
+        return TaskFiles(
+            self.task, tuple(old if old == new else None for old, new in zip(self.sizes, now, strict=True))
+        )
 
 
 @dataclass(frozen=True)
 class OnSharedFolders:
-    """The work on a batch, where the worker sees what is seen here.
+    """Does the work on a batch where the worker sees the same files as the planning process.
 
     Attributes:
         function: The work.
-        recipe: Whose other needs are looked after: ready-made flow images, an ffmpeg program.
-        marker: A file in the feature folder, made for this run.
+        request: What to make of each clip; its companion files and its ffmpeg program must be on the worker's host.
+        marker: A file in the feature folder that was made for this run.
     """
 
-    function: Callable[[Sequence[Task]], list[Row]]
-    recipe: Recipe
+    function: Callable[[Sequence[ClipTask]], list[LedgerRow]]
+    request: ExtractionRequest
     marker: Path
 
-    def __call__(self, batch: Sequence[Seen]) -> list[Row]:
+    def __call__(self, batch: Sequence[TaskFiles]) -> list[LedgerRow]:
         """Do the work.
 
         Raises:
-            UnfitWorkerError: This worker does not see what is seen here, before the work or after it went wrong.
-            StoreWriteError: The feature folder cannot be written, by any worker.
+            UnfitWorkerError: This worker does not see the same files, before the work or after it failed.
+            StoreWriteError: No worker can write the feature folder.
         """
-        self._look(batch)
+        self._check(batch)
         try:
-            rows = self.function([seen.task for seen in batch])
+            rows = self.function([files.task for files in batch])
         except StoreWriteError:
-            self._look(batch)
+            self._check(batch)
             raise
         if any(row.reason == "unreadable_file" for row in rows):
-            self._look(batch)
+            self._check(batch)
         return rows
 
-    def _look(self, batch: Sequence[Seen]) -> None:
+    def _check(self, batch: Sequence[TaskFiles]) -> None:
         if not self.marker.exists():
             raise UnfitWorkerError(
-                f"it does not see the feature folder {self.marker.parent} as it is seen here: mount the same one there"
+                f"it does not see the feature folder {self.marker.parent} of this run: mount the same folder there"
             )
-        _try_to_write(self.marker)
-        for seen in batch:
-            for path, size in zip(seen.task.files, seen.sizes, strict=True):
-                there = _size(path)
-                if size is not None and there != size:
-                    what = "does not see it" if there is None else f"sees {there}"
+        _check_writable(self.marker)
+        for files in batch:
+            for path, size in zip(files.task.files, files.sizes, strict=True):
+                seen = _size(path)
+                if size is not None and seen != size:
+                    what = "does not see it" if seen is None else f"sees {seen}"
                     raise UnfitWorkerError(
                         f"{path} has {size} bytes here, it {what}: mount the same folder of videos at the same place"
                     )
-        images = self.recipe.flow_images
-        if images is not None and _empty(images):
-            raise UnfitWorkerError(f"it sees no flow images in {images}: mount the same folder at the same place")
-        if self.recipe.ffmpeg is not None:
+        for options in self.request.front_ends:
+            folder = options.companion_folder
+            if folder is not None and _empty(folder):
+                raise UnfitWorkerError(
+                    f"it sees no files for {options.kind} in {folder}: mount the same folder at the same place"
+                )
+        if self.request.ffmpeg is not None:
             try:
-                self.recipe.ffmpeg.program()
+                self.request.ffmpeg.program()
             except FFmpegError as error:
                 raise UnfitWorkerError(str(error)) from error
 
 
 @contextmanager
-def marked(out: Path) -> Iterator[Path]:
-    """A file in the feature folder by which workers know it, for the length of a `with` block.
+def run_marker(out: Path) -> Iterator[Path]:
+    """Create a file in the feature folder by which workers recognise it; it is removed when the block ends.
 
     Raises:
         StoreWriteError: The folder cannot be written.
     """
+    folder = FeatureFolder(out)
     with writing(out):
-        for left in out.glob(f"{_MARKER}*"):  # by killed runs
-            left.unlink(missing_ok=True)
-        marker = out / f"{_MARKER}{uuid.uuid4().hex}"  # no host has looked for this name before: nothing is cached
+        for leftover in out.glob(folder.run_marker("*").name):  # of killed runs
+            leftover.unlink(missing_ok=True)
+        marker = folder.run_marker(uuid.uuid4().hex)  # a new name, which no host can have cached as missing
         marker.touch()
     try:
         yield marker
@@ -152,14 +163,14 @@ def marked(out: Path) -> Iterator[Path]:
 
 
 @cache
-def _try_to_write(marker: Path) -> None:
-    """Once a worker and run."""
+def _check_writable(marker: Path) -> None:
+    """Check once per worker and run that the feature folder can be written."""
     path = marker.with_name(f"{marker.name}-{uuid.uuid4().hex}")
     try:
         path.touch()
         path.unlink()
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # of the folder, not of the host
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # a fault of the folder, not of the host
             with writing(path):
                 raise
         raise UnfitWorkerError(

@@ -1,4 +1,4 @@
-"""How an extraction stands, for machines: `status.json` and, for Prometheus, `status.prom` in the feature folder."""
+"""The status of a running extraction for other programs: `status.json` and, for Prometheus, `status.prom`."""
 
 from __future__ import annotations
 
@@ -11,28 +11,27 @@ from concurrent.futures import CancelledError
 from typing import Any
 
 from bmlpipe.manifests.common.status_file import StatusFile
-from bmlpipe.pipeline.extraction.plan import Plan
+from bmlpipe.pipeline.extraction.plan import ExtractionPlan
 from bmlpipe.pipeline.store.feature_file import FeatureStore
-from bmlpipe.pipeline.store.ledger import Row
-
-#: Read by node_exporter's textfile collector.
-PROMETHEUS_FILE = "status.prom"
+from bmlpipe.pipeline.store.folder import PROMETHEUS_FILE
+from bmlpipe.pipeline.store.ledger import LedgerRow
 
 
 class ExtractionStatus:
-    """Counts what a run does, and tells it; use `file` as a context manager around the run.
+    """Counts the clips of a run and publishes the counts; use `file` as a context manager around the run.
 
     Args:
         plan: What the run will do.
 
     Attributes:
-        file: The status file. Its content beside `StatusFile`'s: `clips` of the manifest, all of which are `ok`,
-            `failed`, `absent` or `not_tried`; `failures` by reason and `failed_before`, those that are not tried again;
-            `planned` for this run and `done` by it; `clips_per_second`, `seconds_left` (None before the first clip),
-            `bytes_written` (feature files of this run's clips); `workers` alive (None without Dask) and `dashboard`.
+        file: The status file. In addition to the content of every `StatusFile` it holds: `clips` of the manifest, each
+            of which is `ok`, `failed`, `absent` or `not_tried`; `failures` per reason, and `failed_before` for those
+            that are not tried again; `planned` and `done` clips of this run; `clips_per_second`; `seconds_left` (None
+            before the first clip); `bytes_written` (size of this run's feature files); `workers` alive (None without
+            Dask); and the address of Dask's `dashboard`.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: ExtractionPlan) -> None:
         self._plan, self._store = plan, FeatureStore(plan.out)
         self._start = time.monotonic()
         self._done: Counter[str] = Counter()
@@ -40,20 +39,20 @@ class ExtractionStatus:
         self._bytes = 0
         self.file = StatusFile(plan.out, self.content, {PROMETHEUS_FILE: prometheus})
 
-    def add(self, rows: Sequence[Row]) -> None:
+    def add(self, rows: Sequence[LedgerRow]) -> None:
         """Count finished clips."""
         for row in rows:
             self._done[row.status] += 1
             if row.status == "ok":
                 try:
                     self._bytes += self._store.path(row.id).stat().st_size
-                except OSError:  # deleted by somebody: the next run notices
+                except OSError:  # the file was deleted meanwhile: the next run notices
                     continue
             else:
                 self._failures[row.reason] += 1
 
     def content(self) -> Mapping[str, Any]:
-        """What the file says."""
+        """The content of the file."""
         known, planned, done = self._plan.known, len(self._plan.tasks), self._done.total()
         rate = done / max(time.monotonic() - self._start, 1e-9)
         workers, dashboard = _cluster()
@@ -78,9 +77,9 @@ class ExtractionStatus:
 
 
 def _cluster() -> tuple[int | None, str | None]:
-    """Number of Dask workers and the dashboard's address, of the client that this process has."""
+    """Number of Dask workers and address of the dashboard, of this process's Dask client; None: it has no client."""
     distributed = sys.modules.get("distributed")
-    if distributed is None:  # a run in this process alone does without
+    if distributed is None:  # a run without Dask does not import it
         return None, None
     try:
         client = distributed.default_client()
@@ -90,24 +89,28 @@ def _cluster() -> tuple[int | None, str | None]:
 
 
 def prometheus(content: Mapping[str, Any]) -> str:
-    """A status as Prometheus' text format: gauges labelled with the folder and, one a status or reason, with that."""
+    """A status in Prometheus' text format: gauges labelled with the folder and, where it applies, status or reason."""
     folder = content["folder"].replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
     updated = calendar.timegm(time.strptime(content["updated"], "%Y-%m-%dT%H:%M:%SZ"))
     gauges: list[tuple[str, str, Mapping[str, Any]]] = [
-        ("running", "Whether the run goes on (while updated is young).", {"": int(content["state"] == "running")}),
-        ("updated_timestamp_seconds", "When this was written.", {"": updated}),
+        (
+            "running",
+            "1 while the run is going on and the timestamp is recent.",
+            {"": int(content["state"] == "running")},
+        ),
+        ("updated_timestamp_seconds", "Time of this status.", {"": updated}),
         (
             "clips",
-            "Clips of the manifest by status.",
+            "Clips of the manifest per status.",
             {f'status="{status}"': content[status] for status in ("ok", "failed", "absent", "not_tried")},
         ),
         (
             "failures",
-            "Clips that failed in this run, by reason.",
+            "Clips that failed in this run, per reason.",
             {f'reason="{reason}"': count for reason, count in content["failures"].items()},
         ),
-        ("planned_clips", "Clips that this run will do.", {"": content["planned"]}),
-        ("done_clips", "Clips that this run has done.", {"": content["done"]}),
+        ("planned_clips", "Clips to be extracted by this run.", {"": content["planned"]}),
+        ("done_clips", "Clips extracted by this run.", {"": content["done"]}),
         ("written_bytes", "Size of the feature files of this run.", {"": content["bytes_written"]}),
         ("workers", "Dask workers alive.", {"": content["workers"] or 0}),
     ]

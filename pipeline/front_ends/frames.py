@@ -1,10 +1,11 @@
-"""Frames as JPEG, from the decoder's YUV planes to JPEG's without a detour through RGB."""
+"""The front end `frames`: from the decoder's YUV planes to JPEG's planes, without a conversion to RGB in between."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import av
 import av.error
@@ -14,17 +15,20 @@ import simplejpeg
 from av.video.reformatter import VideoReformatter
 
 from bmlpipe.manifests.common.errors import OptionError
+from bmlpipe.pipeline.front_ends.features import JpegSeries
+from bmlpipe.pipeline.front_ends.front_end import PictureFrontEnd, PictureOptions
 from bmlpipe.pipeline.media.errors import ClipError
+from bmlpipe.pipeline.media.video import ClipSpan, SelectedFrames, VideoDecoder
 
 Plane = npt.NDArray[np.uint8]
 
-VERSION = 1  # of the pictures' values: raise it with every change that alters them
-_SCALING = (
-    0x4 | 0x40000 | 0x80000
-)  # libswscale's SWS_BICUBIC, SWS_ACCURATE_RND and SWS_BITEXACT, some unnamed by PyAV 17
+VERSION = 1  # of the values: increase it with every change that alters them
+
+# libswscale's SWS_BICUBIC, SWS_ACCURATE_RND and SWS_BITEXACT; PyAV 17 does not name all of them.
+_SCALING = 0x4 | 0x40000 | 0x80000
 _BT601 = 5  # libswscale's number of the matrix
 _LIMITED, _FULL = 1, 2  # libavutil's numbers of the ranges
-_LONGEST = 65_500  # JPEG's limit
+_LONGEST = 65_500  # pixels; JPEG's limit
 
 # libavutil's numbers of the matrices that differ from BT.601, each with its luma weights (Kr, Kb).
 _WEIGHTS = {1: (0.2126, 0.0722), 7: (0.212, 0.087), 9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}
@@ -32,13 +36,18 @@ _WEIGHTS_601 = (0.299, 0.114)
 
 
 @dataclass(frozen=True)
-class FrameOptions:
+class FrameOptions(PictureOptions):
     """How frames are stored.
 
     Attributes:
-        short_side: Pixels of the shorter side, 16 to 4096; smaller pictures are enlarged.
+        short_side: Length of the shorter side in pixels, 16 to 4096; smaller pictures are enlarged.
         quality: JPEG quality, 1 to 100.
+
+    Raises:
+        OptionError: A value is out of range.
     """
+
+    kind: ClassVar[str] = "frames"
 
     short_side: int = 256
     quality: int = 95
@@ -47,31 +56,36 @@ class FrameOptions:
         check_short_side(self.short_side)
         check_quality(self.quality)
 
-    def parameters(self) -> dict[str, Any]:
-        """Everything that the bytes depend on, for hashing."""
+    def parameters(self, seconds: int | None) -> dict[str, Any]:
+        """See `FrontEndOptions.parameters`."""
         return {
             "version": VERSION,
             "fps": 1,
             "short_side": self.short_side,
             "jpeg_quality": self.quality,
             "subsampling": "4:2:0",
+            "seconds": seconds,
         }
+
+    def start(self, decoder: VideoDecoder, span: ClipSpan, path: Path) -> FramesFrontEnd:
+        """See `PictureOptions.start`."""
+        return FramesFrontEnd(self, decoder, span)
 
 
 def check_short_side(value: int) -> None:
-    """Raise ValueError unless the value can be a picture's short side."""
+    """Raise OptionError unless the value is a valid short side of a picture."""
     if not 16 <= value <= 4096:
         raise OptionError(f"short_side is {value}: must be from 16 to 4096 pixels")
 
 
 def check_quality(value: int) -> None:
-    """Raise ValueError unless the value can be a JPEG quality."""
+    """Raise OptionError unless the value is a valid JPEG quality."""
     if not 1 <= value <= 100:
         raise OptionError(f"quality is {value}: must be a JPEG quality from 1 to 100")
 
 
 class Planes(NamedTuple):
-    """A picture in JPEG's colours: full range, BT.601, 4:2:0. luma (h, w), cb and cr (⌈h/2⌉, ⌈w/2⌉), all uint8."""
+    """A picture in JPEG's colours (full range, BT.601, 4:2:0): luma (h, w), cb and cr (⌈h/2⌉, ⌈w/2⌉), all uint8."""
 
     luma: Plane
     cb: Plane
@@ -79,22 +93,42 @@ class Planes(NamedTuple):
 
 
 def encode(planes: Planes, quality: int) -> bytes:
-    """The picture as a baseline JPEG."""
+    """Encode a picture as a baseline JPEG."""
     data: bytes = simplejpeg.encode_jpeg_yuv_planes(*planes, quality=quality)
     return data
 
 
-class Scaler:
-    """Brings frames of one video to their stored form: upright, square pixels, short side as asked for.
+class FramesFrontEnd(PictureFrontEnd):
+    """Stores the picture shown at each instant."""
 
-    The size follows from the first frame; later frames of another size are brought to the same. Scaling is bicubic
-    (libswscale's bit-exact arithmetic). A source that names no matrix is taken for BT.709 if it is high definition
-    (longer side 1280 or more, or shorter side above 576), else for BT.601, as players do; one that names no range is
-    taken for limited range.
+    def __init__(self, options: FrameOptions, decoder: VideoDecoder, span: ClipSpan) -> None:
+        super().__init__(decoder, span)
+        self._quality = options.quality
+        self._scaler = Scaler(options.short_side, decoder.stream.sample_aspect_ratio)
+
+    def add(self, selected: SelectedFrames) -> None:
+        """See `PictureFrontEnd.add`."""
+        planes = self._scaler.planes(selected.shown.image)
+        self._size = planes.luma.shape
+        self._jpegs.append(encode(planes, self._quality))
+        self._times.append(self._seconds(selected.shown))
+
+    def finish(self) -> JpegSeries:
+        """See `PictureFrontEnd.finish`."""
+        return JpegSeries(tuple(self._jpegs), tuple(self._times), *self._size)
+
+
+class Scaler:
+    """Scales the pictures of one video to the stored size, with square pixels, and turns them upright.
+
+    The size follows from the first picture; later pictures of another size are scaled to the same. Scaling is bicubic,
+    in libswscale's bit-exact arithmetic. A source that names no matrix is assumed to be BT.709 if it is high definition
+    (longer side 1280 or more, or shorter side above 576) and BT.601 otherwise, as players do. A source that names no
+    range is assumed to have limited range.
 
     Args:
-        short_side: Pixels of the shorter side after scaling; the other is rounded to an even number.
-        pixel_aspect: Width of a pixel ÷ its height; 0 or None: square.
+        short_side: Length of the shorter side after scaling, in pixels; the longer one is rounded to an even number.
+        pixel_aspect: Width of a pixel divided by its height; 0 or None: square.
     """
 
     def __init__(self, short_side: int, pixel_aspect: Fraction | None = None) -> None:
@@ -104,10 +138,10 @@ class Scaler:
         self._size: tuple[int, int] | None = None  # columns, rows, before turning
 
     def planes(self, frame: av.VideoFrame) -> Planes:
-        """Scale, convert and turn a frame.
+        """Scale a picture, convert it to JPEG's colours and turn it upright.
 
         Raises:
-            ClipError: `decoder_error`: a pixel format or shape that cannot become a JPEG.
+            ClipError: `decoder_error`: the pixel format or the shape cannot be stored as JPEG.
         """
         scaled = self._scale(frame, "yuv420p")
         planes = Planes(*(_array(plane) for plane in scaled.planes))
@@ -116,10 +150,10 @@ class Scaler:
         return planes if turn == (0, False) else Planes(*(_turned(plane, turn) for plane in planes))
 
     def luma(self, frame: av.VideoFrame) -> Plane:
-        """The scaled and turned luma plane alone, full range, in the source's own matrix: (rows, columns) uint8.
+        """The scaled and upright luma plane alone, full range, in the source's own matrix: (rows, columns) uint8.
 
         Raises:
-            ClipError: As for `planes`.
+            ClipError: See `planes`.
         """
         return _turned(_array(self._scale(frame, "gray").planes[0]), _turn(frame))
 
@@ -161,7 +195,7 @@ def _array(plane: Any) -> Plane:
 
 
 def _matrix(frame: av.VideoFrame) -> int:
-    """The frame's colour matrix as libavutil numbers them; 6 (BT.601) for RGB, which libswscale converts itself."""
+    """Libavutil's number of the picture's colour matrix; 6 (BT.601) for RGB, which libswscale converts itself."""
     if frame.format.is_rgb:
         return 6
     if frame.colorspace in (0, 2, 3):
@@ -174,9 +208,8 @@ def _to_bt601(planes: Planes, matrix: int) -> Planes:
     if matrix not in _WEIGHTS:
         return planes
     source, target = _ycbcr_to_rgb(*_WEIGHTS[matrix]), _ycbcr_to_rgb(*_WEIGHTS_601)
-    mix = (np.linalg.inv(target) @ source).astype(
-        np.float32
-    )  # rows and columns: Y, Cb, Cr; the first column is 1, 0, 0
+    # Rows and columns: Y, Cb, Cr. The first column is 1, 0, 0.
+    mix = (np.linalg.inv(target) @ source).astype(np.float32)
     cb, cr = planes.cb.astype(np.float32) - 128, planes.cr.astype(np.float32) - 128
     shift = np.rint(mix[0, 1] * cb + mix[0, 2] * cr).astype(np.int16)
     rows, columns = planes.luma.shape
@@ -186,7 +219,7 @@ def _to_bt601(planes: Planes, matrix: int) -> Planes:
 
 
 def _ycbcr_to_rgb(kr: float, kb: float) -> npt.NDArray[np.float64]:
-    """The 3 × 3 matrix from (Y, Cb, Cr), chroma centred and full range, to RGB (ITU-T T.871, section 7)."""
+    """The 3 × 3 matrix from full-range (Y, Cb, Cr) with centred chroma to RGB (ITU-T T.871, section 7)."""
     kg = 1 - kr - kb
     return np.array(
         [[1, 0, 2 * (1 - kr)], [1, -2 * kb * (1 - kb) / kg, -2 * kr * (1 - kr) / kg], [1, 2 * (1 - kb), 0]], np.float64
@@ -194,14 +227,14 @@ def _ycbcr_to_rgb(kr: float, kb: float) -> npt.NDArray[np.float64]:
 
 
 def _turn(frame: av.VideoFrame) -> tuple[int, bool]:
-    """What the display matrix asks for: quarter turns counter-clockwise, then whether to mirror left to right."""
+    """What the display matrix requests: quarter turns counter-clockwise, then whether to mirror left to right."""
     data: Any
     for data in frame.side_data:
         if data.type.name == "DISPLAYMATRIX":
             a, b, _, c, d = np.frombuffer(data, np.int32)[:5].astype(np.int64)
             mirrored = bool(a * d - b * c < 0)
             if mirrored:
-                a, c = -a, -c  # what is left when the mirroring, which comes last, is taken away
+                a, c = -a, -c  # undo the mirroring, which comes last
             angle = np.degrees(np.arctan2(-float(b), float(a)))
             return int(np.rint(angle / 90)) % 4, mirrored
     return 0, False

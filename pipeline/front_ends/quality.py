@@ -17,6 +17,7 @@ where a square of 12 × 12 pixels blinks. The calmest of 24 real clips, a talkin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import av
@@ -66,7 +67,7 @@ def measure_sound(samples: Floats) -> dict[str, float]:
     return {"peak": float(f"{peak:.3g}"), "clipped": float(f"{clipped:.3g}")}
 
 
-class PictureMeter:
+class PictureQuality:
     """Measures the pictures of a clip.
 
     Taking a picture in copies a few thousand pixels and no more: between two decoded pictures every call finds cold
@@ -114,7 +115,7 @@ class PictureMeter:
         return int(np.count_nonzero(blocks.max(axis=(1, 2)) <= 255 * BLACK_LEVEL))
 
 
-def quality_flags(media: dict[str, Any]) -> set[str]:
+def quality_flags(media: Mapping[str, Any]) -> set[str]:
     """The flags (docs/reasons.md) that follow from what was measured."""
     flags = set()
     if sound := media.get("sound"):

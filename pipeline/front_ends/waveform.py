@@ -1,37 +1,46 @@
-"""The waveform as FLAC (RFC 9639): 16-bit, mono, 16 kHz, so that a spectrogram can be made in training.
+"""The front end `waveform`: the sound as FLAC (RFC 9639), from which training makes spectrograms.
 
-A sample x within ±1 is stored as the whole number round(32768 · x), cut to 32767, and read back divided by 32768, as
-libsndfile and FFmpeg do. That errs by 2^-16 at most, and by 2^-15 for samples above 1 − 2^-16; there is no dither.
-FLAC keeps these numbers exactly, and states rate, channels, bits and length in its header. Measured on VGGSound clips:
-195 kB for 10 s. A spectrogram made of it differs from that of the unrounded sound by 1.3e-3 at most (1.1e-4 root mean
-square) under `vggsound`; under `magnitude` by 0.6 root mean square, since rounding to 16 bits lifts what lies near the
-floor, such as what a lossy codec cut away. A 16-bit WAV file does the same.
+The file is 16-bit, mono, 16 kHz. A sample x within ±1 is stored as the integer round(32768 · x), at most 32767, and is
+read back divided by 32768, as libsndfile and FFmpeg do. The error is at most 2^-16, and 2^-15 for samples above
+1 − 2^-16; there is no dither. FLAC is lossless and states rate, channels, bits and length in its header. Measured on
+VGGSound clips: 195 kB per 10 s. A spectrogram made of it differs from that of the unrounded sound by at most 1.3e-3
+(1.1e-4 root mean square) under `vggsound`. Under `magnitude` it differs by 0.6 root mean square, since rounding to 16
+bits raises values near the floor, such as frequencies that a lossy codec removed. A 16-bit WAV file does the same.
 """
 
 from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from bmlpipe.pipeline.front_ends.features import FlacSound
+from bmlpipe.pipeline.front_ends.front_end import SoundOptions
 from bmlpipe.pipeline.front_ends.spectrogram import RATE, Floats
 
-VERSION = 1  # of the values: raise it with every change that alters them
+VERSION = 1  # of the values: increase it with every change that alters them
 
 
 @dataclass(frozen=True)
-class WaveformOptions:
-    """How waveforms are stored: in one way only."""
+class WaveformOptions(SoundOptions):
+    """How waveforms are stored: there are no options yet."""
 
-    def parameters(self, seconds: int) -> dict[str, Any]:
-        """Everything that the values depend on, for hashing.
+    kind: ClassVar[str] = "waveform"
 
-        Args:
-            seconds: Length that the sound is tiled or cut to.
-        """
+    @property
+    def rate(self) -> int:
+        """See `SoundOptions.rate`."""
+        return RATE
+
+    def make(self, samples: Floats) -> FlacSound:
+        """See `SoundOptions.make`."""
+        return FlacSound(encode_waveform(samples))
+
+    def parameters(self, seconds: int | None) -> dict[str, Any]:
+        """See `FrontEndOptions.parameters`."""
         return {
             "version": VERSION,
             "codec": "flac",
@@ -44,13 +53,13 @@ class WaveformOptions:
 
 
 def quantise(samples: Floats) -> npt.NDArray[np.int16]:
-    """Samples within ±1 as 16-bit numbers."""
+    """Convert samples within ±1 to 16-bit integers."""
     levels: npt.NDArray[np.int16] = np.clip(np.rint(samples * np.float32(32768)), -32768, 32767).astype(np.int16)
     return levels
 
 
 def encode_waveform(samples: Floats) -> bytes:
-    """16 kHz mono sound, (n,) within ±1, as a FLAC file."""
+    """Encode 16 kHz mono sound, (n,) within ±1, as a FLAC file."""
     import soundfile
 
     file = io.BytesIO()

@@ -1,25 +1,24 @@
-"""Features → shards: the clips that the ledger calls ok, as samples in an order shuffled once."""
+"""Write shards from features: the clips that the ledger calls ok, as samples in an order that is shuffled once."""
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bmlpipe.manifests.datasets import DATASETS
 from bmlpipe.manifests.schema import SPLITS, Clip, read_clips
-from bmlpipe.pipeline.extraction.run import DATASET_FILE, MANIFEST_FILE, ExtractionError
+from bmlpipe.pipeline.extraction.plan import ExtractionError
 from bmlpipe.pipeline.front_ends.quality import MEASURED_IN
 from bmlpipe.pipeline.sharding.statistics import Statistics
-from bmlpipe.pipeline.store.feature_file import FeatureStore, Stored, StoreError
-from bmlpipe.pipeline.store.ledger import LedgerError, Row, read_ledger
-from bmlpipe.shards.kinds import KINDS, SPECTROGRAM_MEMBER, WAVEFORM_MEMBER, flow_member, frame_member, rgb_diff_member
+from bmlpipe.pipeline.store.feature_file import FeatureStore, StoredClip, StoreError
+from bmlpipe.pipeline.store.folder import FeatureFolder
+from bmlpipe.pipeline.store.ledger import LedgerError, LedgerRow, read_ledger
+from bmlpipe.shards.kinds import KINDS
 from bmlpipe.shards.order import shuffled
 from bmlpipe.shards.sample import Sample, key_of
 from bmlpipe.shards.writer import ShardWriter
@@ -27,42 +26,32 @@ from bmlpipe.shards.writer import ShardWriter
 _logger = logging.getLogger(__name__)
 
 
-def sample_of(stored: Stored, clip: Clip, label: int, kinds: Iterable[str]) -> Sample:
-    """Turn one clip's features into a sample."""
-    features, members = stored.features, dict[str, bytes]()
+def sample_of(stored: StoredClip, clip: Clip, label: int, kinds: Iterable[str]) -> Sample:
+    """Make a sample of one clip's features.
+
+    Args:
+        stored: The clip's features.
+        clip: The clip's row of the manifest.
+        label: Class id.
+        kinds: Feature kinds to include, of those that are stored.
+    """
+    members = dict[str, bytes]()
     meta: dict[str, Any] = {
         "id": clip.id,
         "label": clip.label,
         "split": clip.split,
         "start": clip.start,
         "duration": clip.duration,
-        "flags": list(features.flags),
+        "flags": list(stored.features.flags),
         "source": [source.name for source in stored.sources],
-        "media": features.media,
+        "media": stored.features.media,
         "source_sha256": [source.sha256 for source in stored.sources],
     }
     for kind in kinds:
-        if kind == "frames" and features.frames is not None:
-            frames = features.frames
-            members.update((frame_member(i), jpeg) for i, jpeg in enumerate(frames.jpegs))
-            meta["frames"] = {"times": frames.times, "height": frames.height, "width": frames.width}
-        elif kind == "spectrogram" and features.spectrogram is not None:
-            file = io.BytesIO()
-            np.save(file, features.spectrogram.values, allow_pickle=False)
-            members[SPECTROGRAM_MEMBER] = file.getvalue()
-        elif kind == "flow" and features.flow is not None:
-            flow = features.flow
-            for i, fields in enumerate(flow.jpegs):
-                for step, pair in enumerate(fields):
-                    members.update((flow_member(i, step, axis), jpeg) for axis, jpeg in zip("xy", pair))
-            meta["flow"] = {"times": flow.times, "height": flow.height, "width": flow.width, "bound": flow.bound}
-        elif kind == "rgb_diff" and features.rgb_diff is not None:
-            change = features.rgb_diff
-            for i, steps in enumerate(change.jpegs):
-                members.update((rgb_diff_member(i, step), jpeg) for step, jpeg in enumerate(steps))
-            meta["rgb_diff"] = {"times": change.times, "height": change.height, "width": change.width}
-        elif kind == "waveform" and features.waveform is not None:
-            members[WAVEFORM_MEMBER] = features.waveform.flac
+        feature, row = stored.features[kind], KINDS[kind]
+        members |= feature.members(row)
+        if about := feature.meta(row):
+            meta[kind] = about
     return Sample(key_of(clip.id), label, members, meta)
 
 
@@ -82,54 +71,40 @@ def write_shards(
 
     Args:
         dataset: Data set name; must be that of the features, or a setting of it.
-        features: Feature folder (`bmlpipe extract`).
-        out: Folder of the shards; an old set there is replaced as a whole.
-        kinds: Feature kinds to take, None for all that were extracted.
+        features: Feature folder, written by `bmlpipe extract`.
+        out: Folder of the shards; a set of shards that it already holds is replaced as a whole.
+        kinds: Feature kinds to include; None: all that were extracted.
         drop_flags: Leave out clips that carry one of these flags (docs/reasons.md); the index says how many.
-        samples_per_shard: Samples of a shard.
-        seed: Seed of the written order.
-        start: Called once with the number of samples to come.
+        samples_per_shard: Number of samples per shard.
+        seed: Seed of the order in which samples are written.
+        start: Called once, with the number of samples to be written.
         progress: Called after each sample.
 
     Returns:
-        Number of samples of each split.
+        Number of samples per split.
 
     Raises:
         ExtractionError: There is no finished extraction of this data set here, it lacks a kind, or no clip is ok.
-        StoreError: A feature file that should be there is not, or is damaged.
+        StoreError: A feature file is missing or damaged.
     """
-    try:
-        rows = read_ledger(features)
-        about = json.loads((features / DATASET_FILE).read_text(encoding="utf-8"))
-    except (LedgerError, FileNotFoundError) as error:
-        raise ExtractionError(str(error)) from error
-    dataset = DATASETS[dataset].clips_of if dataset in DATASETS else dataset
-    if about["dataset"] != dataset:
-        raise ExtractionError(f"{features} holds features of {about['dataset']}, not of {dataset}: correct --dataset")
-    parameters = {kind: about["features"][kind] for kind in KINDS if kind in about["features"]}
-    if kinds is not None:
-        if unknown := set(kinds) - set(parameters):
-            raise ExtractionError(
-                f"{features} has no {', '.join(sorted(unknown))}, only {', '.join(parameters)}: run bmlpipe extract "
-                "with all kinds that are wanted first (what is there is kept)"
-            )
-        parameters = {kind: value for kind, value in parameters.items() if kind in set(kinds)}
-    ready, dropped = _choose(rows, drop_flags)
+    extraction = _Extraction.read(features, dataset)
+    parameters = extraction.parameters_of(kinds)
+    ready, dropped = _choose(extraction.rows, drop_flags)
     if not ready:
         raise ExtractionError(
             f"no clip of {features} is ok"
             + (" without a flag of --drop-flag" if any(dropped.values()) else "")
-            + ": see the reasons in its ledger.csv"
+            + f": see the reasons in its {extraction.folder.ledger.name}"
         )
-    unknown_of = Counter[str]()
-    clips = {clip.id: clip for clip in read_clips(features / MANIFEST_FILE) if clip.id in ready}
-    labels = {name: number for number, name in enumerate(about["classes"])}
+    clips = {clip.id: clip for clip in read_clips(extraction.folder.manifest) if clip.id in ready}
+    labels = {name: number for number, name in enumerate(extraction.classes)}
     store, counts, statistics = FeatureStore(features), dict[str, int](), Statistics()
+    unmeasured = Counter[str]()  # flag → clips in which its property was never measured
     start(len(clips))
     with ShardWriter(
         out,
-        dataset=dataset,
-        classes=about["classes"],
+        dataset=extraction.dataset,
+        classes=extraction.classes,
         features=parameters,
         samples_per_shard=samples_per_shard,
         seed=seed,
@@ -139,15 +114,9 @@ def write_shards(
             order = shuffled((clip.id for clip in clips.values() if clip.split == split), seed)
             counts[split] = len(order)
             for clip_id in order:
-                stored = store.read(clip_id, parameters)
-                for kind, wanted in parameters.items():
-                    if stored.parameters[kind] != wanted:
-                        raise StoreError(
-                            f"{store.path(clip_id)}: {kind} was made with other parameters than the rest: "
-                            "run bmlpipe extract again to its end"
-                        )
+                stored = _read(store, clip_id, parameters)
                 clip = clips[clip_id]
-                unknown_of.update(
+                unmeasured.update(
                     flag for flag in dropped if MEASURED_IN.get(flag, "") not in {"", *stored.features.media}
                 )
                 writer.write(split, sample_of(stored, clip, labels[clip.label], parameters))
@@ -155,17 +124,72 @@ def write_shards(
                     statistics.add(stored.features)
                 progress()
         writer.statistics = statistics.result()
-    for flag, count in unknown_of.items():
+    for flag, count in unmeasured.items():
         _logger.warning(
-            "%s was never looked for in %d of these clips: their files in %s are older, or hold nothing that tells; "
-            "delete these and extract again with %s",
-            *(flag, count, features / "clips", "frames" if MEASURED_IN[flag] == "pictures" else "spectrogram"),
+            "%s was not looked for in %d of these clips: their files in %s are older, or hold no feature made of %s; "
+            "delete these files and extract the clips again with such a feature",
+            *(flag, count, extraction.folder.clips, MEASURED_IN[flag]),
         )
     return counts
 
 
-def _choose(rows: Iterable[Row], drop_flags: Collection[str]) -> tuple[set[str], dict[str, int]]:
-    """Clips that are ok and carry none of these flags; and flag → clips left out for it."""
+@dataclass(frozen=True)
+class _Extraction:
+    """A finished extraction.
+
+    Attributes:
+        folder: Its feature folder.
+        dataset: Data set name.
+        classes: Class names by class id.
+        parameters: Feature kind → parameters, in the order of the table of kinds.
+        rows: The ledger.
+    """
+
+    folder: FeatureFolder
+    dataset: str
+    classes: list[str]
+    parameters: dict[str, dict[str, Any]]
+    rows: list[LedgerRow]
+
+    @classmethod
+    def read(cls, path: Path, dataset: str) -> _Extraction:
+        folder = FeatureFolder(path)
+        try:
+            rows = read_ledger(path)
+            about = json.loads(folder.dataset.read_text(encoding="utf-8"))
+        except (LedgerError, FileNotFoundError) as error:
+            raise ExtractionError(str(error)) from error
+        name = DATASETS[dataset].clips_of if dataset in DATASETS else dataset
+        if about["dataset"] != name:
+            raise ExtractionError(f"{path} holds features of {about['dataset']}, not of {name}: correct --dataset")
+        parameters = {kind: about["features"][kind] for kind in KINDS if kind in about["features"]}
+        return cls(folder, name, about["classes"], parameters, rows)
+
+    def parameters_of(self, kinds: Iterable[str] | None) -> dict[str, dict[str, Any]]:
+        """The parameters of these kinds; None: of all."""
+        wanted = set(self.parameters if kinds is None else kinds)
+        if absent := wanted - set(self.parameters):
+            raise ExtractionError(
+                f"{self.folder.path} has no {', '.join(sorted(absent))}, only {', '.join(self.parameters)}: run "
+                "bmlpipe extract with these --kinds first (kinds that are stored are kept)"
+            )
+        return {kind: value for kind, value in self.parameters.items() if kind in wanted}
+
+
+def _read(store: FeatureStore, clip_id: str, parameters: Mapping[str, Any]) -> StoredClip:
+    """A clip's features of these kinds, all made with these parameters."""
+    stored = store.read(clip_id, parameters)
+    for kind, expected in parameters.items():
+        if stored.parameters[kind] != expected:
+            raise StoreError(
+                f"{store.path(clip_id)}: {kind} was made with other parameters than in the other clips: run the same "
+                "bmlpipe extract command again until it finishes"
+            )
+    return stored
+
+
+def _choose(rows: Iterable[LedgerRow], drop_flags: Collection[str]) -> tuple[set[str], dict[str, int]]:
+    """Ids of the clips that are ok and carry none of these flags; and flag → number of clips left out for it."""
     ready, dropped, left_out = set[str](), dict.fromkeys(drop_flags, 0), 0
     for row in rows:
         if row.status == "ok":

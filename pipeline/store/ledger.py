@@ -1,9 +1,9 @@
-"""The ledger: what happened to every clip of the manifest, as a CSV that outlives kills.
+"""The ledger: what happened to each clip of the manifest, as a CSV file that survives kills.
 
-`ledger.csv` has a row for each row of the manifest, in the manifest's order, from the start of a run on: clips that
-the run has not come to are `failed`, `not_tried`. While it goes on, rows are appended to `ledger.log.jsonl` (one line a
-row, so that a kill can spoil one line only); at its end `ledger.csv` is written anew and the log removed. So a log that
-is there means a run that goes on or did not finish.
+From the start of a run, `ledger.csv` has one row for each row of the manifest, in the manifest's order; clips that the
+run has not reached are `failed` with the reason `not_tried`. During the run, rows are appended to `ledger.log.jsonl`,
+one line per row, so that a kill can damage only one line. At the end of the run `ledger.csv` is written anew and the
+log is removed. So a log means that a run is going on or did not finish.
 """
 
 from __future__ import annotations
@@ -23,34 +23,32 @@ from typing import BinaryIO
 from bmlpipe.manifests.common.errors import BmlpipeError
 from bmlpipe.manifests.common.tables import write_csv
 from bmlpipe.pipeline.store.feature_file import writing
+from bmlpipe.pipeline.store.folder import FeatureFolder
 
-LEDGER_FILE = "ledger.csv"
-LOG_FILE = "ledger.log.jsonl"
-
-#: Reason of a clip that a run has not come to (yet).
+#: Reason of a clip that a run has not reached.
 NOT_TRIED = "not_tried"
 
-_LONGEST = 500  # characters of a message
+_LONGEST = 500  # characters per message
 
 
 class LedgerError(BmlpipeError):
-    """There is no ledger, or the extraction that it belongs to has not finished."""
+    """There is no ledger, or its extraction has not finished."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One clip's state.
+class LedgerRow:
+    """The state of one clip.
 
     Attributes:
         id: Clip id.
-        split: Its split.
-        status: `ok`, `failed` or `absent` (no file found).
-        reason: Stable code (docs/reasons.md), empty for `ok`.
-        message: For people; made one line of at most 500 characters.
+        split: The clip's split.
+        status: `ok`, `failed` or `absent` (no file was found).
+        reason: Stable code (docs/reasons.md); empty for `ok`.
+        message: Explanation of the reason, shortened to one line of at most 500 characters.
         flags: Flags of an `ok` clip, separated by spaces.
-        source: The file it was made from, relative to the videos' folder.
-        stamp: The quick check for changes: size and modification time of the source file(s), and the stretch taken.
-        parameters: Hash of all parameters that were asked for.
+        source: The file that the clip lies in, relative to the folder of videos.
+        stamp: The quick check for changes; see `ClipTask.stamp`.
+        parameters: SHA-256 of all parameters that were asked for.
     """
 
     id: str
@@ -70,34 +68,35 @@ class Row:
                 object.__setattr__(self, "message", line)
 
 
-_COLUMNS = [field.name for field in fields(Row)]
+_COLUMNS = [field.name for field in fields(LedgerRow)]
 _STATUS = _COLUMNS.index("status")
-_cells: Callable[[Row], tuple[str, ...]] = attrgetter(*_COLUMNS)
+_cells: Callable[[LedgerRow], tuple[str, ...]] = attrgetter(*_COLUMNS)
 
 
 class Ledger:
     """The ledger of one run; use it as a context manager. Only one run at a time may write it (`exclusive_folder`).
 
-    Of the rows of a run only their places in the log are held in memory: the table is written from stream to stream.
+    Of the rows of a run, only their positions in the log are held in memory; the table is streamed from disk to disk.
 
     Args:
         folder: Feature folder.
-        rows: A row for each row of the manifest, in its order, as things stand before the run; taken once.
+        rows: One row for each row of the manifest, in the manifest's order, with the state before the run; iterated
+            once.
 
     Raises:
         StoreWriteError: The folder cannot be written.
     """
 
-    def __init__(self, folder: Path, rows: Iterable[Row]) -> None:
-        self._folder, self._before = folder, rows
+    def __init__(self, folder: Path, rows: Iterable[LedgerRow]) -> None:
+        self._folder, self._before = FeatureFolder(folder), rows
         self._places: dict[str, int] = {}  # clip id → where its row of this run begins in the log
         self._counts: Counter[str] = Counter()
 
     def __enter__(self) -> Ledger:
-        path = self._folder / LOG_FILE
+        path = self._folder.ledger_log
         with writing(path):
             self._log: BinaryIO = path.open("ab")  # from now on the folder counts as unfinished
-            self._counts = _write_csv(self._folder, map(_cells, self._before))
+            self._counts = _write_table(self._folder.ledger, map(_cells, self._before))
             self._log.truncate(0)
         self._end = 0
         return self
@@ -108,22 +107,22 @@ class Ledger:
         try:
             self._log.close()
             if self._places:
-                with (self._folder / LOG_FILE).open("rb") as log:
-                    self._counts = _write_csv(self._folder, self._now(log))
+                with self._folder.ledger_log.open("rb") as log:
+                    self._counts = _write_table(self._folder.ledger, self._now(log))
             if kind is None:
-                (self._folder / LOG_FILE).unlink()
+                self._folder.ledger_log.unlink()
         except OSError:
             if kind is None:
-                with writing(self._folder / LEDGER_FILE):
+                with writing(self._folder.ledger):
                     raise
 
-    def append(self, rows: Iterable[Row]) -> None:
-        """Put these in the place of their clips' rows: they survive a kill of this process.
+    def append(self, rows: Iterable[LedgerRow]) -> None:
+        """Replace the rows of these clips. The rows are on disk when the call returns, so they survive a kill.
 
         Raises:
             StoreWriteError: The folder cannot be written.
         """
-        with writing(self._folder / LOG_FILE):
+        with writing(self._folder.ledger_log):
             lines, places, end = [], {}, self._end
             for row in rows:
                 lines.append(json.dumps(_cells(row)).encode("ascii") + b"\n")
@@ -135,31 +134,32 @@ class Ledger:
             self._places |= places
 
     def counts(self) -> Counter[str]:
-        """Number of rows of each status in the table on disk; together as many as the manifest has."""
+        """Number of rows per status in the table on disk; their sum is the number of rows of the manifest."""
         return +self._counts
 
     def _now(self, log: BinaryIO) -> Iterator[Sequence[str]]:
-        """The table's rows, those of this run in their places."""
-        for cells in _read_cells(self._folder / LEDGER_FILE):
+        """The rows of the table, with the rows of this run in place of the earlier ones."""
+        for cells in _read_cells(self._folder.ledger):
             place = self._places.get(cells[0])
             yield cells if place is None else _line_at(log, place)
 
 
 class KnownRows:
-    """All that earlier runs recorded, finished or not, looked up without being held in memory.
+    """Looks up the rows of earlier runs, finished or not, without holding them in memory.
 
-    Look-ups in the order of the table, which is the manifest's, read it once from beginning to end; rows that are
-    passed over are kept.
+    Look-ups in the order of the table, which is that of the manifest, read the table once from beginning to end; rows
+    that are skipped are kept in memory.
 
     Args:
-        folder: Feature folder; need not exist.
+        folder: Feature folder; it need not exist.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._places = {row.id: place for place, row in _read_log(folder / LOG_FILE)}
-        self._log = (folder / LOG_FILE).open("rb") if self._places else None
-        self._table = _read_cells(folder / LEDGER_FILE)
-        self._passed: dict[str, Sequence[str]] = {}
+        files = FeatureFolder(folder)
+        self._places = {row.id: place for place, row in _read_log(files.ledger_log)}
+        self._log = files.ledger_log.open("rb") if self._places else None
+        self._table = _read_cells(files.ledger)
+        self._skipped: dict[str, Sequence[str]] = {}
 
     def __enter__(self) -> KnownRows:
         return self
@@ -168,9 +168,9 @@ class KnownRows:
         if self._log is not None:
             self._log.close()
 
-    def find(self, clip_id: str) -> Row | None:
-        """A clip's row, None where there is none; ask once for each clip."""
-        cells = self._passed.pop(clip_id, None) or self._read_until(clip_id)
+    def find(self, clip_id: str) -> LedgerRow | None:
+        """The row of a clip; None where there is none. Each clip may be looked up once."""
+        cells = self._skipped.pop(clip_id, None) or self._read_until(clip_id)
         if self._log is not None and (place := self._places.get(clip_id)) is not None:
             return _row(_line_at(self._log, place))
         return None if cells is None else _row(cells)
@@ -179,34 +179,36 @@ class KnownRows:
         for cells in self._table:
             if cells[0] == clip_id:
                 return cells
-            self._passed[cells[0]] = cells
+            self._skipped[cells[0]] = cells
         return None
 
 
-def known_rows(folder: Path) -> dict[str, Row]:
-    """All that earlier runs recorded, finished or not, by clip id."""
-    rows = {cells[0]: _row(cells) for cells in _read_cells(folder / LEDGER_FILE)}
-    return rows | {row.id: row for _, row in _read_log(folder / LOG_FILE)}
+def known_rows(folder: Path) -> dict[str, LedgerRow]:
+    """All rows of earlier runs, finished or not, by clip id."""
+    files = FeatureFolder(folder)
+    rows = {cells[0]: _row(cells) for cells in _read_cells(files.ledger)}
+    return rows | {row.id: row for _, row in _read_log(files.ledger_log)}
 
 
-def read_ledger(folder: Path) -> list[Row]:
-    """Rows of a finished extraction, in the manifest's order.
+def read_ledger(folder: Path) -> list[LedgerRow]:
+    """The rows of a finished extraction, in the manifest's order.
 
     Raises:
-        LedgerError: There is none, or it has not finished.
+        LedgerError: There is no extraction, or it has not finished.
     """
-    if not (folder / LEDGER_FILE).is_file():
-        raise LedgerError(f"{folder} holds no {LEDGER_FILE}, so no extraction: run bmlpipe extract first")
-    if (folder / LOG_FILE).exists():
+    files = FeatureFolder(folder)
+    if not files.ledger.is_file():
+        raise LedgerError(f"{folder} holds no {files.ledger.name}, so no extraction: run bmlpipe extract first")
+    if files.ledger_log.exists():
         raise LedgerError(
-            f"the extraction into {folder} is running or was interrupted ({LOG_FILE} is there): "
-            "let bmlpipe extract come to its end; it goes on where it stopped"
+            f"the extraction into {folder} is running or was interrupted ({files.ledger_log.name} exists): wait until "
+            "it finishes, or run the same bmlpipe extract command again; it continues where it stopped"
         )
-    return [_row(cells) for cells in _read_cells(folder / LEDGER_FILE)]
+    return [_row(cells) for cells in _read_cells(files.ledger)]
 
 
-def _write_csv(folder: Path, rows: Iterable[Sequence[str]]) -> Counter[str]:
-    """Replace the table; returns the number of rows of each status."""
+def _write_table(path: Path, rows: Iterable[Sequence[str]]) -> Counter[str]:
+    """Replace the table; returns the number of rows per status."""
     counts: Counter[str] = Counter()
 
     def counted() -> Iterator[Sequence[str]]:
@@ -215,7 +217,7 @@ def _write_csv(folder: Path, rows: Iterable[Sequence[str]]) -> Counter[str]:
             counts[cells[_STATUS]] += 1
             yield cells
 
-    write_csv(folder / LEDGER_FILE, counted(), sync=True)
+    write_csv(path, counted(), sync=True)
     return counts
 
 
@@ -223,19 +225,19 @@ def _read_cells(path: Path) -> Iterator[Sequence[str]]:
     if path.is_file():
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows = csv.reader(file)
-            if next(rows, []) == _COLUMNS:  # else of another version: its clips are looked at again
+            if next(rows, []) == _COLUMNS:  # otherwise of another version: its clips are checked again
                 yield from (cells for cells in rows if len(cells) == len(_COLUMNS))
 
 
-def _row(cells: Sequence[str]) -> Row:
-    """A row whose cells share what repeats from clip to clip: ledgers of millions of rows are held in memory."""
+def _row(cells: Sequence[str]) -> LedgerRow:
+    """A row whose repeated values are shared between rows: ledgers of millions of rows are held in memory."""
     id_, split, status, reason, message, flags, source, stamp, parameters = cells
     split, status, reason, message, flags = map(sys.intern, (split, status, reason, message, flags))
-    return Row(id_, split, status, reason, message, flags, source, stamp, sys.intern(parameters))
+    return LedgerRow(id_, split, status, reason, message, flags, source, stamp, sys.intern(parameters))
 
 
-def _read_log(path: Path) -> Iterator[tuple[int, Row]]:
-    """Rows and where their lines begin; what is no row (cut by a kill) is left out: its clip is looked at again."""
+def _read_log(path: Path) -> Iterator[tuple[int, LedgerRow]]:
+    """Yield rows and where their lines begin. Lines cut by a kill are skipped: their clips are checked again."""
     if path.is_file():
         place = 0
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The versions that a feature depends on, for its provenance."""
+"""Versions of the packages that features depend on, recorded in each feature file as provenance."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ _PACKAGES = ("bmlpipe", "av", "numpy", "scipy", "opencv-contrib-python-headless"
 
 
 @cache
-def software() -> dict[str, str]:
-    """Package name → version, FFmpeg's libraries included."""
+def installed_versions() -> dict[str, str]:
+    """Package name → version, with that of FFmpeg's libraries as `ffmpeg`."""
     import av
 
     found = {"ffmpeg": ".".join(map(str, av.library_versions["libavcodec"])) + " (libavcodec)"}

@@ -7,7 +7,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from bmlpipe.pipeline.front_ends.clip import extract_clip
+from bmlpipe.pipeline.extraction.clip import extract_clip
+from bmlpipe.pipeline.extraction.request import ExtractionRequest
 from bmlpipe.pipeline.front_ends.flow import FlowOptions
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
 from bmlpipe.pipeline.front_ends.spectrogram import SpectrogramOptions
@@ -16,7 +17,7 @@ from bmlpipe.pipeline.media.audio import AudioDecoder
 from bmlpipe.pipeline.media.container import Demuxer, open_media, start_time
 from bmlpipe.pipeline.media.errors import ClipError
 from bmlpipe.pipeline.media.ffmpeg_program import FFmpeg
-from bmlpipe.pipeline.media.video import VideoDecoder, Window, select_frames_at_instants
+from bmlpipe.pipeline.media.video import ClipSpan, VideoDecoder, select_frames_at_instants
 
 FRAMES = FrameOptions(short_side=80)
 SOUND = SpectrogramOptions()
@@ -30,7 +31,7 @@ def samples(path, length=10, start=0.0, rate=16000):
 
 
 def numbers(features, frame_number):
-    return [frame_number(jpeg) for jpeg in features.frames.jpegs]
+    return [frame_number(jpeg) for jpeg in features["frames"].jpegs]
 
 
 def failure(*args, **kwargs):
@@ -41,13 +42,13 @@ def failure(*args, **kwargs):
 
 def test_everything_from_one_clip(make_clip, frame_number, tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", seconds=10, fps=30)
-    features = extract_clip(clip, frames=FRAMES, spectrogram=SOUND, flow=FlowOptions(short_side=80))
+    features = extract_clip(clip, ExtractionRequest((FRAMES, SOUND, FlowOptions(short_side=80))))
     assert numbers(features, frame_number) == [30 * t for t in range(10)]
-    assert features.frames.times == tuple(float(t) for t in range(10))
-    assert features.spectrogram.values.shape == (257, 1004)
-    assert features.spectrogram.values.dtype == np.float16
-    assert features.spectrogram.values.astype(np.float32).mean(axis=1).argmax() == 32
-    assert len(features.flow.jpegs) == 10
+    assert features["frames"].times == tuple(float(t) for t in range(10))
+    assert features["spectrogram"].values.shape == (257, 1004)
+    assert features["spectrogram"].values.dtype == np.float16
+    assert features["spectrogram"].values.astype(np.float32).mean(axis=1).argmax() == 32
+    assert len(features["flow"].jpegs) == 10
     assert features.flags == ()
     measured = {"pictures", "sound"}  # test_quality.py
     assert measured < features.media.keys()
@@ -69,11 +70,11 @@ def test_everything_from_one_clip(make_clip, frame_number, tmp_path):
 
 def test_each_feature_alone_is_the_same_as_together(make_clip, tmp_path):
     clip = make_clip(tmp_path / "clip.mp4")
-    together = extract_clip(clip, seconds=3, frames=FRAMES, spectrogram=SOUND, flow=FlowOptions(short_side=80))
-    assert extract_clip(clip, seconds=3, frames=FRAMES).frames == together.frames
-    alone = extract_clip(clip, seconds=3, spectrogram=SOUND).spectrogram
-    assert np.array_equal(alone.values, together.spectrogram.values)
-    assert extract_clip(clip, seconds=3, flow=FlowOptions(short_side=80)).flow == together.flow
+    together = extract_clip(clip, ExtractionRequest((FRAMES, SOUND, FlowOptions(short_side=80)), 3))
+    assert extract_clip(clip, ExtractionRequest((FRAMES,), 3))["frames"] == together["frames"]
+    alone = extract_clip(clip, ExtractionRequest((SOUND,), 3))["spectrogram"]
+    assert np.array_equal(alone.values, together["spectrogram"].values)
+    assert extract_clip(clip, ExtractionRequest((FlowOptions(short_side=80),), 3))["flow"] == together["flow"]
 
 
 @pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000])
@@ -106,29 +107,29 @@ def test_sound_is_that_of_ffmpeg(make_clip, tmp_path):
 
 def test_short_sound_is_tiled_and_silence_flagged(make_clip, tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", seconds=3)
-    features = extract_clip(clip, spectrogram=SOUND)
+    features = extract_clip(clip, ExtractionRequest((SOUND,)))
     assert features.flags == ("short_audio",)
-    assert features.spectrogram.values.shape == (257, 1004)
-    assert features.spectrogram.values.astype(np.float32).mean(axis=1).argmax() == 32
+    assert features["spectrogram"].values.shape == (257, 1004)
+    assert features["spectrogram"].values.astype(np.float32).mean(axis=1).argmax() == 32
     silent = make_clip(tmp_path / "silent.mp4", seconds=3, tone=0)
-    features = extract_clip(silent, seconds=3, spectrogram=SOUND)
+    features = extract_clip(silent, ExtractionRequest((SOUND,), 3))
     assert features.flags == ("silent_audio",)
-    assert not features.spectrogram.values.any()
+    assert not features["spectrogram"].values.any()
 
 
 def test_late_sound_keeps_its_place(make_clip, tmp_path):
     clip = make_clip(tmp_path / "clip.mkv", seconds=3, audio_start=1.0, audio_seconds=2.0)
-    features = extract_clip(clip, seconds=3, spectrogram=SOUND)
-    tone = features.spectrogram.values[32].astype(np.float32)
+    features = extract_clip(clip, ExtractionRequest((SOUND,), 3))
+    tone = features["spectrogram"].values[32].astype(np.float32)
     assert tone[:90].max() < tone[110:].min()
     assert features.flags == ("audio_gap",)
 
 
 def test_small_offsets_of_sound_are_none(make_clip, tmp_path):
     clip = make_clip(tmp_path / "clip.mkv", seconds=3, audio_start=0.06)
-    features = extract_clip(clip, seconds=3, spectrogram=SOUND)
+    features = extract_clip(clip, ExtractionRequest((SOUND,), 3))
     assert features.flags == ()
-    assert features.spectrogram.values[32, :5].astype(np.float32).min() > 1
+    assert features["spectrogram"].values[32, :5].astype(np.float32).min() > 1
 
 
 def test_sound_from_its_own_file(make_clip, tmp_path):
@@ -136,8 +137,8 @@ def test_sound_from_its_own_file(make_clip, tmp_path):
     sound = make_clip(
         tmp_path / "clip.wav", codec=None, seconds=3, audio_codec="pcm_s16le", tone=2000, audio_rate=48000
     )
-    features = extract_clip(clip, audio=sound, seconds=3, frames=FRAMES, spectrogram=SOUND)
-    assert features.spectrogram.values.astype(np.float32).mean(axis=1).argmax() == 64
+    features = extract_clip(clip, ExtractionRequest((FRAMES, SOUND), 3), audio=sound)
+    assert features["spectrogram"].values.astype(np.float32).mean(axis=1).argmax() == 64
     assert features.media["audio_container"] == "wav"
     assert features.media["sample_rate"] == 48000
     assert failure(clip, audio=tmp_path / "none.wav", spectrogram=SOUND) == "unreadable_file"
@@ -149,12 +150,12 @@ def test_each_preset_hears_the_sound_at_its_own_rate(make_clip, tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", seconds=3, tone=2000)
     for preset, shape, row in (("cvpr-cremad", (257, 188), 46), ("cvpr-vggsound", (129, 376), 32)):
         options = SpectrogramOptions(preset)
-        features = extract_clip(clip, seconds=3, spectrogram=options, waveform=WaveformOptions())
-        values = features.spectrogram.values.astype(np.float32)
+        features = extract_clip(clip, ExtractionRequest((options, WaveformOptions()), 3))
+        values = features["spectrogram"].values.astype(np.float32)
         assert values.shape == shape
         assert values.mean(axis=1).argmax() == row
-        assert np.array_equal(values, extract_clip(clip, seconds=3, spectrogram=options).spectrogram.values)
-        assert features.waveform == extract_clip(clip, seconds=3, waveform=WaveformOptions()).waveform
+        assert np.array_equal(values, extract_clip(clip, ExtractionRequest((options,), 3))["spectrogram"].values)
+        assert features["waveform"] == extract_clip(clip, ExtractionRequest((WaveformOptions(),), 3))["waveform"]
     sound, other = samples(clip, 3), samples(clip, 3, rate=22050)
     assert abs(other.size / 22050 - sound.size / 16000) < 2e-4
     spectrum = np.abs(np.fft.rfft(other[2205:46305]))
@@ -166,10 +167,10 @@ def test_missing_streams(make_clip, tmp_path):
     blind = make_clip(tmp_path / "blind.mp4", codec=None)
     assert failure(mute, spectrogram=SOUND) == "missing_audio"
     assert failure(mute, frames=FRAMES, spectrogram=SOUND) == "missing_audio"
-    assert len(extract_clip(mute, frames=FRAMES).frames.jpegs) == 3
+    assert len(extract_clip(mute, ExtractionRequest((FRAMES,)))["frames"].jpegs) == 3
     assert failure(blind, frames=FRAMES) == "missing_video"
     assert failure(blind, flow=FlowOptions()) == "missing_video"
-    assert extract_clip(blind, spectrogram=SOUND).spectrogram is not None
+    assert extract_clip(blind, "spectrogram" in ExtractionRequest((SOUND,))).features
 
 
 CONTAINERS = {
@@ -188,14 +189,14 @@ CONTAINERS = {
 def test_stretches_of_longer_files(make_clip, frame_number, tmp_path, suffix, gop):
     """The same pictures as by reading the file from its beginning, and the tone that sounds there."""
     clip = make_clip(tmp_path / f"clip.{suffix}", seconds=9, gop=gop, **CONTAINERS[suffix])
-    whole = [frame_number(jpeg) for jpeg in extract_clip(clip, seconds=9, frames=FRAMES).frames.jpegs]
+    whole = [frame_number(jpeg) for jpeg in extract_clip(clip, ExtractionRequest((FRAMES,), 9))["frames"].jpegs]
     late = 1 if suffix == "avi" else 0  # lavf's AVI writer puts an empty packet after the first picture
     assert whole == [max(25 * t - late, 0) for t in range(9)]
     for start in (0.52, 2.0, 4.36):
-        features = extract_clip(clip, start=start, duration=3.0, seconds=3, frames=FRAMES, spectrogram=SOUND)
+        features = extract_clip(clip, ExtractionRequest((FRAMES, SOUND), 3), start=start, duration=3.0)
         assert numbers(features, frame_number) == [round(25 * start) + 25 * t - late for t in range(3)]
         assert features.flags == ()
-        assert features.frames.times == pytest.approx((0, 1, 2), abs=0.002)
+        assert features["frames"].times == pytest.approx((0, 1, 2), abs=0.002)
     whole_sound, part = samples(clip, 9), samples_from(clip, 4.36, 3)
     begin = round(4.36 * 16000)  # containers give the time of sound to a millisecond or better
     shifts = [np.abs(part - whole_sound[begin + lag : begin + lag + part.size]).max() for lag in range(-16, 17)]
@@ -216,18 +217,18 @@ def test_a_start_need_not_be_a_binary_number(make_clip, frame_number, tmp_path):
     """0.28 s is picture 7 at 25 a second, although the binary number next to 0.28 is a little more or less."""
     clip = make_clip(tmp_path / "clip.mp4", seconds=3)
     for number in range(1, 50):
-        features = extract_clip(clip, start=number / 25, seconds=1, frames=FRAMES)
+        features = extract_clip(clip, ExtractionRequest((FRAMES,), 1), start=number / 25)
         assert numbers(features, frame_number) == [number]
 
 
 def test_the_duration_limits_the_clip(make_clip, frame_number, tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", seconds=9)
-    features = extract_clip(clip, start=1, duration=2.5, seconds=10, frames=FRAMES, spectrogram=SOUND)
+    features = extract_clip(clip, ExtractionRequest((FRAMES, SOUND), 10), start=1, duration=2.5)
     assert numbers(features, frame_number) == [25, 50, 75]
     assert features.flags == ("short_audio",)  # 2.5 s of sound, tiled to 10 s
     assert failure(clip, start=20, seconds=3, frames=FRAMES) == "start_past_end"
     assert failure(clip, start=20, seconds=3, spectrogram=SOUND) == "missing_audio"
-    assert extract_clip(clip, start=7, seconds=5, frames=FRAMES).flags == ("short_video",)
+    assert extract_clip(clip, ExtractionRequest((FRAMES,), 5), start=7).flags == ("short_video",)
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "flv"])
@@ -239,7 +240,7 @@ def test_a_file_that_is_cut_off(make_clip, tmp_path, suffix):
     cut.write_bytes(data[: len(data) // 2])
     assert failure(cut, frames=FRAMES) == "truncated"
     assert failure(cut, spectrogram=SOUND) == "truncated"
-    assert len(extract_clip(cut, seconds=2, frames=FRAMES).frames.jpegs) == 2  # the part asked for is there
+    assert len(extract_clip(cut, ExtractionRequest((FRAMES,), 2))["frames"].jpegs) == 2  # the part asked for is there
 
 
 def test_an_mp4_cut_before_its_header(make_clip, tmp_path):
@@ -274,7 +275,7 @@ def test_damage_never_gives_a_wrong_picture_silently(make_clip, ffmpeg_frames, t
     options, noticed = DAMAGED[name]
     clip = make_clip(tmp_path / name, seconds=4, audio_codec=None, gop=25, **options)
     data, chance = clip.read_bytes(), random.Random(name)
-    whole = extract_clip(clip, seconds=4, frames=FRAMES).frames
+    whole = extract_clip(clip, ExtractionRequest((FRAMES,), 4))["frames"]
     outcomes = {"failed": 0, "flagged": 0, "same": 0, "changed": 0}
     for number in range(24):
         damaged = bytearray(data)
@@ -282,18 +283,18 @@ def test_damage_never_gives_a_wrong_picture_silently(make_clip, ffmpeg_frames, t
         damaged[at : at + size] = (chance.randbytes(size), bytes(size), b"")[number % 3]
         clip.write_bytes(bytes(damaged))
         try:
-            features = extract_clip(clip, seconds=4, frames=FRAMES)
+            features = extract_clip(clip, ExtractionRequest((FRAMES,), 4))
         except ClipError:
             outcomes["failed"] += 1
             continue
         if features.flags:
             outcomes["flagged"] += 1
             continue
-        if features.frames == whole:
+        if features["frames"] == whole:
             outcomes["same"] += 1
             continue
         outcomes["changed"] += 1
-        assert len(features.frames.jpegs) == 4
+        assert len(features["frames"].jpegs) == 4
         reference = ffmpeg_frames(clip)
         for instant, digest in shown_planes(clip):
             assert digest == [md5 for time, md5 in reference if time <= reference[0][0] + instant][-1]
@@ -309,7 +310,7 @@ def shown_planes(path):
         pictures = VideoDecoder(stream, Demuxer(container, [stream]), raise_on_damage=False)
         return [
             (one.instant, hashlib.md5(one.shown.image.to_ndarray(format="yuv420p").tobytes()).hexdigest())
-            for one in select_frames_at_instants(pictures, Window(0, None, 4))
+            for one in select_frames_at_instants(pictures, ClipSpan(0, None, 4))
         ]
 
 
@@ -319,7 +320,7 @@ def test_a_picture_cut_out_of_the_file_is_missed(make_clip, tmp_path, suffix, de
     """Every picture can be decoded by itself, so no decoder notices: container and index do."""
     codec = {"codec": "mpeg4"} if suffix in ("avi", "mkv") else {}
     clip = make_clip(tmp_path / f"clip.{suffix}", seconds=4, audio_codec=None, gop=1, **codec)
-    whole = extract_clip(clip, seconds=4, frames=FRAMES, ffmpeg=decoder)
+    whole = extract_clip(clip, ExtractionRequest((FRAMES,), 4, ffmpeg=decoder))
     assert whole.flags == ()
     with open_media(clip) as container:
         packets = [(packet.pos, packet.size, bytes(packet)) for packet in container.demux(video=0) if packet.size]
@@ -328,7 +329,7 @@ def test_a_picture_cut_out_of_the_file_is_missed(make_clip, tmp_path, suffix, de
     begin, end = (position, position + 564) if suffix == "ts" else (data.index(content), data.index(content) + size)
     clip.write_bytes(data[:begin] + data[end:])
     try:
-        said = set(extract_clip(clip, seconds=4, frames=FRAMES, ffmpeg=decoder).flags)
+        said = set(extract_clip(clip, ExtractionRequest((FRAMES,), 4, ffmpeg=decoder)).flags)
     except ClipError as error:
         said = {error.reason}
     assert said & {"damaged_container", "damaged_video", "truncated"}
@@ -352,8 +353,8 @@ def test_damage_counts_where_it_matters(make_clip, tmp_path, codec):
     assert failure(damaged(25), seconds=3, frames=FRAMES) == "damaged_video"
     assert failure(damaged(26), seconds=3, flow=FlowOptions(short_side=80)) == "damaged_video"  # flow's next picture
     for number in (24, 26):
-        features = extract_clip(damaged(number), seconds=3, frames=FRAMES)
-        assert features.frames == extract_clip(clip, seconds=3, frames=FRAMES).frames
+        features = extract_clip(damaged(number), ExtractionRequest((FRAMES,), 3))
+        assert features["frames"] == extract_clip(clip, ExtractionRequest((FRAMES,), 3))["frames"]
         assert features.flags == (("damaged_video",) if codec == "mpeg4" else ())  # H.264: it is not decoded at all
 
 
@@ -365,9 +366,9 @@ def test_damaged_sound_becomes_silence_and_a_flag(make_clip, tmp_path):
     for at, size in places[60:90]:
         damaged[at : at + size] = b"\xff" * size
     clip.write_bytes(bytes(damaged))
-    features = extract_clip(clip, seconds=4, spectrogram=SOUND)
+    features = extract_clip(clip, ExtractionRequest((SOUND,), 4))
     assert "damaged_audio" in features.flags
-    tone = features.spectrogram.values[32].astype(np.float32)
+    tone = features["spectrogram"].values[32].astype(np.float32)
     assert tone[160:200].max() < tone[20:120].min()
     assert tone[250:].min() > tone[160:200].max()
     for at, size in places[2:]:
@@ -379,12 +380,12 @@ def test_damaged_sound_becomes_silence_and_a_flag(make_clip, tmp_path):
 def test_arguments_are_checked(tmp_path):
     path = tmp_path / "clip.mp4"
     with pytest.raises(ValueError, match="--seconds"):
-        extract_clip(path, seconds=None, spectrogram=SOUND)
+        extract_clip(path, ExtractionRequest((SOUND,), None))
     for wrong in ({"start": -1.0}, {"start": float("nan")}, {"duration": 0.0}, {"seconds": 0}):
         with pytest.raises(ValueError, match="must be"):
             extract_clip(path, frames=FRAMES, **wrong)
     with pytest.raises(ValueError, match="nothing is wanted"):
-        extract_clip(path)
+        extract_clip(path, ExtractionRequest(()))
 
 
 @pytest.mark.real
@@ -401,14 +402,14 @@ def test_every_real_clip_gives_features_or_a_fitting_reason(real_data):
         if clip.name in expected:
             assert failure(clip, frames=FrameOptions(), spectrogram=spectrogram) == expected[clip.name]
             continue
-        features = extract_clip(clip, frames=FrameOptions(), spectrogram=spectrogram, flow=FlowOptions())
+        features = extract_clip(clip, ExtractionRequest((FrameOptions(), spectrogram, FlowOptions())))
         count = min(10, -int(-features.media["duration_s"] // 1))
-        assert abs(len(features.frames.jpegs) - count) <= 1
-        assert min(features.frames.height, features.frames.width) == 256
-        assert len(features.flow.jpegs) == len(features.frames.jpegs)
+        assert abs(len(features["frames"].jpegs) - count) <= 1
+        assert min(features["frames"].height, features["frames"].width) == 256
+        assert len(features["flow"].jpegs) == len(features["frames"].jpegs)
         assert set(features.flags) <= {"short_video", "short_audio", "flow_window_moved"}
         if clip.parent.name == "vggsound":
-            assert len(features.frames.jpegs) == 10
+            assert len(features["frames"].jpegs) == 10
             assert features.flags == ()
     for name in mute - {"corrupted.mp4"}:
         assert failure(next(clips.glob(f"*/{name}")), spectrogram=SOUND) == "missing_audio"
@@ -432,7 +433,7 @@ def test_a_worker_imports_only_what_it_needs():
     import subprocess
     import sys
 
-    code = "import sys, bmlpipe.pipeline.front_ends.clip\n"
+    code = "import sys, bmlpipe.pipeline.extraction.clip\n"
     code += "print({'cv2', 'scipy', 'librosa', 'soundfile', 'torch'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"

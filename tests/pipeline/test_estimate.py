@@ -13,13 +13,13 @@ from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.schema import Clip, Manifest
 from bmlpipe.pipeline.extraction import estimate as module
 from bmlpipe.pipeline.extraction.estimate import estimate
-from bmlpipe.pipeline.extraction.run import ExtractionError, Plan, make_plan, run
-from bmlpipe.pipeline.extraction.worker import Recipe
+from bmlpipe.pipeline.extraction.request import ExtractionRequest
+from bmlpipe.pipeline.extraction.run import ExtractionError, ExtractionPlan, make_plan, run
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
 
 
 @pytest.fixture
-def plan(tmp_path: Path, make_clip: Callable[..., Path]) -> Plan:
+def plan(tmp_path: Path, make_clip: Callable[..., Path]) -> ExtractionPlan:
     """Twelve clips of one file, and one that is no media."""
     videos = tmp_path / "videos"
     videos.mkdir()
@@ -28,10 +28,12 @@ def plan(tmp_path: Path, make_clip: Callable[..., Path]) -> Plan:
         shutil.copy(clip_file, videos / f"{number}.mp4")
     (videos / "12.mp4").write_text("no media")
     clips = [Clip(str(number), "train", "x", f"{number}.mp4") for number in range(13)]
-    return make_plan(Manifest("folder", ("x",), clips), videos, tmp_path / "out", Recipe(2, FrameOptions()))
+    return make_plan(
+        Manifest("folder", ("x",), clips), videos, tmp_path / "out", ExtractionRequest((FrameOptions(),), 2)
+    )
 
 
-def test_the_estimate_is_near_what_the_run_writes_and_writes_nothing_itself(plan: Plan) -> None:
+def test_the_estimate_is_near_what_the_run_writes_and_writes_nothing_itself(plan: ExtractionPlan) -> None:
     judged = estimate(plan, sample=13)
     assert not plan.out.exists()
     assert (judged.clips, judged.sampled, judged.failures) == (13, 13, {"not_media": 1})
@@ -44,7 +46,9 @@ def test_the_estimate_is_near_what_the_run_writes_and_writes_nothing_itself(plan
     assert "judged by 13 clips, not_media 1" in judged.text(2)
 
 
-def test_a_disk_without_the_room_is_refused_with_both_numbers(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_the_room_is_refused_with_both_numbers(
+    plan: ExtractionPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(0, 0, 10_000))
     with pytest.raises(

@@ -20,8 +20,8 @@ import pytest
 from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.schema import Clip, Manifest, read_clips
 from bmlpipe.pipeline.extraction import worker as work
-from bmlpipe.pipeline.extraction.run import ExtractionError, Plan, make_plan, run
-from bmlpipe.pipeline.extraction.worker import Recipe
+from bmlpipe.pipeline.extraction.request import ExtractionRequest
+from bmlpipe.pipeline.extraction.run import ExtractionError, ExtractionPlan, make_plan, run
 from bmlpipe.pipeline.front_ends.features import Features, Flow, Frames, RgbDiff, Spectrogram, Waveform
 from bmlpipe.pipeline.front_ends.flow import FlowOptions
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
@@ -33,8 +33,8 @@ from bmlpipe.pipeline.store.feature_file import FeatureStore, StoreWriteError
 from bmlpipe.pipeline.store.ledger import NOT_TRIED, LedgerError, known_rows, read_ledger
 from bmlpipe.shards.kinds import KINDS
 
-FRAMES = Recipe(3, frames=FrameOptions())
-BOTH = Recipe(3, frames=FrameOptions(), spectrogram=SpectrogramOptions())
+FRAMES = ExtractionRequest((FrameOptions(),), 3)
+BOTH = ExtractionRequest((FrameOptions(), SpectrogramOptions()), 3)
 ALL = replace(BOTH, flow=FlowOptions(), rgb_diff=RgbDiffOptions(), waveform=WaveformOptions())
 
 CONTENTS = {
@@ -109,10 +109,10 @@ MANIFEST = manifest_of(["b/four.mp4", "a/one.mp4", "a/gone.mp4", "b/bad.mp4", "a
 
 
 def extract(
-    videos: Path, out: Path, recipe: Recipe = BOTH, manifest: Manifest = MANIFEST, retry: str | None = None
-) -> Plan:
+    videos: Path, out: Path, request: ExtractionRequest = BOTH, manifest: Manifest = MANIFEST, retry: str | None = None
+) -> ExtractionPlan:
     with exclusive_folder(out, "extraction"):
-        plan = make_plan(manifest, videos, out, recipe, retry_failed=retry)
+        plan = make_plan(manifest, videos, out, request, retry_failed=retry)
         counts = run(plan, workers=0, batch=2)
     assert counts.total() == len(manifest.clips)
     assert [row.id for row in read_ledger(out)] == [clip.id for clip in manifest.clips]
@@ -181,7 +181,7 @@ def test_only_what_changed_is_taken_again(videos: Path, tmp_path: Path, decoder:
     plan = extract(videos, out)
     assert len(plan.tasks) == 5
     assert sorted(decoder.names()) == ["bad.mp4", "four.mp4", "gone.mp4", "two.mp4"]
-    stored = FeatureStore(out).read("a/two").features.frames
+    stored = FeatureStore(out).read("a/two").features["frames"]
     assert stored is not None
     assert stored.jpegs[0].startswith(b"b'TWO'")
     assert [row.status for row in read_ledger(out)] == ["ok"] * 5 + ["failed"]
@@ -220,17 +220,17 @@ def test_other_parameters_redo_their_kind_alone(videos: Path, tmp_path: Path, de
     } | {("bad.mp4", KINDS), ("bug.mp4", KINDS)}
     after = FeatureStore(out).read("a/one")
     assert after.parameters["frames"]["short_side"] == 128
-    assert after.features.frames != before.features.frames
-    assert after.features.flow == before.features.flow
+    assert after.features["frames"] != before.features["frames"]
+    assert after.features["flow"] == before.features["flow"]
     assert after.parameters["spectrogram"] == before.parameters["spectrogram"]
 
 
 def test_a_kind_added_later_gives_the_same_file_as_all_at_once(videos: Path, tmp_path: Path, decoder: Decoder) -> None:
     once, later = tmp_path / "once", tmp_path / "later"
     extract(videos, once, ALL)
-    for recipe in (FRAMES, Recipe(3, spectrogram=SpectrogramOptions()), ALL):
+    for request in (FRAMES, ExtractionRequest((SpectrogramOptions(),), 3), ALL):
         decoder.calls.clear()
-        extract(videos, later, recipe)
+        extract(videos, later, request)
     assert ("one.mp4", KINDS[2:]) in decoder.calls
     for clip_id in ("a/one", "a/two", "b/four"):
         paths = [FeatureStore(folder).path(clip_id) for folder in (once, later)]
@@ -411,4 +411,4 @@ def test_a_file_that_cannot_be_read_fails_alone(videos: Path, tmp_path: Path, de
 )
 def test_a_recipe_is_checked_where_it_is_made(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Recipe(**arguments)
+        ExtractionRequest(**arguments)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from bmlpipe.pipeline.front_ends.clip import extract_clip
+from bmlpipe.pipeline.extraction.clip import extract_clip
+from bmlpipe.pipeline.extraction.request import ExtractionRequest
 from bmlpipe.pipeline.front_ends.flow import FlowOptions, dequantise, encode_fields, estimator, quantise
 from bmlpipe.pipeline.media.errors import ClipError
 
@@ -70,13 +71,13 @@ def test_stored_fields_come_back():
 def test_flow_of_a_clip(make_clip, tmp_path):
     """The lower half of the made pictures drifts by two pixels a picture."""
     clip = make_clip(tmp_path / "clip.mp4", seconds=3, audio_codec=None, options={"crf": "12"})
-    features = extract_clip(clip, seconds=10, flow=FlowOptions(stack=2, short_side=80))
-    assert features.frames is None
+    features = extract_clip(clip, ExtractionRequest((FlowOptions(stack=2, short_side=80),), 10))
+    assert "frames" not in features.features
     assert features.flags == ("short_video",)
-    assert features.flow.times == (0.0, 1.0, 2.0)
-    assert [len(fields) for fields in features.flow.jpegs] == [2, 2, 2]
-    assert (features.flow.height, features.flow.width, features.flow.bound) == (80, 112, 20.0)
-    for fields in features.flow.jpegs:
+    assert features["flow"].times == (0.0, 1.0, 2.0)
+    assert [len(fields) for fields in features["flow"].jpegs] == [2, 2, 2]
+    assert (features["flow"].height, features["flow"].width, features["flow"].bound) == (80, 112, 20.0)
+    for fields in features["flow"].jpegs:
         for x, _ in fields:
             drift = dequantise(simplejpeg.decode_jpeg(x, colorspace="GRAY")[..., 0], 20)[50:70, 20:90]
             assert np.abs(np.median(drift) - 2) < 0.4
@@ -84,15 +85,15 @@ def test_flow_of_a_clip(make_clip, tmp_path):
 
 def test_the_window_moves_back_at_the_end(make_clip, tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", seconds=2.08, audio_codec=None)  # 52 pictures
-    features = extract_clip(clip, seconds=3, flow=FlowOptions(stack=10, short_side=80))
-    assert features.flow.times == (0.0, 1.0, 41 / 25)
+    features = extract_clip(clip, ExtractionRequest((FlowOptions(stack=10, short_side=80),), 3))
+    assert features["flow"].times == (0.0, 1.0, 41 / 25)
     assert features.flags == ("flow_window_moved",)
 
 
 def test_too_few_frames(make_clip, tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", seconds=0.04, audio_codec=None)
     with pytest.raises(ClipError) as caught:
-        extract_clip(clip, flow=FlowOptions())
+        extract_clip(clip, ExtractionRequest((FlowOptions(),)))
     assert caught.value.reason == "too_few_frames"
 
 

@@ -12,7 +12,8 @@ import simplejpeg
 from click.testing import CliRunner
 
 from bmlpipe.pipeline.cli import main
-from bmlpipe.pipeline.front_ends.clip import extract_clip
+from bmlpipe.pipeline.extraction.clip import extract_clip
+from bmlpipe.pipeline.extraction.request import ExtractionRequest
 from bmlpipe.pipeline.front_ends.features import Flow
 from bmlpipe.pipeline.front_ends.flow import FlowOptions, dequantise
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
@@ -48,7 +49,7 @@ def write(folder: Path, layout: str, name: str, *, count: int = PICTURES - 1, fi
 
 
 def found(clip: Path, folder: Path, *, stack: int = 1, **arguments: object) -> Flow:
-    flow = extract_clip(clip, flow=FlowOptions(stack=stack, images=folder), **arguments).flow  # type: ignore[arg-type]
+    flow = extract_clip(clip, flow=FlowOptions(stack=stack, images=folder), **arguments)["flow"]  # type: ignore[arg-type]
     assert flow is not None
     return flow
 
@@ -99,15 +100,15 @@ def test_a_stretch_counts_from_the_files_beginning(make_clip: Callable[..., Path
 def test_windows_are_those_of_computed_flow(clip: Path, tmp_path: Path) -> None:
     folder = write(tmp_path / "flow", "xy", clip.stem)
     options = FlowOptions(stack=10, short_side=80)
-    computed = extract_clip(clip, seconds=3, frames=FrameOptions(short_side=80), flow=options)
+    computed = extract_clip(clip, ExtractionRequest((FrameOptions(short_side=80), options), 3))
     imported = extract_clip(
-        clip, seconds=3, frames=FrameOptions(short_side=80), flow=FlowOptions(stack=10, images=folder)
+        clip, ExtractionRequest((FrameOptions(short_side=80), FlowOptions(stack=10, images=folder)), 3)
     )
-    assert computed.flow is not None
-    assert imported.flow is not None
-    assert imported.flow.times == computed.flow.times
+    assert "flow" in computed.features
+    assert "flow" in imported.features
+    assert imported["flow"].times == computed["flow"].times
     assert imported.flags == computed.flags == ("flow_window_moved",)
-    assert imported.frames == computed.frames
+    assert imported["frames"] == computed["frames"]
 
 
 def test_images_that_are_missing_or_do_not_fit(clip: Path, tmp_path: Path) -> None:

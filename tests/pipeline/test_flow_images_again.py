@@ -13,8 +13,8 @@ import simplejpeg
 
 from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.schema import Clip, Manifest
+from bmlpipe.pipeline.extraction.request import ExtractionRequest
 from bmlpipe.pipeline.extraction.run import make_plan, run
-from bmlpipe.pipeline.extraction.worker import Recipe
 from bmlpipe.pipeline.front_ends.features import Features
 from bmlpipe.pipeline.front_ends.flow import FlowOptions
 from bmlpipe.pipeline.front_ends.flow_images import identity, quick_check
@@ -47,22 +47,22 @@ class Runs:
         self.manifest = Manifest("folder", ("x",), [Clip("one", "train", "x", "one.mp4")])
 
     def planned(self, images: Path | None = None) -> int:
-        return len(make_plan(self.manifest, self.videos, self.out, self.recipe(images)).tasks)
+        return len(make_plan(self.manifest, self.videos, self.out, self.request(images)).tasks)
 
-    def recipe(self, images: Path | None = None) -> Recipe:
-        return Recipe(1, FrameOptions(short_side=80), flow=FlowOptions(images=images or self.images))
+    def request(self, images: Path | None = None) -> ExtractionRequest:
+        return ExtractionRequest((FrameOptions(short_side=80), FlowOptions(images=images or self.images)), 1)
 
     def again(self, images: Path | None = None) -> str:
         """Run; the clip's reason."""
         with exclusive_folder(self.out, "extraction"):
-            run(make_plan(self.manifest, self.videos, self.out, self.recipe(images)), workers=0)
+            run(make_plan(self.manifest, self.videos, self.out, self.request(images)), workers=0)
         return read_ledger(self.out)[0].reason
 
     def features(self) -> Features:
         return FeatureStore(self.out).read("one").features
 
     def level(self) -> int:
-        flow = self.features().flow
+        flow = self.features()["flow"]
         assert flow is not None
         return int(simplejpeg.decode_jpeg(flow.jpegs[0][0][0], "GRAY").mean().round())
 
@@ -92,7 +92,7 @@ def test_other_images_are_taken_and_the_frames_are_kept(runs: Runs, layout: str)
     assert runs.planned() == 1
     assert runs.again() == ""
     assert (runs.planned(), runs.level()) == (0, 180)
-    assert runs.features().frames == before.frames
+    assert runs.features()["frames"] == before["frames"]
 
 
 def test_one_image_of_equal_size_is_seen_by_its_time(runs: Runs) -> None:

@@ -9,7 +9,8 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from bmlpipe.pipeline.front_ends.clip import extract_clip
+from bmlpipe.pipeline.extraction.clip import extract_clip
+from bmlpipe.pipeline.extraction.request import ExtractionRequest
 from bmlpipe.pipeline.front_ends.frames import FrameOptions, Scaler, encode
 from bmlpipe.pipeline.media.ffmpeg_program import FFmpeg
 
@@ -181,21 +182,24 @@ def test_colours_of_encoded_clips(tmp_path, name, decoder):
             frame.pts, frame.time_base = number, Fraction(1, 25)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    features = extract_clip(clip, seconds=1, frames=FrameOptions(short_side=120, quality=100), ffmpeg=decoder)
+    features = extract_clip(clip, ExtractionRequest((FrameOptions(short_side=120, quality=100),), 1, ffmpeg=decoder))
     shown = width * Fraction(aspect) / height
-    assert abs(features.frames.width / features.frames.height - shown) < 0.02
-    assert np.abs(seen(features.frames.jpegs[0]) - COLOURS).max() <= 9
-    assert extract_clip(clip, seconds=1, frames=FrameOptions(short_side=120, quality=100)).frames == features.frames
+    assert abs(features["frames"].width / features["frames"].height - shown) < 0.02
+    assert np.abs(seen(features["frames"].jpegs[0]) - COLOURS).max() <= 9
+    assert (
+        extract_clip(clip, ExtractionRequest((FrameOptions(short_side=120, quality=100),), 1))["frames"]
+        == features["frames"]
+    )
 
 
 @pytest.mark.parametrize("rotation", [0, 90, -90, 180])
 def test_turning_by_the_display_matrix(make_clip, frame_number, tmp_path, rotation):
     clip = make_clip(tmp_path / "clip.mp4", seconds=2, rotation=rotation, audio_codec=None)
-    features = extract_clip(clip, seconds=2, frames=FrameOptions(short_side=80))
-    upright = (features.frames.height, features.frames.width)
+    features = extract_clip(clip, ExtractionRequest((FrameOptions(short_side=80),), 2))
+    upright = (features["frames"].height, features["frames"].width)
     assert upright == ((112, 80) if abs(rotation) == 90 else (80, 112))
     assert abs(features.media["rotation"]) == abs(rotation)
-    for number, jpeg in zip((0, 25), features.frames.jpegs):
+    for number, jpeg in zip((0, 25), features["frames"].jpegs):
         shown = simplejpeg.decode_jpeg(jpeg, colorspace="GRAY")[..., 0]
         assert frame_number(np.rot90(shown, -rotation // 90)) == number
 
@@ -216,8 +220,8 @@ def test_mirrored_pictures(make_clip, tmp_path):
         matrix = a + b + zero + c + d + zero + zero + zero + last
         mirrored = tmp_path / f"mirrored{number}.mp4"
         mirrored.write_bytes(data[:at] + matrix + data[at + 36 :])
-        features = extract_clip(mirrored, seconds=1, frames=FrameOptions(short_side=80, quality=100))
-        ours = simplejpeg.decode_jpeg(features.frames.jpegs[0], colorspace="GRAY")[..., 0].astype(int)
+        features = extract_clip(mirrored, ExtractionRequest((FrameOptions(short_side=80, quality=100),), 1))
+        ours = simplejpeg.decode_jpeg(features["frames"].jpegs[0], colorspace="GRAY")[..., 0].astype(int)
         out, _ = (
             ffmpeg.input(str(mirrored))
             .output("pipe:", format="rawvideo", pix_fmt="gray", vframes=1)

@@ -19,14 +19,14 @@ from bmlpipe.pipeline.store.ledger import (
     NOT_TRIED,
     Ledger,
     LedgerError,
-    Row,
+    LedgerRow,
     known_rows,
     read_ledger,
 )
 
 
-def untried(*ids: str) -> list[Row]:
-    return [Row(id_, "train", "failed", NOT_TRIED) for id_ in ids]
+def untried(*ids: str) -> list[LedgerRow]:
+    return [LedgerRow(id_, "train", "failed", NOT_TRIED) for id_ in ids]
 
 
 def ids_of(folder: Path) -> list[str]:
@@ -36,8 +36,10 @@ def ids_of(folder: Path) -> list[str]:
 
 def test_rows_stand_in_the_manifests_order_whatever_order_they_finish_in(tmp_path: Path) -> None:
     with Ledger(tmp_path, untried("c", "a", "b")) as ledger:
-        ledger.append([Row("b", "train", "ok"), Row("c", "train", "failed", "empty_file", "x.mp4 holds no bytes")])
-        ledger.append([Row("a", "train", "ok", flags="short_video")])
+        ledger.append(
+            [LedgerRow("b", "train", "ok"), LedgerRow("c", "train", "failed", "empty_file", "x.mp4 holds no bytes")]
+        )
+        ledger.append([LedgerRow("a", "train", "ok", flags="short_video")])
     assert ledger.counts() == {"ok": 2, "failed": 1}
     assert [(row.id, row.status) for row in read_ledger(tmp_path)] == [("c", "failed"), ("a", "ok"), ("b", "ok")]
     assert [path.name for path in tmp_path.iterdir()] == [LEDGER_FILE]
@@ -47,10 +49,10 @@ def test_rows_stand_in_the_manifests_order_whatever_order_they_finish_in(tmp_pat
 
 
 def test_the_table_is_complete_from_the_start_and_says_that_it_is_not_final(tmp_path: Path) -> None:
-    before = [Row("a", "train", "ok"), Row("b", "val", "absent", "not_found"), *untried("c", "d")]
+    before = [LedgerRow("a", "train", "ok"), LedgerRow("b", "val", "absent", "not_found"), *untried("c", "d")]
     with Ledger(tmp_path, before) as ledger:
         assert ids_of(tmp_path) == ["a", "b", "c", "d"]
-        ledger.append([Row("d", "train", "ok")])
+        ledger.append([LedgerRow("d", "train", "ok")])
         with pytest.raises(LedgerError, match="running or was interrupted"):
             read_ledger(tmp_path)
         assert known_rows(tmp_path)["d"].status == "ok"
@@ -59,7 +61,7 @@ def test_the_table_is_complete_from_the_start_and_says_that_it_is_not_final(tmp_
 
 def test_an_interruption_leaves_a_complete_table_that_does_not_count_as_finished(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), Ledger(tmp_path, untried("a", "b", "c")) as ledger:
-        ledger.append([Row("b", "train", "ok")])
+        ledger.append([LedgerRow("b", "train", "ok")])
         raise KeyboardInterrupt
     assert ids_of(tmp_path) == ["a", "b", "c"]
     with pytest.raises(LedgerError, match="interrupted"):
@@ -69,24 +71,24 @@ def test_an_interruption_leaves_a_complete_table_that_does_not_count_as_finished
 
 def test_a_new_run_starts_from_its_own_rows(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), Ledger(tmp_path, untried("a", "gone")) as ledger:
-        ledger.append([Row("a", "train", "ok"), Row("gone", "train", "ok")])
+        ledger.append([LedgerRow("a", "train", "ok"), LedgerRow("gone", "train", "ok")])
         raise RuntimeError("killed")
     with Ledger(tmp_path, [known_rows(tmp_path)["a"], *untried("new")]) as ledger:
         assert list(known_rows(tmp_path)) == ["a", "new"]
-        ledger.append([Row("new", "train", "ok")])
+        ledger.append([LedgerRow("new", "train", "ok")])
     assert [row.id for row in read_ledger(tmp_path)] == ["a", "new"]
 
 
 @pytest.mark.parametrize("cut", range(2, 42, 8))
 def test_a_kill_in_the_middle_of_a_line_costs_that_line_alone(tmp_path: Path, cut: int) -> None:
     with pytest.raises(RuntimeError), Ledger(tmp_path, untried("a", "b", "c")) as ledger:
-        ledger.append([Row("a", "train", "ok"), Row("b", "train", "ok")])
+        ledger.append([LedgerRow("a", "train", "ok"), LedgerRow("b", "train", "ok")])
         raise RuntimeError("killed")
     (tmp_path / LEDGER_FILE).unlink()  # its state after a kill: that of the start
     log = tmp_path / LOG_FILE
     log.write_bytes(log.read_bytes()[:-cut])
     known = known_rows(tmp_path)
-    assert known["a"] == Row("a", "train", "ok")
+    assert known["a"] == LedgerRow("a", "train", "ok")
     assert "b" not in known
     log.write_bytes(log.read_bytes() + b'\xff\x00garbage\n[1]\n17\n["too", "few"]\n{}\n')
     assert known_rows(tmp_path) == known
@@ -96,10 +98,10 @@ def test_rows_survive_sigkill(tmp_path: Path) -> None:
     program = """
 import os, signal, sys
 from pathlib import Path
-from bmlpipe.pipeline.store.ledger import Ledger, Row
-with Ledger(Path(sys.argv[1]), [Row(str(n), "train", "failed", "not_tried") for n in range(1000)]) as ledger:
+from bmlpipe.pipeline.store.ledger import Ledger, LedgerRow
+with Ledger(Path(sys.argv[1]), [LedgerRow(str(n), "train", "failed", "not_tried") for n in range(1000)]) as ledger:
     for number in range(600):
-        ledger.append([Row(str(number), "train", "ok")])
+        ledger.append([LedgerRow(str(number), "train", "ok")])
     os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
@@ -117,7 +119,9 @@ _NAMES = st.binary(min_size=1, max_size=30).map(lambda raw: os.fsdecode(raw.repl
 @given(st.lists(st.tuples(_NAMES, st.text(max_size=60), _NAMES), min_size=1, unique_by=lambda item: item[0]))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_any_name_and_message_comes_back(tmp_path: Path, items: list[tuple[str, str, str]]) -> None:
-    rows = [Row(id_, "test", "failed", "internal_error", message, source=source) for id_, message, source in items]
+    rows = [
+        LedgerRow(id_, "test", "failed", "internal_error", message, source=source) for id_, message, source in items
+    ]
     with Ledger(tmp_path, untried(*(row.id for row in rows))) as ledger:
         ledger.append(rows)
         assert list(known_rows(tmp_path).values()) == rows  # through the log
@@ -125,14 +129,16 @@ def test_any_name_and_message_comes_back(tmp_path: Path, items: list[tuple[str, 
 
 
 def test_newlines_quotes_and_commas_are_csv_and_messages_are_one_line(tmp_path: Path) -> None:
-    row = Row('a "quoted", name\r\nwith\rends', "train", "failed", "not_media", "first\nsecond\r\nthird\tand \0 last")
+    row = LedgerRow(
+        'a "quoted", name\r\nwith\rends', "train", "failed", "not_media", "first\nsecond\r\nthird\tand \0 last"
+    )
     with Ledger(tmp_path, [row]):
         pass
     with (tmp_path / LEDGER_FILE).open(newline="", encoding="utf-8") as file:
         (cells,) = list(csv.reader(file))[1:]
     assert cells[0] == 'a "quoted", name\r\nwith\rends'
     assert cells[4] == "first second third and last"
-    assert len(Row("a", "train", "failed", "x", "long " * 1000).message) <= 500
+    assert len(LedgerRow("a", "train", "failed", "x", "long " * 1000).message) <= 500
 
 
 def test_a_table_of_other_columns_is_looked_at_again(tmp_path: Path) -> None:
@@ -154,7 +160,7 @@ def test_a_folder_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
 
 def test_a_full_disk_at_the_end_is_not_hidden(tmp_path: Path) -> None:
     with pytest.raises(StoreWriteError, match="cannot be written"), Ledger(tmp_path, untried("a")) as ledger:
-        ledger.append([Row("a", "train", "ok")])
+        ledger.append([LedgerRow("a", "train", "ok")])
         (tmp_path / f"{LEDGER_FILE}.writing").mkdir()  # stands in for it: the table's temporary file cannot be made
     assert known_rows(tmp_path)["a"].status == "ok"
     with pytest.raises(LedgerError, match="interrupted"):

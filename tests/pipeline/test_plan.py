@@ -12,16 +12,16 @@ import pytest
 from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.datasets import read_manifest
 from bmlpipe.manifests.schema import Clip, Manifest
+from bmlpipe.pipeline.extraction.request import ExtractionRequest
 from bmlpipe.pipeline.extraction.run import make_plan, run
-from bmlpipe.pipeline.extraction.worker import Recipe
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
-from bmlpipe.pipeline.store.ledger import NOT_TRIED, KnownRows, Ledger, Row, read_ledger
+from bmlpipe.pipeline.store.ledger import NOT_TRIED, KnownRows, Ledger, LedgerRow, read_ledger
 
-RECIPE = Recipe(10, FrameOptions())
+REQUEST = ExtractionRequest((FrameOptions(),), 10)
 
 
-def rows_of(ids: Iterable[str], status: str = "ok") -> list[Row]:
-    return [Row(id_, "train", status, "" if status == "ok" else NOT_TRIED) for id_ in ids]
+def rows_of(ids: Iterable[str], status: str = "ok") -> list[LedgerRow]:
+    return [LedgerRow(id_, "train", status, "" if status == "ok" else NOT_TRIED) for id_ in ids]
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_tasks_are_a_sequence(tmp_path: Path) -> None:
     for name in ("1.flv", "3.mp4", "3.wav"):
         (tmp_path / name).write_bytes(b"x")
     clips = [Clip(str(number), "train", "x") for number in range(5)]
-    tasks = make_plan(Manifest("cremad", ("x",), clips), tmp_path, tmp_path / "out", RECIPE).tasks
+    tasks = make_plan(Manifest("cremad", ("x",), clips), tmp_path, tmp_path / "out", REQUEST).tasks
     assert [task.clip.id for task in tasks] == ["1", "3"]
     assert [task.source.video.name for task in tasks] == ["1.flv", "3.mp4"]
     assert [task.source.audio for task in tasks] == [None, tmp_path / "3.wav"]
@@ -78,7 +78,7 @@ def test_a_plan_after_a_plan_says_what_the_ledger_says(tmp_path: Path) -> None:
         (videos / f"{number}.mp4").write_bytes(b"x")
     for step in range(3):
         with exclusive_folder(out, "extraction"):
-            plan = make_plan(manifest, videos, out, RECIPE)
+            plan = make_plan(manifest, videos, out, REQUEST)
             planned = list(plan.rows)
             assert [row.id for row in planned] == [clip.id for clip in clips]
             assert sum(row.reason == NOT_TRIED for row in planned) == len(plan.tasks) == (10, 1, 0)[step]
@@ -118,7 +118,7 @@ def test_a_row_costs_few_bytes_and_no_more_of_them_where_there_are_many(tmp_path
         def both() -> object:
             for _ in range(2):
                 with exclusive_folder(out, "extraction"):  # noqa: B023
-                    plan = make_plan(manifests[0], tmp_path / "videos", out, RECIPE)  # noqa: B023
+                    plan = make_plan(manifests[0], tmp_path / "videos", out, REQUEST)  # noqa: B023
                     run(plan, workers=0)
             return plan
 

@@ -18,7 +18,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from bmlpipe.pipeline.cli import main
-from bmlpipe.pipeline.front_ends.clip import extract_clip
+from bmlpipe.pipeline.extraction.clip import extract_clip
+from bmlpipe.pipeline.extraction.request import ExtractionRequest
 from bmlpipe.pipeline.front_ends.features import Features
 from bmlpipe.pipeline.front_ends.flow import FlowOptions
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
@@ -83,7 +84,7 @@ BLACK = [np.full((64, 96), 10, np.uint8)] * 24
 
 
 def extracted(path: Path, seconds: int = 3) -> Features:
-    return extract_clip(path, seconds=seconds, frames=FrameOptions(short_side=32), spectrogram=SpectrogramOptions())
+    return extract_clip(path, ExtractionRequest((FrameOptions(short_side=32), SpectrogramOptions()), seconds))
 
 
 # ----- what is flagged -----
@@ -135,7 +136,7 @@ def test_what_is_measured_does_not_depend_on_the_features_wanted(tmp_path: Path)
     ways = [{"spectrogram": SpectrogramOptions()}, {"waveform": WaveformOptions()}]
     sound = [extract_clip(clip, seconds=3, **way).media["sound"] for way in ways]
     assert sound[0] == sound[1] == {"peak": pytest.approx(0.7, abs=2e-3), "clipped": 0}
-    assert "sound" not in extract_clip(clip, seconds=3, frames=FrameOptions()).media
+    assert "sound" not in extract_clip(clip, ExtractionRequest((FrameOptions(),), 3)).media
 
 
 # ----- what is measured -----
@@ -420,4 +421,4 @@ def test_flags_are_named_in_short() -> None:
 
 def test_nothing_that_is_not_decoded_is_claimed(make_clip: Callable[..., Path], tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "clip.mp4", seconds=1.2, size=(48, 32), audio_codec=None)
-    assert "sound" not in extract_clip(clip, seconds=1, frames=FrameOptions()).media
+    assert "sound" not in extract_clip(clip, ExtractionRequest((FrameOptions(),), 1)).media

@@ -12,7 +12,8 @@ import simplejpeg
 from click.testing import CliRunner
 
 from bmlpipe.pipeline.cli import main
-from bmlpipe.pipeline.front_ends.clip import extract_clip
+from bmlpipe.pipeline.extraction.clip import extract_clip
+from bmlpipe.pipeline.extraction.request import ExtractionRequest
 from bmlpipe.pipeline.front_ends.flow import FlowOptions
 from bmlpipe.pipeline.front_ends.frames import FrameOptions, Planes
 from bmlpipe.pipeline.front_ends.rgb_diff import RgbDiffOptions, dequantise, difference
@@ -73,7 +74,7 @@ def test_stored_differences_are_those_of_the_decoded_pictures(make_clip: Callabl
         .run(cmd=imageio_ffmpeg.get_ffmpeg_exe(), capture_stdout=True, capture_stderr=True)
     )
     shown = np.frombuffer(out, np.uint8).reshape(30, 80, 112, 3).astype(int)
-    found = extract_clip(path, seconds=2, rgb_diff=RgbDiffOptions(stack=3, short_side=80)).rgb_diff
+    found = extract_clip(path, ExtractionRequest((RgbDiffOptions(stack=3, short_side=80),), 2))["rgb_diff"]
     assert found is not None
     assert (found.height, found.width, found.times) == (80, 112, (0.0, 1.0))
     for instant, steps in enumerate(found.jpegs):
@@ -90,7 +91,7 @@ def test_stored_differences_are_those_of_the_decoded_pictures(make_clip: Callabl
 def test_a_still_clip_gives_128(make_clip: Callable[..., Path], tmp_path: Path) -> None:
     path = make_clip(tmp_path / "clip.mp4", seconds=1, fps=1, audio_codec=None)
     with pytest.raises(ClipError) as caught:
-        extract_clip(path, seconds=1, rgb_diff=SMALL)
+        extract_clip(path, ExtractionRequest((SMALL,), 1))
     assert caught.value.reason == "too_few_frames"
     import av
 
@@ -101,7 +102,7 @@ def test_a_still_clip_gives_128(make_clip: Callable[..., Path], tmp_path: Path) 
             frame = av.VideoFrame.from_ndarray(np.full((80, 112, 3), (200, 60, 90), np.uint8), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    found = extract_clip(path, seconds=1, rgb_diff=SMALL).rgb_diff
+    found = extract_clip(path, ExtractionRequest((SMALL,), 1))["rgb_diff"]
     assert found is not None
     assert np.abs(simplejpeg.decode_jpeg(found.jpegs[0][0], "RGB").astype(int) - 128).max() <= 1
 
@@ -110,17 +111,17 @@ def test_each_kind_has_its_own_window(make_clip: Callable[..., Path], tmp_path: 
     """Together with another stack of flow, the same bytes, times and flags as alone, also at the clip's end."""
     path = make_clip(tmp_path / "clip.mp4", seconds=2.08, audio_codec=None)  # 52 pictures
     frames, flow, change = FrameOptions(short_side=80), FlowOptions(short_side=80), RgbDiffOptions(5, short_side=80)
-    together = extract_clip(path, seconds=3, frames=frames, flow=flow, rgb_diff=change)
-    assert together.flow is not None
-    assert together.rgb_diff is not None
-    assert together.frames == extract_clip(path, seconds=3, frames=frames).frames
-    assert together.flow == extract_clip(path, seconds=3, flow=flow).flow
-    alone = extract_clip(path, seconds=3, rgb_diff=change)
-    assert together.rgb_diff == alone.rgb_diff
-    assert together.flow.times == (0.0, 1.0, 2.0)
-    assert together.rgb_diff.times == (0.0, 1.0, 46 / 25)
+    together = extract_clip(path, ExtractionRequest((frames, flow, change), 3))
+    assert "flow" in together.features
+    assert "rgb_diff" in together.features
+    assert together["frames"] == extract_clip(path, ExtractionRequest((frames,), 3))["frames"]
+    assert together["flow"] == extract_clip(path, ExtractionRequest((flow,), 3))["flow"]
+    alone = extract_clip(path, ExtractionRequest((change,), 3))
+    assert together["rgb_diff"] == alone["rgb_diff"]
+    assert together["flow"].times == (0.0, 1.0, 2.0)
+    assert together["rgb_diff"].times == (0.0, 1.0, 46 / 25)
     assert together.flags == alone.flags == ("rgb_diff_window_moved",)
-    assert [len(steps) for steps in together.rgb_diff.jpegs] == [5, 5, 5]
+    assert [len(steps) for steps in together["rgb_diff"].jpegs] == [5, 5, 5]
 
 
 def test_a_smaller_window_within_a_pick() -> None:

@@ -22,8 +22,8 @@ import webdataset
 
 from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.datasets import read_manifest
+from bmlpipe.pipeline.extraction.request import ExtractionRequest
 from bmlpipe.pipeline.extraction.run import ExtractionError, make_plan, run
-from bmlpipe.pipeline.extraction.worker import Recipe
 from bmlpipe.pipeline.front_ends.flow import FlowOptions
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
 from bmlpipe.pipeline.front_ends.rgb_diff import RgbDiffOptions
@@ -38,13 +38,15 @@ from bmlpipe.shards.kinds import KINDS
 from bmlpipe.shards.reader import ShardReader
 from bmlpipe.shards.verify.compare import verify
 
-RECIPE = Recipe(
+REQUEST = ExtractionRequest(
+    (
+        FrameOptions(short_side=32),
+        SpectrogramOptions(),
+        FlowOptions(stack=2, short_side=32),
+        RgbDiffOptions(stack=2, short_side=32),
+        WaveformOptions(),
+    ),
     1,
-    FrameOptions(short_side=32),
-    SpectrogramOptions(),
-    FlowOptions(stack=2, short_side=32),
-    RgbDiffOptions(stack=2, short_side=32),
-    WaveformOptions(),
 )
 LABELS = ("cat", "dog", "owl")
 
@@ -69,10 +71,10 @@ def clips(tmp_path_factory: pytest.TempPathFactory, make_clip: Callable[..., Pat
     return folder
 
 
-def extract(clips: Path, out: Path, recipe: Recipe = RECIPE, *, workers: int = 0, batch: int = 3) -> Path:
+def extract(clips: Path, out: Path, request: ExtractionRequest = REQUEST, *, workers: int = 0, batch: int = 3) -> Path:
     manifest = read_manifest("folder", clips / "clips.csv", videos=clips)
     with exclusive_folder(out, "extraction"):
-        run(make_plan(manifest, clips, out, recipe), workers=workers, batch=batch)
+        run(make_plan(manifest, clips, out, request), workers=workers, batch=batch)
     return out
 
 
@@ -129,21 +131,21 @@ def test_members_are_named_and_made_as_the_format_says(features: Path, shards: P
         "spectrogram.npy",
         "waveform.flac",
     ]
-    assert kept.frames is not None
-    assert kept.flow is not None
-    assert kept.spectrogram is not None
-    assert kept.rgb_diff is not None
-    assert kept.waveform is not None
-    assert bytes(sample.members["waveform.flac"]) == kept.waveform.flac
-    assert bytes(sample.members["frame_000.jpg"]) == kept.frames.jpegs[0]
-    assert bytes(sample.members["flow_000_01_y.jpg"]) == kept.flow.jpegs[0][1][1]
-    assert [bytes(sample.members[f"rgb_diff_000{step}.jpg"]) for step in ("", "_01")] == list(kept.rgb_diff.jpegs[0])
+    assert "frames" in kept.features
+    assert "flow" in kept.features
+    assert "spectrogram" in kept.features
+    assert "rgb_diff" in kept.features
+    assert "waveform" in kept.features
+    assert bytes(sample.members["waveform.flac"]) == kept["waveform"].flac
+    assert bytes(sample.members["frame_000.jpg"]) == kept["frames"].jpegs[0]
+    assert bytes(sample.members["flow_000_01_y.jpg"]) == kept["flow"].jpegs[0][1][1]
+    assert [bytes(sample.members[f"rgb_diff_000{step}.jpg"]) for step in ("", "_01")] == list(kept["rgb_diff"].jpegs[0])
     assert sample.meta["rgb_diff"] == {"times": [0.0], "height": 32, "width": 48}
     assert simplejpeg.decode_jpeg(bytes(sample.members["frame_000.jpg"])).shape == (32, 48, 3)
     assert simplejpeg.decode_jpeg(bytes(sample.members["flow_000_00_x.jpg"]), colorspace="GRAY").shape == (32, 48, 1)
     values = np.load(io.BytesIO(sample.members["spectrogram.npy"]), allow_pickle=False)
     assert (values.dtype, values.shape) == (np.float16, (257, 98))
-    assert np.array_equal(values, kept.spectrogram.values)
+    assert np.array_equal(values, kept["spectrogram"].values)
     assert (sample.meta["frames"]["height"], sample.meta["frames"]["width"]) == (32, 48)
     assert sample.meta["frames"]["times"] == [0.0]
     assert sample.meta["flow"]["bound"] == 20.0
@@ -154,8 +156,8 @@ def test_members_are_named_and_made_as_the_format_says(features: Path, shards: P
 def test_a_spectrogram_of_ten_or_three_seconds_has_the_papers_size(
     clips: Path, tmp_path: Path, seconds: int, windows: int
 ) -> None:
-    recipe = Recipe(seconds, spectrogram=SpectrogramOptions())
-    extract(clips, tmp_path / "features", recipe)
+    request = ExtractionRequest((SpectrogramOptions(),), seconds)
+    extract(clips, tmp_path / "features", request)
     write_shards("folder", tmp_path / "features", tmp_path / "shards")
     raw = bytes(ShardReader(tmp_path / "shards")[0].members["spectrogram.npy"])
     assert raw[:6] == b"\x93NUMPY"
@@ -166,8 +168,8 @@ def test_a_spectrogram_of_ten_or_three_seconds_has_the_papers_size(
 
 def test_the_index_says_how_the_features_were_made(shards: Path) -> None:
     content = json.loads((shards / "index.json").read_text())
-    assert content["features"] == RECIPE.parameters
-    assert content["features_sha256"] == RECIPE.sha256
+    assert content["features"] == REQUEST.parameters
+    assert content["features_sha256"] == REQUEST.sha256
     assert content["features"]["spectrogram"]["rate"] == 16000
     assert content["features"]["flow"]["stack"] == 2
     numbers = content["statistics"]["rgb_diff"]
@@ -178,7 +180,7 @@ def test_the_index_says_how_the_features_were_made(shards: Path) -> None:
 
 def test_some_kinds_can_be_taken(features: Path, tmp_path: Path) -> None:
     write_shards("folder", features, tmp_path / "s", kinds=("spectrogram",))
-    assert read_index(tmp_path / "s").features == {"spectrogram": RECIPE.parameters["spectrogram"]}
+    assert read_index(tmp_path / "s").features == {"spectrogram": REQUEST.parameters["spectrogram"]}
     sample = ShardReader(tmp_path / "s")[0]
     assert list(sample.members) == ["cls", "json", "spectrogram.npy"]
     assert "frames" not in sample.meta
@@ -219,7 +221,7 @@ def test_the_bytes_do_not_depend_on_workers_batches_or_history(clips: Path, feat
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     step = tmp_path / "step_by_step"
     for kinds in ({"spectrogram"}, {"frames", "spectrogram"}, {"frames", "rgb_diff", "spectrogram"}, set(KINDS)):
-        extract(clips, step, RECIPE.only(kinds))
+        extract(clips, step, REQUEST.only(kinds))
     write_shards("folder", step, tmp_path / "three")
     assert contents(tmp_path / "one") == contents(tmp_path / "three")
 
@@ -236,7 +238,7 @@ def test_what_cannot_become_shards_is_refused(clips: Path, features: Path, tmp_p
 
     refused(ExtractionError, "holds no ledger.csv, so no extraction: run bmlpipe extract", tmp_path)
     refused(ExtractionError, "holds features of folder, not of vggsound: correct --dataset", dataset="vggsound")
-    frames = extract(clips, tmp_path / "frames", RECIPE.only({"frames"}))
+    frames = extract(clips, tmp_path / "frames", REQUEST.only({"frames"}))
     refused(ExtractionError, "has no flow, only frames: run bmlpipe extract", frames, kinds=("frames", "flow"))
     (frames / LOG_FILE).write_text("")
     refused(ExtractionError, "is running or was interrupted", frames)
@@ -259,9 +261,9 @@ def test_clips_that_lack_a_kind_are_named_with_the_remedy(
         (folder / "x").mkdir(parents=True, exist_ok=True)
         make_clip(folder / "x" / name, seconds=1.2, size=(48, 32), codec=codec)
     manifest = read_manifest("folder", None, videos=folder)
-    for recipe in (RECIPE.only({"frames"}), RECIPE.only({"spectrogram"})):
+    for request in (REQUEST.only({"frames"}), REQUEST.only({"spectrogram"})):
         with exclusive_folder(out, "extraction"):
-            run(make_plan(manifest, folder, out, recipe), workers=0)
+            run(make_plan(manifest, folder, out, request), workers=0)
     with pytest.raises(StoreError, match="holds spectrogram and no frames: extract these kinds in one command"):
         write_shards("folder", out, tmp_path / "shards")
     assert sum(write_shards("folder", out, tmp_path / "shards", kinds=("spectrogram",)).values()) == 2
@@ -272,7 +274,7 @@ def test_nothing_ok_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "videos" / "x" / "a.mp4").write_bytes(b"")
     manifest = read_manifest("folder", None, videos=tmp_path / "videos")
     with exclusive_folder(tmp_path / "f", "extraction"):
-        run(make_plan(manifest, tmp_path / "videos", tmp_path / "f", RECIPE), workers=0)
+        run(make_plan(manifest, tmp_path / "videos", tmp_path / "f", REQUEST), workers=0)
     assert [row.reason for row in read_ledger(tmp_path / "f")] == ["empty_file"]
     with pytest.raises(ExtractionError, match="is ok: see the reasons"):
         write_shards("folder", tmp_path / "f", tmp_path / "s")

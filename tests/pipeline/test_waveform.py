@@ -10,7 +10,8 @@ import av
 import numpy as np
 import pytest
 
-from bmlpipe.pipeline.front_ends.clip import extract_clip
+from bmlpipe.pipeline.extraction.clip import extract_clip
+from bmlpipe.pipeline.extraction.request import ExtractionRequest
 from bmlpipe.pipeline.front_ends.spectrogram import Floats, SpectrogramOptions, log_spectrogram
 from bmlpipe.pipeline.front_ends.waveform import WaveformOptions, encode_waveform, quantise
 
@@ -58,25 +59,25 @@ def test_rounding_at_the_ends() -> None:
 
 def test_a_clips_waveform_is_the_sound_of_its_spectrogram(make_clip: Callable[..., Path], tmp_path: Path) -> None:
     path = make_clip(tmp_path / "clip.mp4", seconds=3)
-    features = extract_clip(path, seconds=5, spectrogram=SpectrogramOptions(), waveform=WaveformOptions())
-    assert features.waveform is not None
-    assert features.spectrogram is not None
+    features = extract_clip(path, ExtractionRequest((SpectrogramOptions(), WaveformOptions()), 5))
+    assert "waveform" in features.features
+    assert "spectrogram" in features.features
     assert features.flags == ("short_audio",)
-    samples = decoded(features.waveform.flac)
+    samples = decoded(features["waveform"].flac)
     assert samples.size == 80_000  # 3 s, tiled to 5 s
     assert any(np.array_equal(samples[period:], samples[:-period]) for period in range(47_000, 50_000))
     made = log_spectrogram(samples)
-    assert np.abs(made - features.spectrogram.values.astype(np.float32)).max() < 0.02
-    alone = extract_clip(path, seconds=5, waveform=WaveformOptions())
-    assert alone.waveform == features.waveform
-    assert alone.spectrogram is None
-    assert decoded(extract_clip(path, seconds=2, waveform=WaveformOptions()).waveform.flac).size == 32_000  # type: ignore[union-attr]
+    assert np.abs(made - features["spectrogram"].values.astype(np.float32)).max() < 0.02
+    alone = extract_clip(path, ExtractionRequest((WaveformOptions(),), 5))
+    assert alone["waveform"] == features["waveform"]
+    assert "spectrogram" not in alone.features
+    assert decoded(extract_clip(path, ExtractionRequest((WaveformOptions(),), 2))["waveform"].flac).size == 32_000  # type: ignore[union-attr]
 
 
 def test_sound_from_its_own_file_has_a_waveform_too(make_clip: Callable[..., Path], tmp_path: Path) -> None:
     video = make_clip(tmp_path / "clip.flv", seconds=1, audio_codec=None)
     sound = make_clip(tmp_path / "clip.wav", codec=None, seconds=1, audio_codec="pcm_s16le", tone=2000)
-    found = extract_clip(video, audio=sound, seconds=1, waveform=WaveformOptions()).waveform
+    found = extract_clip(video, ExtractionRequest((WaveformOptions(),), 1), audio=sound)["waveform"]
     assert found is not None
     spectrum = np.abs(np.fft.rfft(decoded(found.flac)))
     assert spectrum.argmax() == 2000
@@ -84,15 +85,15 @@ def test_sound_from_its_own_file_has_a_waveform_too(make_clip: Callable[..., Pat
 
 def test_its_length_must_be_given(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--seconds"):
-        extract_clip(tmp_path / "clip.mp4", seconds=None, waveform=WaveformOptions())
+        extract_clip(tmp_path / "clip.mp4", ExtractionRequest((WaveformOptions(),), None))
     assert WaveformOptions().parameters(3) != WaveformOptions().parameters(10)
 
 
 @pytest.mark.real
 def test_error_of_the_spectrogram_is_as_stated(real_data: Path) -> None:
     for path in sorted(real_data.glob("clips/vggsound/*.mp4"))[:3]:
-        features = extract_clip(path, spectrogram=SpectrogramOptions(), waveform=WaveformOptions())
-        assert features.waveform is not None
-        assert features.spectrogram is not None
-        error = log_spectrogram(decoded(features.waveform.flac)) - features.spectrogram.values.astype(np.float32)
+        features = extract_clip(path, ExtractionRequest((SpectrogramOptions(), WaveformOptions())))
+        assert "waveform" in features.features
+        assert "spectrogram" in features.features
+        error = log_spectrogram(decoded(features["waveform"].flac)) - features["spectrogram"].values.astype(np.float32)
         assert np.abs(error).max() < 1.3e-3 + 3.9e-3  # 16 bits of sound, and float16

@@ -16,7 +16,7 @@ import pytest
 import simplejpeg
 import webdataset
 
-from bmlpipe.pipeline.store.ledger import Row, read_ledger
+from bmlpipe.pipeline.store.ledger import LedgerRow, read_ledger
 from bmlpipe.shards.reader import ShardReader, StoredSample
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -88,7 +88,7 @@ def folders(real_data: Path, annotation: Path, tmp_path_factory: pytest.TempPath
 
 
 def test_each_real_clip_has_its_row(folders: tuple[Path, Path]) -> None:
-    rows: dict[str, Row] = {row.id: row for row in read_ledger(folders[0])}
+    rows: dict[str, LedgerRow] = {row.id: row for row in read_ledger(folders[0])}
     assert len(rows) == 27
     assert {id_: (row.split, row.reason) for id_, row in rows.items() if row.status != "ok"} == FAILURES
     assert rows["edge/realshort"].flags.split() == ["short_audio", "short_video"]

@@ -16,8 +16,9 @@ import pytest
 from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.schema import Clip, Manifest
 from bmlpipe.pipeline.extraction.run import make_plan, run
-from bmlpipe.pipeline.extraction.worker import Recipe
-from bmlpipe.pipeline.front_ends.clip import extract_clip
+from bmlpipe.pipeline.extraction.request import ExtractionRequest
+from bmlpipe.pipeline.extraction.clip import extract_clip
+from bmlpipe.pipeline.extraction.request import ExtractionRequest
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
 from bmlpipe.pipeline.front_ends.spectrogram import SpectrogramOptions
 from bmlpipe.pipeline.media.errors import ClipError
@@ -223,13 +224,13 @@ NAMES = (
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_odd_names_are_only_names(make_clip, tmp_path, monkeypatch, decoder):
     plain = make_clip(tmp_path / "plain.mp4", seconds=1)
-    content, expected = plain.read_bytes(), extract_clip(plain, seconds=1, frames=FRAMES)
+    content, expected = plain.read_bytes(), extract_clip(plain, ExtractionRequest((FRAMES,), 1))
     (tmp_path / "in").mkdir()
     monkeypatch.chdir(tmp_path / "in")
     for name in NAMES:
         Path(name).write_bytes(content)
         for path in (Path(name), tmp_path / "in" / name):
-            assert extract_clip(path, seconds=1, ffmpeg=decoder, frames=FRAMES) == expected
+            assert extract_clip(path, ExtractionRequest((FRAMES,), 1, ffmpeg=decoder)) == expected
     assert sorted(path.name for path in Path().iterdir()) == sorted(NAMES)
 
 
@@ -252,7 +253,7 @@ def test_a_folder_of_all_that(make_clip, tmp_path, pipe, decoder):
     clips = tuple(Clip(id=name, path=name, label="a", split="train") for name in names if name != "inside")
     manifest = Manifest("folder", ("a",), clips)
     with exclusive_folder(out, "extraction"):
-        counts = run(make_plan(manifest, videos, out, Recipe(1, FRAMES, ffmpeg=decoder)), workers=0)
+        counts = run(make_plan(manifest, videos, out, ExtractionRequest((FRAMES,), 1, ffmpeg=decoder)), workers=0)
     rows = {row.id: row for row in read_ledger(out)}
     assert len(rows) == len(clips) == sum(counts.values())
     assert {name: rows[name].status for name in (*NAMES[:8], "link.mp4")} == dict.fromkeys(

@@ -21,23 +21,17 @@ from torch.utils.data import DataLoader, Dataset
 from bmlpipe.manifests.common.signals import sigterm_blocked
 from bmlpipe.shards.combined_reader import CombinedReader
 from bmlpipe.shards.errors import ShardError
-from bmlpipe.shards.kinds import (
-    MODALITY_KIND,
-    SPECTROGRAM_MEMBER,
-    WAVEFORM_MEMBER,
-    flow_member,
-    frame_member,
-    rgb_diff_member,
-)
+from bmlpipe.shards.kinds import KINDS, MODALITY_KIND, Storage, kind_named
 from bmlpipe.shards.reader import ShardReader, StoredSample
-from bmlpipe.shards.remote.prefetch import Batches, PrefetchingBatches
+from bmlpipe.shards.remote.prefetch import BatchSampler, PrefetchingBatches
 from bmlpipe.train.data import decode as views
-from bmlpipe.train.data.sampler import Item
+from bmlpipe.train.data.sampler import BatchItem
 from bmlpipe.train.data.shared_memory import Allocate, Blocks, InWorkers
 
 Array = npt.NDArray[Any]
 
-_PICTURES = ("frames", "flow", "rgb_diff")  # feature kinds that are pictures
+_DECODE = {Storage.NPY: views.spectrogram, Storage.FLAC: views.waveform}
+_PER_SAMPLE = {"label", "number", "weight"}  # entries of a batch that are one number per sample
 _PREFETCH = 4  # batches a worker loads ahead
 
 #: What the DataLoader hands over; see `ClipDataset.__getitems__`.
@@ -75,17 +69,18 @@ class ClipDataset(Dataset[Batch]):
         seed: int,
     ) -> None:
         self.reader = ShardReader(shards) if isinstance(shards, Path | str) else shards
-        self._kinds = {modality: kinds[modality] for modality in modalities}
+        self._kinds = {modality: kind_named(kinds[modality]) for modality in modalities}
         self._modalities, self._frames, self._size = tuple(modalities), frames, image_size
         self._augment, self._seed = augment, seed
         self._blocks = Blocks(self.blocks)
         there = self.reader.index.features
         for modality, kind in self._kinds.items():
-            if kind not in there:
+            if kind.name not in there:
                 raise ShardError(
-                    f"modality {modality} needs {kind}, the shards hold only {', '.join(there)}: choose other "
-                    f"--modalities, or extract and shard with --modalities {','.join([*there, kind])}"
+                    f"modality {modality} needs {kind.name}, but the shards hold only {', '.join(there)}: choose other "
+                    f"--modalities, or extract and shard with --kinds {','.join([*there, kind.name])}"
                 )
+        self._stacks = {modality: int(there[kind.name].get("stack", 1)) for modality, kind in self._kinds.items()}
 
     @property
     def blocks(self) -> int:
@@ -95,16 +90,15 @@ class ClipDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.reader)
 
-    def __getitem__(self, item: Item) -> Batch:
+    def __getitem__(self, item: BatchItem) -> Batch:
         """One sample: a batch of one, without its first axis."""
         return {name: value[0] for name, value in self.__getitems__([item]).items()}
 
-    def __getitems__(self, items: Sequence[Item]) -> Batch:
+    def __getitems__(self, items: Sequence[BatchItem]) -> Batch:
         """A whole batch: what the DataLoader calls. Each sample is decoded into its place and not copied again.
 
         Args:
-            items: Epoch and sample number of each; epoch −1 is evaluation, without random views. A number below 0 is
-                padding: the sample −1 − number, with weight 0.
+            items: The samples to load.
 
         Returns:
             `label` and `number` (B,), int64; `weight` (B,), float32; and what was asked for of `audio` (B, 1, F, N),
@@ -116,10 +110,9 @@ class ClipDataset(Dataset[Batch]):
         """
         return _as_batch(self.arrays(items, self._blocks.array))
 
-    def arrays(self, items: Sequence[Item], allocate: Allocate) -> dict[str, Array]:
+    def arrays(self, items: Sequence[BatchItem], allocate: Allocate) -> dict[str, Array]:
         """The arrays of a batch, as they are decoded; those of modalities in memory from `allocate`."""
-        epochs, given = np.array(items, dtype=np.int64).T
-        numbers = np.where(given < 0, ~given, given)
+        epochs, numbers, padding = np.array(items, dtype=np.int64).T.copy()
         random = views.uniform_numbers(self._seed, epochs, numbers, 5 + self._frames).tolist()
         labels = np.empty(len(items), dtype=np.int64)
         arrays = dict[str, Array]()
@@ -137,31 +130,23 @@ class ClipDataset(Dataset[Batch]):
         return {
             "label": labels,
             "number": numbers,
-            "weight": (given >= 0).astype(np.float32),
+            "weight": (padding == 0).astype(np.float32),
             **arrays,
         }
 
     def _layout(self, modality: str, count: int, first: StoredSample) -> tuple[tuple[int, ...], npt.DTypeLike]:
-        """Shape and type of a batch: audio (B, F, N) or (B, n), pictures (B, T, planes, H, W, C)."""
-        if modality == "audio":
-            sound = self._audio(first)
-            return (count, *sound.shape), sound.dtype
-        planes, channels = len(self._members(modality, 0)), 1 if modality == "flow" else 3
-        return (count, self._frames, planes, self._size, self._size, channels), np.uint8
+        """Shape and type of a batch: pictures (B, T, planes, H, W, C); an array or sound (B, *its own shape)."""
+        kind = self._kinds[modality]
+        if not kind.is_pictures:
+            values = self._values(modality, first)
+            return (count, *values.shape), values.dtype
+        planes = len(kind.members_at(0, self._stacks[modality]))
+        return (count, self._frames, planes, self._size, self._size, kind.picture_channels), np.uint8
 
-    def _audio(self, sample: StoredSample) -> Array:
-        if self._kinds["audio"] == "waveform":
-            return views.waveform(sample.members[WAVEFORM_MEMBER])
-        return views.spectrogram(sample.members[SPECTROGRAM_MEMBER])
-
-    def _members(self, modality: str, instant: int) -> list[str]:
-        """The pictures of an instant, plane by plane."""
-        if modality == "visual":
-            return [frame_member(instant)]
-        stack = range(self.reader.index.features[self._kinds[modality]].get("stack", 1))
-        if modality == "flow":
-            return [flow_member(instant, step, axis) for step in stack for axis in "xy"]
-        return [rgb_diff_member(instant, step) for step in stack]
+    def _values(self, modality: str, sample: StoredSample) -> Array:
+        """The array or sound of a modality that does not read pictures."""
+        kind = self._kinds[modality]
+        return _DECODE[kind.storage](sample.members[kind.member])
 
     def _load(
         self, sample: StoredSample, random: Sequence[float] | None, arrays: Mapping[str, Array], row: int
@@ -169,29 +154,29 @@ class ClipDataset(Dataset[Batch]):
         """Write one sample into its row of the batch."""
         view: views.View | None = None
         for modality, array in arrays.items():
-            if modality == "audio":
-                sound = self._audio(sample)
-                if sound.shape != array.shape[1:]:
+            kind = self._kinds[modality]
+            if not kind.is_pictures:
+                values = self._values(modality, sample)
+                if values.shape != array.shape[1:]:
                     raise ValueError(
-                        f"its {self._kinds[modality]} has the shape {sound.shape}, another one of its batch "
-                        f"{array.shape[1:]}: "
-                        "extract all clips with the same length"
+                        f"its {kind.name} has the shape {values.shape}, but another sample of the batch has "
+                        f"{array.shape[1:]}: extract all clips with the same --seconds"
                     )
-                array[row] = sound
+                array[row] = values
                 continue
             view = view or _view(sample, random)
-            instants = len(sample.meta[self._kinds[modality]]["times"])
+            instants = len(sample.meta[kind.name]["times"])
             chosen = views.choose(instants, self._frames, random and random[5:])
             for planes, instant in zip(array[row], chosen):
-                for out, member in zip(planes, self._members(modality, instant)):
+                for out, member in zip(planes, kind.members_at(instant, self._stacks[modality])):
                     views.picture(sample.members[member], view, out)
-                    if view.flip and member.endswith("_x.jpg"):
+                    if view.flip and kind.changes_sign(member):
                         views.mirror_motion(out)
 
 
 def _view(sample: StoredSample, random: Sequence[float] | None) -> views.View:
     """One view for all pictures of a sample, whatever is loaded of them."""
-    about = sample.meta[next((kind for kind in _PICTURES if kind in sample.meta), "frames")]
+    about = next(sample.meta[kind.name] for kind in KINDS.values() if kind.is_pictures and kind.name in sample.meta)
     height, width = about["height"], about["width"]
     return views.random_view(height, width, random) if random else views.centre_view(height, width)
 
@@ -200,15 +185,15 @@ def _as_batch(arrays: Mapping[str, Array]) -> Batch:
     """Arrays → tensors of the documented shapes, in the same memory."""
     batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
     for name, memory in batch.items():
-        if name == "audio":
-            batch[name] = memory[:, None]
-        elif name in MODALITY_KIND:
+        if memory.ndim == 6:  # pictures (B, T, planes, H, W, C)
             batch[name] = memory.permute(0, 1, 2, 5, 3, 4).flatten(2, 3)
+        elif name not in _PER_SAMPLE:
+            batch[name] = memory[:, None]
     return batch
 
 
 def make_loader(
-    dataset: ClipDataset, batches: Batches[list[Item]], *, workers: int, pin_memory: bool = False
+    dataset: ClipDataset, batches: BatchSampler[list[BatchItem]], *, workers: int, pin_memory: bool = False
 ) -> DataLoader[Batch]:
     """A DataLoader over batches of items; workers keep nothing between samples but open files.
 
@@ -216,7 +201,9 @@ def make_loader(
     """
     if dataset.reader.remote:
         in_flight = max(1, _PREFETCH * workers)
-        batches = PrefetchingBatches(batches, lambda batch: dataset.reader.remote_shards_of(_numbers(batch)), in_flight=in_flight)
+        batches = PrefetchingBatches(
+            batches, lambda batch: dataset.reader.remote_shards_of(_numbers(batch)), in_flight=in_flight
+        )
     return DataLoader(
         InWorkers(dataset.arrays, _as_batch, keep=dataset.blocks) if workers else dataset,
         batch_sampler=batches,
@@ -243,8 +230,8 @@ def reading(loader: DataLoader[Batch]) -> Iterator[Iterator[Batch]]:
             batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
-def _numbers(batch: Sequence[Item]) -> list[int]:
-    return [~number if number < 0 else number for _, number in batch]
+def _numbers(batch: Sequence[BatchItem]) -> list[int]:
+    return [item.number for item in batch]
 
 
 def _as_it_is(batch: Any) -> Any:

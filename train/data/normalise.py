@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bmlpipe.shards.errors import ShardError
-from bmlpipe.shards.kinds import MODALITY_KIND
+from bmlpipe.shards.kinds import MODALITY_KIND, Storage, kind_named
 from bmlpipe.train.data.spectrogram import LogSpectrogram
 
 # ImageNet's channel means and deviations (RGB, of pixels in 0 … 255), which torchvision's weights were trained with.
@@ -41,10 +41,13 @@ class Normaliser(nn.Module):
     ) -> None:
         super().__init__()
         self.modalities = tuple(modalities)
-        self.of_sound = LogSpectrogram() if "audio" in modalities and kinds["audio"] == "waveform" else None
-        known = {**statistics, "waveform": _STANDARDISED}
-        for m in modalities:
-            numbers = _IMAGENET if imagenet and m == "visual" else known.get(kinds[m])
+        self._kinds = {modality: kind_named(kinds[modality]) for modality in modalities}
+        stored_as_sound = any(kind.storage is Storage.FLAC for kind in self._kinds.values())
+        self.of_sound = LogSpectrogram() if stored_as_sound else None
+        for m, kind in self._kinds.items():
+            numbers = statistics.get(kind.name) if kind.normalisation == "dataset" else _STANDARDISED
+            if imagenet and kind.imagenet:
+                numbers = _IMAGENET
             if numbers is None:
                 raise ShardError(f"the shards have no statistics of {kinds[m]}: write them again (bmlpipe shard)")
             for name in ("mean", "std"):
@@ -64,8 +67,11 @@ class Normaliser(nn.Module):
         return {m: self._one(m, raw[m]) for m in self.modalities}
 
     def _one(self, modality: str, value: Tensor) -> Tensor:
-        if modality == "audio":
-            value = (self.of_sound(value[:, 0]) if self.of_sound is not None else value).unsqueeze(1)
+        kind = self._kinds[modality]
+        if kind.storage is Storage.FLAC and self.of_sound is not None:
+            value = self.of_sound(value[:, 0])
+        if not kind.is_pictures:
+            value = value.unsqueeze(1)
         mean, std = (
             self.get_buffer(f"{modality}_{name}").repeat(value.shape[2] // len(self.get_buffer(f"{modality}_{name}")))
             for name in ("mean", "std")

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bmlpipe.shards.index import Index
+from bmlpipe.shards.kinds import kind_named
 from bmlpipe.train.config.options import TrainConfig
 from bmlpipe.train.models.encoders.registry import make_encoder
 from bmlpipe.train.models.encoders.resnet18 import ResNet18, load_imagenet
@@ -33,7 +34,9 @@ def build_model(
     encoders: dict[str, nn.Module] = {}
     all_stages = needs_all_stages(config.fusion)
     for modality in config.resolved_modalities:
-        encoder = make_encoder(config.encoder, modality, channels=_channels(modality, index), all_stages=all_stages)
+        encoder = make_encoder(
+            config.encoder, modality, channels=_channels(config.kinds[modality], index), all_stages=all_stages
+        )
         if config.weights != "none" and isinstance(encoder, ResNet18):
             load_imagenet(encoder, None if config.weights == "imagenet" else Path(str(config.weights)))
         encoders[modality] = encoder
@@ -54,7 +57,6 @@ def build_model(
     return MultimodalModel(encoders, head, make_intermediate(config.intermediate, encoders))
 
 
-def _channels(modality: str, index: Index) -> int:
-    """Input channels: a flow or difference sample shows several consecutive ones at each instant."""
-    one = {"audio": 1, "visual": 3, "flow": 2, "rgb_diff": 3}[modality]
-    return one * int(index.features.get(modality, {}).get("stack", 1)) if modality in ("flow", "rgb_diff") else one
+def _channels(kind: str, index: Index) -> int:
+    """Number of input channels of an encoder that reads this feature kind: those of all steps of the stack."""
+    return kind_named(kind).channels * int(index.features.get(kind, {}).get("stack", 1))
