@@ -10,8 +10,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from bmlpipe.pipeline.extraction.plan import ExtractionError, ExtractionPlan
+from bmlpipe.pipeline.extraction.plan import ExtractionPlan
 from bmlpipe.pipeline.extraction.worker import extract_batch
+from bmlpipe.pipeline.store.errors import ExtractionError
 
 
 @dataclass(frozen=True)

@@ -14,20 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
-from bmlpipe.manifests.common.errors import BmlpipeError
 from bmlpipe.manifests.locate import Locator, Source
 from bmlpipe.manifests.schema import Clip, Manifest
 from bmlpipe.pipeline.extraction.request import ExtractionRequest
 from bmlpipe.pipeline.extraction.task import ClipTask
+from bmlpipe.pipeline.store.errors import ExtractionError
 from bmlpipe.pipeline.store.feature_file import FeatureStore
 from bmlpipe.pipeline.store.folder import FeatureFolder
 from bmlpipe.pipeline.store.ledger import NOT_TRIED, KnownRows, LedgerRow
 
 _ABSENT, _TO_DO, _SETTLED = range(3)  # states of a clip
-
-
-class ExtractionError(BmlpipeError):
-    """A run that cannot start or continue. The message states the cause and the remedy."""
 
 
 class ClipTasks(Sequence[ClipTask]):

@@ -20,7 +20,8 @@ from bmlpipe.pipeline.cluster.worker_pool import ExistingScheduler
 from bmlpipe.pipeline.extraction.request import ExtractionRequest
 from bmlpipe.pipeline.extraction.task import ClipTask
 from bmlpipe.pipeline.media.ffmpeg_program import FFmpegError
-from bmlpipe.pipeline.store.feature_file import StoreWriteError, writing
+from bmlpipe.pipeline.store.errors import StoreWriteError
+from bmlpipe.pipeline.store.feature_file import writing
 from bmlpipe.pipeline.store.folder import FeatureFolder
 from bmlpipe.pipeline.store.ledger import LedgerRow
 

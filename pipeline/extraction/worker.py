@@ -19,7 +19,8 @@ from bmlpipe.pipeline.extraction.request import ExtractionRequest
 from bmlpipe.pipeline.extraction.task import ClipTask
 from bmlpipe.pipeline.media.errors import ClipError
 from bmlpipe.pipeline.media.source_file import SourceFile
-from bmlpipe.pipeline.store.feature_file import FeatureStore, StoredClip, StoreError, StoreWriteError
+from bmlpipe.pipeline.store.errors import StoreError, StoreWriteError
+from bmlpipe.pipeline.store.feature_file import FeatureStore, StoredClip
 from bmlpipe.pipeline.store.ledger import LedgerRow
 from bmlpipe.pipeline.store.versions import installed_versions
 

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bmlpipe.manifests.schema import Clip, read_clips
-from bmlpipe.pipeline.extraction.plan import ExtractionError
 from bmlpipe.pipeline.sharding.write import sample_of
+from bmlpipe.pipeline.store.errors import ExtractionError
 from bmlpipe.pipeline.store.feature_file import FeatureStore
 from bmlpipe.pipeline.store.folder import FeatureFolder
 from bmlpipe.pipeline.store.ledger import LedgerRow, known_rows

@@ -12,12 +12,12 @@ from typing import Any
 
 from bmlpipe.manifests.datasets import DATASETS
 from bmlpipe.manifests.schema import SPLITS, Clip, read_clips
-from bmlpipe.pipeline.extraction.plan import ExtractionError
 from bmlpipe.pipeline.front_ends.quality import MEASURED_IN
 from bmlpipe.pipeline.sharding.statistics import Statistics
-from bmlpipe.pipeline.store.feature_file import FeatureStore, StoredClip, StoreError
+from bmlpipe.pipeline.store.errors import ExtractionError, StoreError
+from bmlpipe.pipeline.store.feature_file import FeatureStore, StoredClip
 from bmlpipe.pipeline.store.folder import FeatureFolder
-from bmlpipe.pipeline.store.ledger import LedgerError, LedgerRow, read_ledger
+from bmlpipe.pipeline.store.ledger import LedgerRow, read_ledger
 from bmlpipe.shards.kinds import KINDS
 from bmlpipe.shards.order import shuffled
 from bmlpipe.shards.sample import Sample, key_of
@@ -157,7 +157,7 @@ class _Extraction:
         try:
             rows = read_ledger(path)
             about = json.loads(folder.dataset.read_text(encoding="utf-8"))
-        except (LedgerError, FileNotFoundError) as error:
+        except FileNotFoundError as error:
             raise ExtractionError(str(error)) from error
         name = DATASETS[dataset].clips_of if dataset in DATASETS else dataset
         if about["dataset"] != name:

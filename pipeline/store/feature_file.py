@@ -26,10 +26,10 @@ from typing import Any
 import h5py
 import numpy.typing as npt
 
-from bmlpipe.manifests.common.errors import BmlpipeError
 from bmlpipe.manifests.common.files import write_atomically
 from bmlpipe.pipeline.front_ends.features import FEATURE_TYPES, ClipFeatures, Feature
 from bmlpipe.pipeline.media.source_file import SourceFile
+from bmlpipe.pipeline.store.errors import StoreError, StoreWriteError
 from bmlpipe.pipeline.store.folder import FeatureFolder
 from bmlpipe.shards.kinds import KINDS, FeatureKind
 from bmlpipe.shards.sample import digest
@@ -39,14 +39,6 @@ _FORMAT, _VERSION = "bmlpipe-features", 1
 # Attributes of a kind's group that are provenance and not part of the feature.
 _PARAMETERS, _PARAMETERS_SHA256, _SOFTWARE, _COMPANION = "parameters", "parameters_sha256", "software", "images"
 _PROVENANCE = {_PARAMETERS, _PARAMETERS_SHA256, _SOFTWARE, _COMPANION}
-
-
-class StoreError(BmlpipeError):
-    """A feature file is missing, damaged or of another format."""
-
-
-class StoreWriteError(BmlpipeError):
-    """The feature folder cannot be written. No clip is at fault, so the run must stop."""
 
 
 @contextmanager

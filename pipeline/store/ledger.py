@@ -20,8 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from bmlpipe.manifests.common.errors import BmlpipeError
 from bmlpipe.manifests.common.tables import write_csv
+from bmlpipe.pipeline.store.errors import ExtractionError
 from bmlpipe.pipeline.store.feature_file import writing
 from bmlpipe.pipeline.store.folder import FeatureFolder
 
@@ -29,10 +29,6 @@ from bmlpipe.pipeline.store.folder import FeatureFolder
 NOT_TRIED = "not_tried"
 
 _LONGEST = 500  # characters per message
-
-
-class LedgerError(BmlpipeError):
-    """There is no ledger, or its extraction has not finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,13 +190,13 @@ def read_ledger(folder: Path) -> list[LedgerRow]:
     """The rows of a finished extraction, in the manifest's order.
 
     Raises:
-        LedgerError: There is no extraction, or it has not finished.
+        ExtractionError: There is no extraction, or it has not finished.
     """
     files = FeatureFolder(folder)
     if not files.ledger.is_file():
-        raise LedgerError(f"{folder} holds no {files.ledger.name}, so no extraction: run bmlpipe extract first")
+        raise ExtractionError(f"{folder} holds no {files.ledger.name}, so no extraction: run bmlpipe extract first")
     if files.ledger_log.exists():
-        raise LedgerError(
+        raise ExtractionError(
             f"the extraction into {folder} is running or was interrupted ({files.ledger_log.name} exists): wait until "
             "it finishes, or run the same bmlpipe extract command again; it continues where it stopped"
         )

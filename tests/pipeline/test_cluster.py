@@ -30,7 +30,7 @@ from bmlpipe.pipeline.extraction.request import ExtractionRequest
 from bmlpipe.pipeline.extraction.shared_folders import OnSharedFolders, Seen, marked
 from bmlpipe.pipeline.extraction.task import ClipTask
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
-from bmlpipe.pipeline.store.feature_file import StoreWriteError
+from bmlpipe.pipeline.store.errors import StoreWriteError
 from bmlpipe.pipeline.store.ledger import LedgerRow, read_ledger
 from bmlpipe.pipeline.store.versions import installed_versions
 

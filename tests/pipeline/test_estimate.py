@@ -14,8 +14,9 @@ from bmlpipe.manifests.schema import Clip, Manifest
 from bmlpipe.pipeline.extraction import estimate as module
 from bmlpipe.pipeline.extraction.estimate import estimate
 from bmlpipe.pipeline.extraction.request import ExtractionRequest
-from bmlpipe.pipeline.extraction.run import ExtractionError, ExtractionPlan, make_plan, run
+from bmlpipe.pipeline.extraction.run import ExtractionPlan, make_plan, run
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
+from bmlpipe.pipeline.store.errors import ExtractionError
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.schema import Clip, Manifest, read_clips
 from bmlpipe.pipeline.extraction import worker as work
 from bmlpipe.pipeline.extraction.request import ExtractionRequest
-from bmlpipe.pipeline.extraction.run import ExtractionError, ExtractionPlan, make_plan, run
+from bmlpipe.pipeline.extraction.run import ExtractionPlan, make_plan, run
 from bmlpipe.pipeline.front_ends.features import Features, Flow, Frames, RgbDiff, Spectrogram, Waveform
 from bmlpipe.pipeline.front_ends.flow import FlowOptions
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
@@ -29,8 +29,9 @@ from bmlpipe.pipeline.front_ends.rgb_diff import RgbDiffOptions
 from bmlpipe.pipeline.front_ends.spectrogram import SpectrogramOptions
 from bmlpipe.pipeline.front_ends.waveform import WaveformOptions
 from bmlpipe.pipeline.media.errors import ClipError
-from bmlpipe.pipeline.store.feature_file import FeatureStore, StoreWriteError
-from bmlpipe.pipeline.store.ledger import NOT_TRIED, LedgerError, known_rows, read_ledger
+from bmlpipe.pipeline.store.errors import ExtractionError, StoreWriteError
+from bmlpipe.pipeline.store.feature_file import FeatureStore
+from bmlpipe.pipeline.store.ledger import NOT_TRIED, known_rows, read_ledger
 from bmlpipe.shards.kinds import KINDS
 
 FRAMES = ExtractionRequest((FrameOptions(),), 3)
@@ -328,7 +329,7 @@ def test_a_run_that_is_stopped_leaves_a_full_ledger_and_goes_on_later(
         ("a/two", "failed", NOT_TRIED),
         ("b/bug", "failed", NOT_TRIED),
     ]
-    with pytest.raises(LedgerError, match="goes on where it stopped"):
+    with pytest.raises(ExtractionError, match="goes on where it stopped"):
         read_ledger(out)
     decoder.before = lambda path: None
     decoder.calls.clear()

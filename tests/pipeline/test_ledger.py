@@ -12,17 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bmlpipe.pipeline.store.feature_file import StoreWriteError
-from bmlpipe.pipeline.store.ledger import (
-    LEDGER_FILE,
-    LOG_FILE,
-    NOT_TRIED,
-    Ledger,
-    LedgerError,
-    LedgerRow,
-    known_rows,
-    read_ledger,
-)
+from bmlpipe.pipeline.store.errors import ExtractionError, StoreWriteError
+from bmlpipe.pipeline.store.ledger import LEDGER_FILE, LOG_FILE, NOT_TRIED, Ledger, LedgerRow, known_rows, read_ledger
 
 
 def untried(*ids: str) -> list[LedgerRow]:
@@ -53,7 +44,7 @@ def test_the_table_is_complete_from_the_start_and_says_that_it_is_not_final(tmp_
     with Ledger(tmp_path, before) as ledger:
         assert ids_of(tmp_path) == ["a", "b", "c", "d"]
         ledger.append([LedgerRow("d", "train", "ok")])
-        with pytest.raises(LedgerError, match="running or was interrupted"):
+        with pytest.raises(ExtractionError, match="running or was interrupted"):
             read_ledger(tmp_path)
         assert known_rows(tmp_path)["d"].status == "ok"
         assert known_rows(tmp_path)["c"].reason == NOT_TRIED
@@ -64,7 +55,7 @@ def test_an_interruption_leaves_a_complete_table_that_does_not_count_as_finished
         ledger.append([LedgerRow("b", "train", "ok")])
         raise KeyboardInterrupt
     assert ids_of(tmp_path) == ["a", "b", "c"]
-    with pytest.raises(LedgerError, match="interrupted"):
+    with pytest.raises(ExtractionError, match="interrupted"):
         read_ledger(tmp_path)
     assert [row.status for row in known_rows(tmp_path).values()] == ["failed", "ok", "failed"]
 
@@ -148,7 +139,7 @@ def test_a_table_of_other_columns_is_looked_at_again(tmp_path: Path) -> None:
 
 def test_without_an_extraction_there_is_nothing_to_read(tmp_path: Path) -> None:
     assert known_rows(tmp_path / "nothing") == {}
-    with pytest.raises(LedgerError, match="run bmlpipe extract first"):
+    with pytest.raises(ExtractionError, match="run bmlpipe extract first"):
         read_ledger(tmp_path)
 
 
@@ -163,5 +154,5 @@ def test_a_full_disk_at_the_end_is_not_hidden(tmp_path: Path) -> None:
         ledger.append([LedgerRow("a", "train", "ok")])
         (tmp_path / f"{LEDGER_FILE}.writing").mkdir()  # stands in for it: the table's temporary file cannot be made
     assert known_rows(tmp_path)["a"].status == "ok"
-    with pytest.raises(LedgerError, match="interrupted"):
+    with pytest.raises(ExtractionError, match="interrupted"):
         read_ledger(tmp_path)

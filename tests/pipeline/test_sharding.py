@@ -23,14 +23,15 @@ import webdataset
 from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.datasets import read_manifest
 from bmlpipe.pipeline.extraction.request import ExtractionRequest
-from bmlpipe.pipeline.extraction.run import ExtractionError, make_plan, run
+from bmlpipe.pipeline.extraction.run import make_plan, run
 from bmlpipe.pipeline.front_ends.flow import FlowOptions
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
 from bmlpipe.pipeline.front_ends.rgb_diff import RgbDiffOptions
 from bmlpipe.pipeline.front_ends.spectrogram import SpectrogramOptions
 from bmlpipe.pipeline.front_ends.waveform import WaveformOptions
 from bmlpipe.pipeline.sharding.write import write_shards
-from bmlpipe.pipeline.store.feature_file import FeatureStore, StoreError
+from bmlpipe.pipeline.store.errors import ExtractionError, StoreError
+from bmlpipe.pipeline.store.feature_file import FeatureStore
 from bmlpipe.pipeline.store.ledger import LOG_FILE, read_ledger
 from bmlpipe.shards.errors import ShardError
 from bmlpipe.shards.index import read_index

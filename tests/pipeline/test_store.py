@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from bmlpipe.pipeline.front_ends.features import Features, Flow, Frames, RgbDiff, Spectrogram, Waveform
 from bmlpipe.pipeline.media.source_file import SourceFile
-from bmlpipe.pipeline.store.feature_file import FeatureStore, StoredClip, StoreError, StoreWriteError
+from bmlpipe.pipeline.store.errors import StoreError, StoreWriteError
+from bmlpipe.pipeline.store.feature_file import FeatureStore, StoredClip
 from bmlpipe.shards.kinds import KINDS
 from bmlpipe.shards.sample import digest
 
@@ -166,7 +167,7 @@ def test_a_write_that_fails_keeps_the_old_file_and_leaves_nothing(tmp_path: Path
 import resource, signal, sys
 from pathlib import Path
 from tests_store import stored
-from bmlpipe.pipeline.store.feature_file import FeatureStore, StoreWriteError
+from bmlpipe.pipeline.store.feature_file import FeatureStore
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 try:
