@@ -1,10 +1,10 @@
-"""OPM and OGM under DistributedDataParallel: any number of ranks does what one process does.
+"""OPM and OGM under DistributedDataParallel: any number of ranks gives the result of one process.
 
     python docs/examples/ddp.py
     torchrun --nproc-per-node 2 docs/examples/ddp.py
 
-The scores and the drop belong into the forward pass that DDP wraps; the gradients are modulated when `backward()` has
-returned, so that they are averaged over the ranks. Give every rank the same seed and the same ids for the same samples.
+The scores and the drops belong into the forward pass that DDP wraps. The gradients are modulated after `backward()` has
+returned, when they are averaged over the ranks. Every rank needs the same seed, and the same ids for the same samples.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from bmlpipe.train.distributed.process_group import ProcessInfo, all_equal, process_group
-from bmlpipe.train.modulation import OGM, OPM, Modulation
-from bmlpipe.train.modulation.scores import unimodal_logits, unimodal_scores
+from bmlpipe.train.modulation import OGM, OPM, Modulation, unimodal_logits, unimodal_scores
 
 GLOBAL_BATCH = 48
 
@@ -33,7 +32,7 @@ class Balanced(TwoViews):
         self.balance = balance
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        """The loss of this rank's share of a batch."""
+        """The loss of the part of a batch that this rank has."""
         features = self.encode(batch)
         alone = unimodal_scores(unimodal_logits(self.head, features), batch["labels"])
         features = self.balance.forward(features, alone, batch["ids"])
@@ -41,7 +40,7 @@ class Balanced(TwoViews):
 
 
 def train(process: ProcessInfo, epochs: int) -> tuple[Balanced, list[Tensor]]:
-    """Train on this rank's share of each batch."""
+    """Train on this rank's part of each batch."""
     data = Digits("train")
     balance = Modulation(MODALITIES, OPM(), OGM(), seed=0)
     model = Balanced(balance).to(process.device)
@@ -51,10 +50,11 @@ def train(process: ProcessInfo, epochs: int) -> tuple[Balanced, list[Tensor]]:
     for epoch in range(epochs):
         balance.epoch = epoch
         for ids in torch.randperm(len(data), generator=torch.Generator().manual_seed(epoch)).split(GLOBAL_BATCH):
-            mine = {name: value.to(process.device) for name, value in data[ids[process.rank :: process.world_size]].items()}
+            batch = data[ids[process.rank :: process.world_size]]
+            batch = {name: value.to(process.device) for name, value in batch.items()}
             optimizer.zero_grad()
-            loss = wrapped(mine)
-            balance.reduce()  # optional: the step's one small collective runs beside the backward pass
+            loss = wrapped(batch)
+            balance.reduce()  # optional: lets the collective of the step overlap with the backward pass
             loss.backward()
             balance.backward(model.encoders)
             optimizer.step()
@@ -63,10 +63,10 @@ def train(process: ProcessInfo, epochs: int) -> tuple[Balanced, list[Tensor]]:
 
 
 def main() -> None:
-    """Train with as many ranks as there are, check that they agree, show the first one's figures."""
+    """Train on all ranks, check that their models are equal, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--save", type=Path, help="write each rank's weights and journal here, as <rank>.pt")
+    parser.add_argument("--save", type=Path, help="folder for the weights and measurements of each rank, <rank>.pt")
     options = parser.parse_args()
     with process_group("cpu") as process:
         model, rows = train(process, options.epochs)

@@ -1,8 +1,8 @@
-"""What the examples share: real data of two modalities, a model of plain modules, and the figures to look at.
+"""What the examples share: real data of two modalities, a model of plain modules, and the figures to compare.
 
-The data are scikit-learn's handwritten digits (1,797 images of 8 × 8) in two views: `pixels`, the image itself, and
-`spectrum`, the amplitudes of its Fourier transform, which tell almost as much but are learnt later. Trained jointly,
-the pixels win and the spectrum's branch is starved.
+The data are scikit-learn's handwritten digits (1,797 images of 8 × 8 pixels) in two views: `pixels`, the image itself,
+and `spectrum`, the amplitudes of its Fourier transform, which are almost as informative but are learnt later. In joint
+training the pixels dominate and the branch of the spectrum learns little.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from bmlpipe.train.modulation import Modulation
-from bmlpipe.train.modulation.scores import unimodal_logits
+from bmlpipe.train.modulation import Modulation, unimodal_logits
 
 MODALITIES = ("pixels", "spectrum")
-FIRST_TEST = 1200  # the images are in the order of their writers: the test split is of other hands
+FIRST_TEST = 1200  # the images are in the order of their writers, so the test split is by other writers
 
 
 class Digits(Dataset[dict[str, Tensor]]):
-    """One split; a sample, or with a vector of numbers a batch, is {pixels, spectrum, labels, ids}.
+    """One split of the digits. An item is {pixels, spectrum, labels, ids}; a vector of indices gives a batch.
 
     Attributes:
         views: {m: (N, D_m)}, float32.
@@ -47,7 +46,7 @@ class Digits(Dataset[dict[str, Tensor]]):
 
 
 class Head(nn.Module):
-    """A linear layer on the concatenated features. Each modality's score is read from it by zero-out."""
+    """A linear layer on the concatenated features. The scores of the modalities are read from it by zero-out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +59,7 @@ class Head(nn.Module):
 
 
 class TwoViews(nn.Module):
-    """Two encoders and a head."""
+    """An encoder per view and a head."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -77,12 +76,15 @@ class TwoViews(nn.Module):
 
 @torch.no_grad()
 def figures(model: TwoViews, balance: Modulation, rows: Sequence[Tensor]) -> dict[str, float]:
-    """Accuracies on the test split, jointly and of each branch alone, and what the modulation did over the run.
+    """Accuracy on the test split, joint and of each branch alone, and the means of what the modulation did.
 
     Args:
-        model: Trained.
+        model: The trained model.
         balance: Its modulation.
         rows: `balance.row` of every step.
+
+    Returns:
+        Accuracies as fractions; ρ and k of the pixels and their dropped samples per step, averaged over the run.
     """
     test = Digits("test")
     features = model.encode(test.views)
@@ -93,7 +95,7 @@ def figures(model: TwoViews, balance: Modulation, rows: Sequence[Tensor]) -> dic
 
 
 def show(runs: Mapping[str, Mapping[str, float]]) -> None:
-    """Print runs as a table: test accuracies (joint, and of each branch), mean ρ and k of pixels, drops a batch."""
+    """Print the figures of several runs as a table, one row per run."""
     columns = list(next(iter(runs.values())))
     lines = ["".join(f"{text:>10}" for text in ("", *columns))]
     for name, run in runs.items():

@@ -1,11 +1,11 @@
-"""OPM and OGM with the Hugging Face Trainer: a line in the model's forward, and a callback.
+"""OPM and OGM with the Hugging Face Trainer: two lines in the forward pass of the model, and a callback.
 
     pip install transformers accelerate
     python docs/examples/huggingface_trainer.py
 
-`on_pre_optimizer_step` comes once an optimiser step, after the last accumulated batch, with unscaled gradients, but
-after the Trainer's own clipping. Gradients are to be clipped after they are modulated, so `max_grad_norm` of the
-TrainingArguments is 0 and the callback clips. Pass an optimiser: the Trainer's default, AdamW, cancels OGM's factor.
+The Trainer calls `on_pre_optimizer_step` once per optimiser step, after the last accumulated batch, with unscaled
+gradients, but after its own clipping. Gradients must be clipped after they are modulated, so `max_grad_norm` of the
+TrainingArguments is 0 and the callback clips. Pass an optimiser: the default one, AdamW, cancels the factor of OGM.
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from bmlpipe.train.modulation import OGM, OPM, Modulation, Rule
-from bmlpipe.train.modulation.scores import unimodal_logits, unimodal_scores
+from bmlpipe.train.modulation import OGM, OPM, Modulation, Rule, unimodal_logits, unimodal_scores
 
 
 class Balanced(TwoViews):
-    """The model; while it trains, its modulation stands between the encoders and the head."""
+    """The model, with the modulation between the encoders and the head during training."""
 
     def __init__(self, balance: Modulation) -> None:
         super().__init__()
         self.balance = balance
 
     def forward(self, pixels: Tensor, spectrum: Tensor, labels: Tensor, ids: Tensor) -> dict[str, Tensor]:
-        """The loss and the logits, as the Trainer wants them."""
+        """The loss and the logits, in the form that the Trainer expects."""
         features = self.encode({"pixels": pixels, "spectrum": spectrum})
         if self.training:
             alone = unimodal_scores(unimodal_logits(self.head, features), labels)
@@ -42,12 +41,12 @@ class Balanced(TwoViews):
 
 
 class ModulationCallback(TrainerCallback):
-    """Modulates gradients, then clips them; saves and restores the modulation's state with each checkpoint.
+    """Modulates gradients, then clips them. Saves and restores the state of the modulation with each checkpoint.
 
     Args:
-        balance: What the model's forward measures with.
+        balance: The modulation of the model.
         encoders: Modality → encoder.
-        max_norm: Norm to clip all gradients to.
+        max_norm: Norm to which all gradients together are clipped.
     """
 
     def __init__(self, balance: Modulation, encoders: nn.ModuleDict, max_norm: float = 5.0) -> None:
@@ -57,11 +56,11 @@ class ModulationCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Go on where the checkpoint of this step was saved."""
+        """Restore the state that was saved with the checkpoint of this step."""
         if args.max_grad_norm:
             raise ValueError(
-                f"max_grad_norm is {args.max_grad_norm}: the Trainer would clip before the gradients are modulated; "
-                "set it to 0 and give max_norm to ModulationCallback"
+                f"max_grad_norm is {args.max_grad_norm}: the Trainer would clip before the gradients are modulated. "
+                "Set it to 0 and pass max_norm to ModulationCallback"
             )
         if state.global_step:
             self.balance.load_state_dict(torch.load(self._file(args, state), weights_only=True))
@@ -69,19 +68,19 @@ class ModulationCallback(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The epoch keys the drops; a resumed one begins at a fraction."""
+        """Tell the modulation the number of the epoch, which is a fraction when a run resumes within an epoch."""
         self.balance.epoch = int(state.epoch or 0)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Once a step."""
+        """Modulate the gradients once per step, then clip them."""
         self.balance.backward(self.encoders)
         nn.utils.clip_grad_norm_(kwargs["model"].parameters(), self.max_norm)
         self.rows.append(self.balance.row)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """All ranks have the same state."""
+        """Save the state of the modulation, which is the same on all ranks."""
         if state.is_world_process_zero:
             torch.save(self.balance.state_dict(), self._file(args, state))
 
@@ -91,7 +90,7 @@ class ModulationCallback(TrainerCallback):
 
 
 def make_trainer(out: Path, *rules: Rule, **arguments: Any) -> tuple[Trainer, ModulationCallback]:
-    """A Trainer of the digits; the arguments are TrainingArguments'."""
+    """Make a Trainer for the digits; `arguments` go to TrainingArguments."""
     balance = Modulation(MODALITIES, *rules, seed=0)
     model = Balanced(balance)
     callback = ModulationCallback(balance, model.encoders)
@@ -116,7 +115,7 @@ def make_trainer(out: Path, *rules: Rule, **arguments: Any) -> tuple[Trainer, Mo
 
 
 def main() -> dict[str, dict[str, float]]:
-    """Train without and with modulation, and show both."""
+    """Train without and with modulation, and compare both."""
     runs = {}
     for name, rules in {"joint": (), "balanced": (OPM(), OGM())}.items():
         with tempfile.TemporaryDirectory() as out:

@@ -1,8 +1,8 @@
-"""OPM and OGM in a loop of one's own: the seven lines marked +, and a state that is saved like an optimiser's.
+"""OPM and OGM in your own training loop: the six lines marked +, and a state that is saved like an optimiser's.
 
     python docs/examples/plain_loop.py
 
-The epoch keys the drops, the ids say which sample is which; nothing else is asked of the loop.
+The loop only has to provide the number of the epoch and an id per sample, of which the drops are a function.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from digits import MODALITIES, Digits, TwoViews, figures, show
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from bmlpipe.train.modulation import OGM, OPM, Modulation, Rule  # +
-from bmlpipe.train.modulation.scores import unimodal_logits, unimodal_scores  # +
+from bmlpipe.train.modulation import OGM, OPM, Modulation, Rule, unimodal_logits, unimodal_scores  # +
 
 
 class Training:
@@ -29,33 +28,33 @@ class Training:
         self.rows: list[Tensor] = []
 
     def epoch(self, number: int) -> None:
-        """One pass over the data, shuffled by the epoch's number."""
+        """Train one pass over the data, shuffled by the number of the epoch."""
         model, balance = self.model, self.balance
         balance.epoch = number  # +
         for ids in torch.randperm(len(self.data), generator=torch.Generator().manual_seed(number)).split(32):
             batch = self.data[ids]
             features = model.encode(batch)
             alone = unimodal_scores(unimodal_logits(model.head, features), batch["labels"])  # + score of each modality
-            features = balance.forward(features, alone, ids)  # + ρ is measured, features are dropped (OPM)
+            features = balance.forward(features, alone, ids)  # + measures ρ, drops features (OPM)
             loss = cross_entropy(model.head(features), batch["labels"])
             self.optimizer.zero_grad()
             loss.backward()
-            balance.backward(model.encoders)  # + gradients are damped, noise is added (OGM)
+            balance.backward(model.encoders)  # + damps gradients, adds noise (OGM)
             self.optimizer.step()
             self.rows.append(balance.row)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next epoch depends on, for `torch.save`."""
+        """Everything that the next epoch depends on, for `torch.save`."""
         return {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "balance")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`."""
+        """Restore what `state_dict` returned."""
         for name, value in state.items():
             getattr(self, name).load_state_dict(value)
 
 
 def main() -> dict[str, dict[str, float]]:
-    """Train without and with modulation, and show both."""
+    """Train without and with modulation, and compare both."""
     runs = {}
     for name, rules in {"joint": (), "balanced": (OPM(), OGM())}.items():
         training = Training(*rules)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bmlpipe.train.distributed.process_group import Place
+from bmlpipe.train.distributed.process_group import ProcessInfo
 from bmlpipe.train.modulation import OGM, OPM
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
@@ -170,7 +170,7 @@ def test_a_hugging_face_trainer_accumulates_clips_after_modulating_and_resumes(t
     again, last_rows = trained("one", 30, resume=str(tmp_path / "one" / "checkpoint-25"))
     assert torch.equal(last_rows, rows[25:])
     assert same(again, model)
-    with pytest.raises(ValueError, match="set it to 0 and give max_norm"):
+    with pytest.raises(ValueError, match="max_grad_norm is 1.0"):
         module.make_trainer(tmp_path / "two", OGM(), max_steps=1, max_grad_norm=1.0)[0].train()
 
 
@@ -185,7 +185,7 @@ def test_two_ranks_do_what_one_process_does(tmp_path: Path) -> None:
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert torch.equal(first["rows"], second["rows"])
     assert all(torch.equal(value, second["model"][name]) for name, value in first["model"].items())
-    model, rows = example("ddp").train(Place(0, 1, 0, torch.device("cpu")), 2)
+    model, rows = example("ddp").train(ProcessInfo(0, 1, 0, torch.device("cpu")), 2)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(first["model"][name], value, rtol=1e-4, atol=1e-5)
     journal = dict(zip(model.balance.columns, torch.stack(rows).unbind(dim=1), strict=True))
