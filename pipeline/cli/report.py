@@ -24,10 +24,13 @@ def show(folders: Sequence[Path], *files: Path | None, reference: Path | None = 
         reference: Folder of the run that the page compares classes with; None: the same run without modulation.
     """
     from bmlpipe.manifests.common.tables import print_table
-    from bmlpipe.train.report import picture, read_run, table
+    from bmlpipe.train.report.picture import write_picture
+    from bmlpipe.train.report.tables import results_table
+    from bmlpipe.train.runs.read_run import read_run
 
     runs = [read_run(folder) for folder in folders]
-    print_table(*table(runs))
+    results = results_table(runs)
+    print_table(results.header, results.rows)
     for file in filter(None, files):
         if file.suffix.lower() in _PAGES:
             from bmlpipe.train.report.page import write_page
@@ -38,7 +41,7 @@ def show(folders: Sequence[Path], *files: Path | None, reference: Path | None = 
             folder = write_page(runs, file, compared_with)
             click.echo(f"page: {file}, with figures and tables in {folder}")
         else:
-            picture(runs, file)
+            write_picture(runs, file)
             click.echo(f"picture: {file}")
 
 

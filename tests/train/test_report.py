@@ -1,4 +1,4 @@
-"""Runs side by side: what the table says is what the journals say."""
+"""The results table and the picture show what the journals hold."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bmlpipe.manifests.common.tables import markdown_table
 from bmlpipe.train.config.options import ConfigError
 from bmlpipe.train.config.parsing import parse
-from bmlpipe.train.report import experiments, picture, read_run, table
+from bmlpipe.train.report import group_runs, read_run, results_table, write_picture
 
 
 def fake_run(
@@ -20,12 +19,19 @@ def fake_run(
 ) -> Path:
     """A finished run of three epochs of four steps; ρ of audio is `rho` in the middle epoch, 9 elsewhere.
 
-    A step takes so many seconds, after one second of waiting for data.
+    A step takes `seconds` after one second of waiting for data.
     """
     import yaml
 
     folder.mkdir(parents=True)
-    given = {"shards": "s", "out": str(folder), "seed": seed, "modulation": modulation, "epochs": 3}
+    given = {
+        "dataset": "cremad",
+        "shards": "s",
+        "out": str(folder),
+        "seed": seed,
+        "modulation": modulation,
+        "epochs": 3,
+    }
     config = parse(given, "test").resolved()
     (folder / "config.yaml").write_text(yaml.safe_dump(config.as_dict()), encoding="utf-8")
     steps = [
@@ -48,17 +54,17 @@ def test_seeds_are_averaged_and_experiments_named_by_what_differs(tmp_path: Path
         fake_run(tmp_path / "c", seed=0, accuracy=0.70, modulation="opm", rho=1.0, seconds=1.5),
     ]
     runs = [read_run(folder) for folder in folders]
-    assert {name: len(group) for name, group in experiments(runs).items()} == {"none": 2, "opm": 1}
-    titles, rows = table(runs)
-    assert [dict(zip(titles, row)) for row in rows] == [
+    assert {name: len(group) for name, group in group_runs(runs).items()} == {"none": 2, "opm": 1}
+    table = results_table(runs)
+    assert [dict(zip(table.header, row)) for row in table.rows] == [
         {
             "run": "none",
             "seeds": "2",
             "split": "test",
-            "accuracy": "45.0 ± 7.1",
-            "mAP": "50.0 ± 0.0",
-            "audio branch": "60.0 ± 0.0",
-            "visual branch": "20.0 ± 0.0",
+            "accuracy, %": "45.0 ± 7.1",
+            "mAP, %": "50.0 ± 0.0",
+            "audio branch, %": "60.0 ± 0.0",
+            "visual branch, %": "20.0 ± 0.0",
             "ρ audio halfway": "5.00 ± 1.41",
             "ρ visual halfway": "0.50 ± 0.00",
             "step time": "1.00",
@@ -67,18 +73,15 @@ def test_seeds_are_averaged_and_experiments_named_by_what_differs(tmp_path: Path
             "run": "opm",
             "seeds": "1",
             "split": "test",
-            "accuracy": "70.0",
-            "mAP": "50.0",
-            "audio branch": "60.0",
-            "visual branch": "20.0",
+            "accuracy, %": "70.0",
+            "mAP, %": "50.0",
+            "audio branch, %": "60.0",
+            "visual branch, %": "20.0",
             "ρ audio halfway": "1.00",
             "ρ visual halfway": "0.50",
             "step time": "1.50",
         },
     ]
-    text = markdown_table(titles, rows)
-    assert text.count("\n") == 4
-    assert all(line.count("|") == len(titles) + 1 for line in text.splitlines())
 
 
 def test_a_run_that_is_still_going_on_is_read_as_far_as_it_is(tmp_path: Path) -> None:
@@ -88,8 +91,8 @@ def test_a_run_that_is_still_going_on_is_read_as_far_as_it_is(tmp_path: Path) ->
     run = read_run(folder)
     assert run.final == {**json.loads(metrics[1])}
     (folder / "metrics.jsonl").write_text("", encoding="utf-8")
-    titles, rows = table([read_run(folder)])
-    assert dict(zip(titles, rows[0]))["accuracy"] == "-"
+    table = results_table([read_run(folder)])
+    assert dict(zip(table.header, table.rows[0]))["accuracy, %"] == "-"
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
@@ -100,7 +103,7 @@ def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
 def test_the_picture_shows_the_curves(tmp_path: Path) -> None:
     wanted = (("none", 6.0), ("opm", 1.5))
     runs = [read_run(fake_run(tmp_path / m, seed=0, accuracy=0.5, modulation=m, rho=rho)) for m, rho in wanted]
-    picture(runs, tmp_path / "sub" / "report.png")
+    write_picture(runs, tmp_path / "sub" / "report.png")
     image = np.asarray(Image.open(tmp_path / "sub" / "report.png").convert("RGB")).astype(int)
     assert image.shape[1] > 3 * image.shape[0]
     blue = (image[..., 2] - image[..., 0] > 80).sum()
@@ -109,26 +112,18 @@ def test_the_picture_shows_the_curves(tmp_path: Path) -> None:
     assert orange > 100
 
 
-def test_runs_of_other_versions_are_grouped_and_none_is_lost(tmp_path: Path) -> None:
-    """An older run lacks an option; a newer one has one more, with a value that cannot be hashed."""
+def test_options_of_any_form_tell_experiments_apart(tmp_path: Path) -> None:
+    """A plug-in, or a file edited by hand, may hold any value that YAML has."""
     import yaml
 
-    folders = [fake_run(tmp_path / name, seed=0, accuracy=0.5) for name in ("today", "older", "newer", "same")]
-    for folder, change in (
-        (folders[1], {"fusion": None}),
-        (folders[2], {"warp": [{"a": 1}]}),
-        (folders[3], {"warp": 3}),
-    ):
+    changes = {"a": {}, "b": {}, "c": {"warp": [{"a": 1}]}, "d": {"warp": {"a": 1}}, "e": {"warp": 3}}
+    folders = [fake_run(tmp_path / name, seed=0, accuracy=0.5) for name in changes]
+    for folder, change in zip(folders, changes.values()):
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) | change
-        kept = {name: value for name, value in config.items() if value is not None or name not in change}
-        (folder / "config.yaml").write_text(yaml.safe_dump(kept), encoding="utf-8")
-    groups = experiments([read_run(folder) for folder in folders])
-    assert [[run.folder.name for run in group] for group in groups.values()] == [
-        ["today", "older"],
-        ["newer"],
-        ["same"],
-    ]
-    assert list(groups)[1:] == ["{'a': 1}", "warp 3"]
+        (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    groups = group_runs([read_run(folder) for folder in folders])
+    assert [[run.folder.name for run in group] for group in groups.values()] == [["a", "b"], ["c"], ["d"], ["e"]]
+    assert list(groups)[3] == "warp 3"
 
 
 def test_groups_that_would_share_a_name_keep_apart(tmp_path: Path) -> None:
@@ -137,8 +132,16 @@ def test_groups_that_would_share_a_name_keep_apart(tmp_path: Path) -> None:
     folders = [fake_run(tmp_path / name, seed=0, accuracy=0.5) for name in ("plain", "extra")]
     config = yaml.safe_load((folders[1] / "config.yaml").read_text(encoding="utf-8")) | {"warp": 3}
     (folders[1] / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    groups = experiments([read_run(folder) for folder in folders])
+    groups = group_runs([read_run(folder) for folder in folders])
     assert list(groups) == ["all", f"all ({folders[1]})"]
+
+
+def test_without_anything_to_draw_there_is_no_picture(tmp_path: Path) -> None:
+    folder = fake_run(tmp_path / "run", seed=0, accuracy=0.4)
+    for name in ("steps.jsonl", "metrics.jsonl"):
+        (folder / name).write_text("", encoding="utf-8")
+    with pytest.raises(ConfigError, match="nothing to draw"):
+        write_picture([read_run(folder)], tmp_path / "picture.png")
 
 
 def test_config_that_holds_no_options_is_refused_by_name(tmp_path: Path) -> None:

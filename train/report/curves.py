@@ -1,4 +1,4 @@
-"""Figures of what changes: over steps, over epochs, over the share of samples that lack a modality."""
+"""Figures of curves: over steps, over epochs, and over the fraction of samples that lack a modality."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from bmlpipe.train.report.evaluations import Evaluated, Missing, Probe
-from bmlpipe.train.report.plot import AXIS, Figure, Series, slug
+from bmlpipe.train.report.figure import AXIS, Figure, Series, slug
+from bmlpipe.train.report.read_evaluation import MissingRow, Probe, RunEvaluations
 from bmlpipe.train.runs.journal_reader import Values
 from bmlpipe.train.runs.read_run import Run, number
-from bmlpipe.train.runs.traces import Trace, together
+from bmlpipe.train.runs.traces import Trace, merge_traces
 
-#: Points of all experiments' lines in one figure together, and of one line at least and at most.
+#: Points of all lines of a figure together; fewest and most points of one line.
 _POINTS, _FEWEST, _MOST = 3072, 32, 128
 
-#: x, mean, deviation.
+#: x, mean and standard deviation, (N,) each.
 Curve = tuple[Values, Values, Values]
 
 
@@ -31,42 +31,41 @@ def over_steps(
     log: bool = False,
     percent: bool = False,
 ) -> tuple[Figure, int] | None:
-    """A column of the journals: a line of means, in a band from the lowest to the highest value.
+    """A column of the step journals: the mean as a line, in a band from the lowest to the highest value.
 
     Args:
-        column: Of `Run.traces`.
-        title: What it is.
+        column: Column of `Run.traces`.
+        title: Title.
         groups: Experiment → its runs.
-        neutral: Value with a meaning of its own, drawn as a dotted line.
-        log: Logarithmic axis, where all values are above 0.
-        percent: The values are shares, shown in %.
+        neutral: Value that means "no effect", drawn as a dotted line.
+        log: Use a logarithmic axis if all values are above 0.
+        percent: The values are fractions; show them in %.
 
     Returns:
-        The figure, and how many steps a point stands for; None where no run has the column.
+        The figure and the number of steps per point; None if no run has the column.
     """
     points = max(_FEWEST, min(_MOST, _POINTS // max(1, len(groups))))
     found: dict[Series, Trace] = {}
     for series, runs in groups.items():
-        trace = together([run.traces[column] for run in runs if column in run.traces], points)
+        trace = merge_traces([run.traces[column] for run in runs if column in run.traces], points)
         if trace is not None:
             found[series] = trace
     if not found:
         return None
     width = max(trace.width for trace in found.values())
-    found = {series: trace.coarser(width) for series, trace in found.items()}
+    found = {series: trace.coarsened(width) for series, trace in found.items()}
     factor = 100 if percent else 1
 
     def draw(axes: Axes) -> None:
         for series, trace in found.items():
             low, high = (factor * values for values in trace.ranges)
             if (low < high).any():
-                band = axes.fill_between(trace.steps, low, high, color=series.colour, alpha=0.16, linewidth=0)
-                band.set_gid(f"series-{series.index}")
-            axes.plot(trace.steps, factor * trace.means, **_lone(trace.means, series), **series.look)
+                axes.fill_between(trace.steps, low, high, **_band(series))
+            axes.plot(trace.steps, factor * trace.means, **_marker(trace.means, series), **series.line)
         if neutral is not None:
             axes.axhline(neutral, color=AXIS, linewidth=1, linestyle=(0, (1, 2)))
         if log and all(np.nanmin(trace.ranges[0]) > 0 for trace in found.values()):
-            _log_scale(axes)
+            _use_log_scale(axes)
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -76,12 +75,22 @@ def over_steps(
     return Figure(slug(f"{column}-steps"), title, f"Over the steps, {alt}", draw, list(found)), width
 
 
-def _lone(values: Values, series: Series) -> dict[str, Any]:
-    """A marker for what is no line: a single point."""
+def balanced_ratio(runs: Iterable[Run]) -> float:
+    """The ρ of balanced modalities: 1, or 0 if any run uses the difference form."""
+    return 0.0 if any(run.config.get("discrepancy") == "difference" for run in runs) else 1.0
+
+
+def _band(series: Series) -> dict[str, Any]:
+    """Arguments of `Axes.fill_between`."""
+    return {"color": series.colour, "alpha": 0.16, "linewidth": 0, "gid": series.gid}
+
+
+def _marker(values: Values, series: Series) -> dict[str, Any]:
+    """A marker where a single point makes no line."""
     return {"marker": series.marker} if np.isfinite(values).sum() == 1 else {}
 
 
-def _log_scale(axes: Axes) -> None:
+def _use_log_scale(axes: Axes) -> None:
     axes.set_yscale("log")
     form = FuncFormatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_major_formatter(form)
@@ -92,42 +101,58 @@ def _log_scale(axes: Axes) -> None:
 def over_epochs(
     column: str, title: str, groups: Mapping[Series, Sequence[Run]], *, percent: bool = True
 ) -> Figure | None:
-    """A column of the validation rows, mean and deviation over seeds; None where no run has it."""
+    """A column of the validation rows: mean and standard deviation over seeds; None if no run has it.
+
+    Args:
+        column: Column of `Run.metrics`.
+        title: Title.
+        groups: Experiment → its runs.
+        percent: The values are fractions; show them in %.
+    """
     factor = 100 if percent else 1
 
     def points(run: Run) -> Iterable[tuple[float, float]]:
         rows = (row for row in run.metrics if row.get("split") == "val")
-        return ((number(row, "epoch") + 1, factor * number(row, column)) for row in rows)
+        return ((number(row, "epoch"), factor * number(row, column)) for row in rows)
 
     curves = {series: _curve(point for run in runs for point in points(run)) for series, runs in groups.items()}
-    return _curves(slug(f"{column}-epochs"), title, curves, "epoch", percent=percent)
+    return _curves_figure(slug(f"{column}-epochs"), title, curves, "epoch", percent=percent)
 
 
-def probe_curves(modality: str, split: str, title: str, probes: Mapping[Series, Sequence[Evaluated]]) -> Figure | None:
-    """Accuracy of linear probes of one modality's encoder over the epochs of the checkpoints; None without any."""
+def probe_curves(
+    modality: str, split: str, title: str, found: Mapping[Series, Sequence[RunEvaluations]]
+) -> Figure | None:
+    """Accuracy of the linear probes of an encoder over the epochs of the checkpoints; None without any."""
 
-    def points(found: Sequence[Probe]) -> Iterable[tuple[float, float]]:
-        own = {one.epoch + 1: 100 * getattr(one, split) for one in found if one.modality == modality}
-        return own.items()  # best, last and epoch-003 may be the same model: it counts once
+    def points(probes: Sequence[Probe]) -> Iterable[tuple[float, float]]:
+        own = {one.epoch: 100 * getattr(one, split) for one in probes if one.modality == modality}
+        return own.items()  # best, last and epoch-003 may be the same model, which counts once
 
-    curves = {s: _curve(point for one in seeds for point in points(one.probes)) for s, seeds in probes.items()}
-    return _curves(slug(f"probe-{modality}-{split}"), title, curves, "epoch")
+    curves = {s: _curve(point for run in runs for point in points(run.probes)) for s, runs in found.items()}
+    return _curves_figure(slug(f"probe-{modality}-{split}"), title, curves, "epoch")
 
 
 def missing_curves(
-    lost: frozenset[str], metric: str, title: str, sweeps: Mapping[Series, Sequence[Sequence[Missing]]]
+    lacking: frozenset[str], metric: str, title: str, found: Mapping[Series, Sequence[Sequence[MissingRow]]]
 ) -> Figure | None:
-    """A metric over the rate at which modalities are lost, all of `lost` alike and no other; None without any."""
+    """A metric over the rate at which modalities are missing; None without any.
 
-    def points(sweep: Sequence[Missing]) -> Iterable[tuple[float, float]]:
-        for one in sweep:
-            rates = {m: rate for m, rate in one.rates.items() if rate > 0}
-            if not rates or (set(rates) == lost and len(set(rates.values())) == 1):
+    Args:
+        lacking: Modalities that are missing at the same rate, while no other one is.
+        metric: Metric.
+        title: Title.
+        found: Experiment → rows of each of its runs.
+    """
+
+    def points(rows: Sequence[MissingRow]) -> Iterable[tuple[float, float]]:
+        for row in rows:
+            rates = {m: rate for m, rate in row.rates.items() if rate > 0}
+            if not rates or (set(rates) == lacking and len(set(rates.values())) == 1):
                 rate = next(iter(rates.values()), 0.0)
-                yield from ((100 * rate, 100 * value) for value in one.metrics.get(metric, ()))
+                yield from ((100 * rate, 100 * value) for value in row.metrics.get(metric, ()))
 
-    curves = {s: _curve(point for sweep in seeds for point in points(sweep)) for s, seeds in sweeps.items()}
-    return _curves(slug("missing-" + "-".join(sorted(lost))), title, curves, "samples without it, %")
+    curves = {s: _curve(point for rows in runs for point in points(rows)) for s, runs in found.items()}
+    return _curves_figure(slug("missing-" + "-".join(sorted(lacking))), title, curves, "samples that lack it, %")
 
 
 def _curve(points: Iterable[tuple[float, float]]) -> Curve:
@@ -142,9 +167,10 @@ def _curve(points: Iterable[tuple[float, float]]) -> Curve:
     return np.array(at), np.array(means), np.array(deviations)
 
 
-def _curves(
+def _curves_figure(
     name: str, title: str, curves: Mapping[Series, Curve], label: str, *, percent: bool = True
 ) -> Figure | None:
+    """Curves with bands of one standard deviation; None if all are empty."""
     drawn = {series: curve for series, curve in curves.items() if len(curve[0])}
     if not drawn:
         return None
@@ -152,9 +178,8 @@ def _curves(
     def draw(axes: Axes) -> None:
         for series, (x, mean, deviation) in drawn.items():
             if deviation.any():
-                band = axes.fill_between(x, mean - deviation, mean + deviation, color=series.colour, alpha=0.16)
-                band.set(gid=f"series-{series.index}", linewidth=0)
-            axes.plot(x, mean, marker=series.marker, **series.look)
+                axes.fill_between(x, mean - deviation, mean + deviation, **_band(series))
+            axes.plot(x, mean, marker=series.marker, **series.line)
         if percent:
             low, high = axes.get_ylim()
             axes.set_ylim(max(low, -2), min(high, 102))

@@ -1,5 +1,5 @@
 "use strict";
-// Adds what the page can do without: the theme's button, hiding experiments, sorting tables.
+// Everything that works only with JavaScript: the theme button, hiding experiments, sorting tables.
 const root = document.documentElement;
 const theme = document.getElementById("theme");
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -11,7 +11,7 @@ dark.addEventListener("change", showTheme);
 showTheme();
 
 const toggles = document.querySelectorAll("#toggles li");
-document.getElementById("hint").hidden = toggles.length < 2;
+document.getElementById("toggle-hint").hidden = toggles.length < 2;
 for (const item of toggles.length > 1 ? toggles : []) {
   const series = item.dataset.series;
   const button = document.createElement("button");
@@ -27,12 +27,12 @@ for (const item of toggles.length > 1 ? toggles : []) {
   });
 }
 
-const worth = (row, column) => {
+const sortKey = (row, column) => {
   const text = row.cells[column].textContent.trim();
   const number = parseFloat(text.replace("−", "-"));
   return Number.isNaN(number) ? text : number;
 };
-const order = (a, b) => typeof a === typeof b ? (a < b ? -1 : a > b ? 1 : 0) : typeof a === "number" ? -1 : 1;
+const compare = (a, b) => typeof a === typeof b ? (a < b ? -1 : a > b ? 1 : 0) : typeof a === "number" ? -1 : 1;
 for (const table of document.querySelectorAll("table")) {
   const titles = [...table.tHead.rows[0].cells];
   titles.forEach((title, column) => {
@@ -44,9 +44,9 @@ for (const table of document.querySelectorAll("table")) {
       const sign = title.getAttribute("aria-sort") === "ascending" ? -1 : 1;
       titles.forEach((other) => other.removeAttribute("aria-sort"));
       title.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
-      const rows = [...table.tBodies[0].rows].sort((a, b) => sign * order(worth(a, column), worth(b, column)));
+      const rows = [...table.tBodies[0].rows].sort((a, b) => sign * compare(sortKey(a, column), sortKey(b, column)));
       table.tBodies[0].append(...rows);
     });
   });
 }
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => { one.open = true; }));
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((details) => { details.open = true; }));

@@ -1,4 +1,4 @@
-"""One self-contained page about runs, and a folder beside it with every figure and table as files of their own."""
+"""One self-contained HTML page about runs, and a folder beside it with every figure and table as a file."""
 
 from __future__ import annotations
 
@@ -17,45 +17,49 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from bmlpipe.manifests.common.files import write_atomically
-from bmlpipe.train.report.content import Comparison, Section, compare
-from bmlpipe.train.report.evaluated import evaluated_sections
-from bmlpipe.train.report.evaluations import read_evaluated
-from bmlpipe.train.report.plot import Figure, render
+from bmlpipe.manifests.common.tables import write_csv
+from bmlpipe.train.report.evaluation_sections import evaluation_sections
+from bmlpipe.train.report.experiments import Comparison, compare
+from bmlpipe.train.report.figure import Figure, write_figure
+from bmlpipe.train.report.read_evaluation import read_evaluations
+from bmlpipe.train.report.section import Section
 from bmlpipe.train.report.tables import Table
-from bmlpipe.train.report.training import training_sections
+from bmlpipe.train.report.training_sections import training_sections
 from bmlpipe.train.runs.read_run import Note, Run
 
-_WRITTEN = ".written"  # names of the files that a page has beside it, so that the next one leaves none behind
+_FILE_LIST = ".written"  # names of the files beside the page, so that the next page removes them
 
 _Item = TypeVar("_Item", Figure, Table)
 
 
 def write_page(runs: Sequence[Run], path: Path, reference: Run | None = None) -> Path:
-    """Write the page, and its files into a folder beside it (report.html: report_files/).
+    """Write a page, and its files into a folder beside it (for report.html: report_files).
 
     Args:
-        runs: What to compare; those that differ by seed only become one experiment.
-        path: The page.
-        reference: Which of the runs the others' classes are compared with; None: the same without modulation.
+        runs: Runs to compare; those that differ in the seed only become one experiment.
+        path: HTML file to write.
+        reference: One of the runs, with whose classes those of all others are compared; None: the same training
+            without modulation.
 
     Returns:
         The folder.
     """
-    evaluated = [read_evaluated(run) for run in runs]
-    compared = compare(runs, evaluated, reference)
-    sections = _named([*training_sections(compared), *evaluated_sections(compared)])
+    evaluations = [read_evaluations(run) for run in runs]
+    compared = compare(runs, evaluations, reference)
+    sections = [*training_sections(compared), *evaluation_sections(compared)]
+    _make_names_unique(sections)
     folder = path.with_name(f"{path.stem}_files")
     folder.mkdir(parents=True, exist_ok=True)
-    _clear(folder)
-    tables = [table for s in sections for table in (*s.tables, *s.folded, *s.files)]
-    figures = [figure for s in sections for figure in (*s.figures, *s.more, *s.unshown)]
+    _remove_files(folder)
+    tables = [table for s in sections for table in (*s.tables, *s.folded_tables, *s.linked_tables)]
+    figures = [figure for s in sections for figure in (*s.figures, *s.folded_figures, *s.linked_figures)]
     names = [f"{table.name}.csv" for table in tables]
-    names += [f"{figure.name}.{ending}" for figure in figures for ending in ("png", "svg")]
-    (folder / _WRITTEN).write_text("\n".join(names), encoding="utf-8")
+    names += [f"{figure.name}.{suffix}" for figure in figures for suffix in ("png", "svg")]
+    (folder / _FILE_LIST).write_text("\n".join(names), encoding="utf-8")
     for table in tables:
-        (folder / f"{table.name}.csv").write_text(table.as_csv(), encoding="utf-8", newline="")
-    drawn = {figure.name: Markup(render(figure, folder)) for figure in figures}  # noqa: S704 - matplotlib escapes text
-    notes = [note for run, one in zip(runs, evaluated, strict=True) for note in (*run.notes, *one.notes)]
+        write_csv(folder / f"{table.name}.csv", [table.header, *table.rows])
+    drawn = {figure.name: Markup(write_figure(figure, folder)) for figure in figures}  # noqa: S704 - text is escaped
+    notes = [note for run, found in zip(runs, evaluations, strict=True) for note in (*run.notes, *found.notes)]
     write_atomically(path, _html(compared, sections, drawn, notes, folder.name))
     return folder
 
@@ -65,7 +69,7 @@ def _html(
 ) -> str:
     files = resources.files("bmlpipe.train.report")
     template, style, script = (
-        (files / f"page.{ending}").read_text(encoding="utf-8") for ending in ("html", "css", "js")
+        (files / f"page.{suffix}").read_text(encoding="utf-8") for suffix in ("html", "css", "js")
     )
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
@@ -82,19 +86,18 @@ def _html(
     )
 
 
-def _named(sections: Sequence[Section]) -> Sequence[Section]:
-    """Give figures, and tables, names that differ, where those of modalities or experiments differ by signs only."""
+def _make_names_unique(sections: Sequence[Section]) -> None:
+    """Number the figures and tables whose names are equal, since names of experiments may differ in signs only."""
     figures: set[str] = set()
     tables: set[str] = set()
     for section in sections:
-        for part in (section.figures, section.more, section.unshown):
-            part[:] = _apart(part, figures)
-        for one in (section.tables, section.folded, section.files):
-            one[:] = _apart(one, tables)
-    return sections
+        for some in (section.figures, section.folded_figures, section.linked_figures):
+            some[:] = _numbered(some, figures)
+        for others in (section.tables, section.folded_tables, section.linked_tables):
+            others[:] = _numbered(others, tables)
 
 
-def _apart(items: Iterable[_Item], taken: set[str]) -> list[_Item]:
+def _numbered(items: Iterable[_Item], taken: set[str]) -> list[_Item]:
     named = []
     for item in items:
         name, count = item.name, 1
@@ -106,9 +109,9 @@ def _apart(items: Iterable[_Item], taken: set[str]) -> list[_Item]:
     return named
 
 
-def _clear(folder: Path) -> None:
-    """Remove what an earlier page left in its folder, and nothing else."""
-    listed = folder / _WRITTEN
+def _remove_files(folder: Path) -> None:
+    """Remove the files of an earlier page, and no others."""
+    listed = folder / _FILE_LIST
     for name in listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else ():
         if name == Path(name).name:
             (folder / name).unlink(missing_ok=True)

@@ -1,120 +1,123 @@
-"""Tables of the report: the headline, the options, the files' own numbers."""
+"""The tables of the report."""
 
 from __future__ import annotations
 
-import io
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from bmlpipe.manifests.common.tables import write_csv_rows
-from bmlpipe.train.report.evaluations import Evaluated, Missing, Probe
-from bmlpipe.train.report.experiments import differences, experiments, references
+from bmlpipe.train.report.experiments import group_runs, modalities_of, option_differences, references
+from bmlpipe.train.report.read_evaluation import MissingRow, Probe, RunEvaluations
 from bmlpipe.train.runs.journal_reader import Values
 from bmlpipe.train.runs.read_run import Run, number
 
 Groups = Mapping[str, Sequence[Run]]
 
+_NONE = "-"
+
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text; the first column names the rows.
+    """A table of text.
 
     Attributes:
-        name: Of its file.
+        name: Stem of its file name.
         caption: What it shows.
-        titles: Of the columns.
-        rows: Text.
+        header: Titles of the columns.
+        rows: Rows of cells; the first cell names the row.
     """
 
     name: str
     caption: str
-    titles: Sequence[str]
+    header: Sequence[str]
     rows: Sequence[Sequence[str]]
 
-    def as_csv(self) -> str:
-        """The table as CSV with a header."""
-        text = io.StringIO()
-        write_csv_rows(text, [self.titles, *self.rows])
-        return text.getvalue()
 
+def mean_and_deviation(values: Iterable[float], form: str) -> str:
+    """Mean ± sample standard deviation of the finite values; a single value has no deviation.
 
-def modalities_of(runs: Iterable[Run]) -> list[str]:
-    """All runs' modalities, in the order of the first that has them."""
-    return list(dict.fromkeys(modality for run in runs for modality in run.modalities))
-
-
-def table(runs: Iterable[Run]) -> tuple[list[str], list[list[str]]]:
-    """The headline table.
-
-    Returns:
-        Column titles and rows of text; accuracies and mAP in %, mean ± standard deviation over seeds; step time
-        over that of the same training without modulation, which means something only if the machine was as busy.
+    >>> mean_and_deviation([40, 50], ".1f"), mean_and_deviation([40], ".1f"), mean_and_deviation([], ".1f")
+    ('45.0 ± 7.1', '40.0', '-')
     """
-    groups = experiments(runs)
-    modalities = modalities_of(group[0] for group in groups.values())
-    titles = ["run", "seeds", "split", "accuracy", "mAP", *(f"{m} branch" for m in modalities)]
-    titles += [*(f"ρ {m} halfway" for m in modalities), "step time"]
-    plain = {name: name for name in groups} | references(groups)
-    rows = []
-    for name, group in groups.items():
-        finals = [final for run in group if (final := run.final) is not None]
-        columns = ("accuracy", "mAP", *(f"accuracy/{m}" for m in modalities))
-        shares = [[100 * number(final, column) for final in finals] for column in columns]
-        ratios = [[run.halfway.get(f"rho/{m}", np.nan) for run in group] for m in modalities]
-        split = str(finals[0].get("split", "–")) if finals else "-"
-        cells = [*(spread(values, ".1f") for values in shares), *(spread(values, ".2f") for values in ratios)]
-        slower = _slower(group, groups[plain[name]]) if groups[plain[name]][0].modulation == "none" else "-"
-        rows.append([name, str(len(finals)), split, *cells, slower])
-    return titles, rows
-
-
-def _slower(group: Sequence[Run], plain: Sequence[Run]) -> str:
-    """Median step time over that of the runs without modulation."""
-    own, theirs = ([run.step_seconds for run in runs if run.step_seconds] for runs in (group, plain))
-    return f"{statistics.median(own) / statistics.median(theirs):.2f}" if own and theirs else "-"
-
-
-def spread(values: Iterable[float], form: str) -> str:
-    """Mean ± standard deviation of the finite values; without a deviation where there is one value only."""
     finite = [value for value in values if np.isfinite(value)]
     if not finite:
-        return "-"
+        return _NONE
     mean = format(statistics.fmean(finite), form)
     return mean if len(finite) == 1 else f"{mean} ± {format(statistics.stdev(finite), form)}"
 
 
-def headline(runs: Sequence[Run]) -> Table:
-    """The table that `bmlpipe report` prints."""
+def results_table(runs: Iterable[Run]) -> Table:
+    """The table that `bmlpipe report` prints: one row per experiment.
+
+    Accuracy and mAP are means ± standard deviations over the seeds, of the test split if it was evaluated. The step
+    time is relative to the same training without modulation; it can be compared only between runs on equally busy
+    machines.
+    """
+    groups = group_runs(runs)
+    modalities = modalities_of(group[0] for group in groups.values())
+    header = ["run", "seeds", "split", "accuracy, %", "mAP, %", *(f"{m} branch, %" for m in modalities)]
+    header += [*(f"ρ {m} halfway" for m in modalities), "step time"]
+    compared_with = {name: name for name in groups} | references(groups)
+    rows = []
+    for name, group in groups.items():
+        finals = [final for run in group if (final := run.final) is not None]
+        columns = ("accuracy", "mAP", *(f"accuracy/{m}" for m in modalities))
+        ratios = [[run.halfway.get(f"rho/{m}", np.nan) for run in group] for m in modalities]
+        split = str(finals[0].get("split", _NONE)) if finals else _NONE
+        cells = [_percent(number(final, column) for final in finals) for column in columns]
+        cells += [mean_and_deviation(values, ".2f") for values in ratios]
+        other = groups[compared_with[name]]
+        relative = _relative_step_time(group, other) if other[0].modulation == "none" else _NONE
+        rows.append([name, str(len(finals)), split, *cells, relative])
     caption = (
-        "Accuracy and mAP in %, mean ± standard deviation over seeds, of the epoch chosen on validation; ρ is the mean "
-        "over the epoch in the middle of the run; step time is relative to the same training without modulation."
+        "Accuracy and mAP: mean ± standard deviation over seeds, at the epoch that was best on validation. ρ halfway: "
+        "mean over the steps of the epoch in the middle of the run. Step time: relative to the same training without "
+        "modulation."
     )
-    return Table("headline", caption, *table(runs))
+    return Table("headline", caption, header, rows)
 
 
-def options_that_differ(groups: Groups) -> Table | None:
-    """Options in which the experiments differ; None where there are none."""
-    differing, _ = differences(groups)
+def _relative_step_time(group: Sequence[Run], unmodulated: Sequence[Run]) -> str:
+    """Median step time of a group over that of the runs without modulation."""
+    own, theirs = ([run.step_seconds for run in runs if run.step_seconds] for runs in (group, unmodulated))
+    return f"{statistics.median(own) / statistics.median(theirs):.2f}" if own and theirs else _NONE
+
+
+def _percent(fractions: Iterable[float]) -> str:
+    return mean_and_deviation((100 * fraction for fraction in fractions), ".1f")
+
+
+def _metric(name: str, values: Iterable[float]) -> str:
+    """A metric in %; the loss as it is."""
+    return mean_and_deviation(values, ".3f") if name == "loss" else _percent(values)
+
+
+def _metric_title(name: str) -> str:
+    return name if name == "loss" else f"{name}, %"
+
+
+def differing_options_table(groups: Groups) -> Table | None:
+    """Options in which the experiments differ; None if there are none."""
+    differing, _ = option_differences(groups)
     if not differing:
         return None
-    caption = "Options in which the experiments differ. “–”: the option has no meaning there."
+    caption = "Options in which the experiments differ."
     rows = [[name, *values] for name, values in differing.items()]
     return Table("options-that-differ", caption, ["option", *groups], rows)
 
 
-def options_in_common(groups: Groups) -> Table:
-    """Options that are equal in all experiments."""
-    _, equal = differences(groups)
-    caption = "Options that all experiments share; where a run computes and writes, and the seed, are left out."
+def common_options_table(groups: Groups) -> Table:
+    """Options that all experiments share."""
+    _, equal = option_differences(groups)
+    caption = "Options that all experiments share, without the seed and those that only say where and how to compute."
     return Table("options-in-common", caption, ["option", "value"], [[*item] for item in equal.items()])
 
 
 def runs_table(groups: Groups) -> Table:
-    """A row a run: where it is, how far it came, how fast it was."""
-    titles = ["folder", "experiment", "seed", "state", "epochs", "steps", "samples/s", "waiting for data, %"]
+    """One row per run: its folder, its progress and its speed."""
+    header = ["folder", "experiment", "seed", "state", "epochs", "steps", "samples/s", "waiting for data, %"]
     rows = [
         [
             str(run.folder),
@@ -123,98 +126,108 @@ def runs_table(groups: Groups) -> Table:
             "finished" if run.finished else "not finished",
             f"{run.epochs_done} of {run.config.get('epochs', '?')}",
             str(run.steps_done),
-            "-" if run.samples_per_s is None else f"{run.samples_per_s:.0f}",
-            "-" if run.waiting is None else f"{100 * run.waiting:.1f}",
+            _NONE if run.samples_per_s is None else f"{run.samples_per_s:.0f}",
+            _NONE if run.waiting is None else f"{100 * run.waiting:.1f}",
         ]
         for name, group in groups.items()
         for run in group
     ]
-    return Table("runs", "The runs, one a row. Samples/s is over all steps, waiting for data included.", titles, rows)
+    caption = "All runs. Samples/s: mean over all steps, including the time spent waiting for data."
+    return Table("runs", caption, header, rows)
 
 
-def evaluations_table(evaluated: Mapping[str, Sequence[Evaluated]], names: Sequence[str], file: str) -> Table:
-    """A row an experiment and evaluation: every metric in %, the loss as it is.
+def evaluations_table(found: Mapping[str, Sequence[RunEvaluations]], names: Sequence[str], file: str) -> Table:
+    """One row per experiment and evaluation, with all metrics.
 
     Args:
-        evaluated: Experiment → what was found about each of its runs.
-        names: Of the evaluations.
+        found: Experiment → evaluations of each of its runs.
+        names: Names of the evaluations to show.
         file: Name of the table.
     """
-    found = {
-        (run, name): [one.evaluations[name].metrics for one in group if name in one.evaluations]
-        for run, group in evaluated.items()
+    cells = {
+        (experiment, name): [run.splits[name].metrics for run in group if name in run.splits]
+        for experiment, group in found.items()
         for name in names
     }
-    metrics = dict.fromkeys(metric for own in found.values() for one in own for metric in one)
+    metrics = dict.fromkeys(metric for own in cells.values() for one in own for metric in one)
     rows = [
-        [*key, str(len(own)), *(_share(metric, [one.get(metric, np.nan) for one in own]) for metric in metrics)]
-        for key, own in found.items()
+        [*key, str(len(own)), *(_metric(metric, [one.get(metric, np.nan) for one in own]) for metric in metrics)]
+        for key, own in cells.items()
         if own
     ]
-    which = "every evaluation" if len(names) > 1 else names[0]
-    caption = f"What bmlpipe evaluate found ({which}): in %, the loss as it is; mean ± standard deviation over seeds."
-    return Table(file, caption, ["run", "split-checkpoint", "seeds", *metrics], rows)
-
-
-def _share(metric: str, values: Iterable[float]) -> str:
-    """A metric in %; the loss as it is."""
-    return spread(values, ".3f") if metric == "loss" else spread((100 * value for value in values), ".1f")
+    which = "All evaluations" if len(names) > 1 else f"The evaluation {names[0]}"
+    caption = f"{which} of bmlpipe evaluate: mean ± standard deviation over seeds."
+    return Table(file, caption, ["run", "evaluation", "seeds", *map(_metric_title, metrics)], rows)
 
 
 def probes_table(probes: Mapping[str, Sequence[Sequence[Probe]]]) -> Table:
-    """A row an experiment, modality and checkpoint."""
+    """One row per experiment, modality and checkpoint.
+
+    Args:
+        probes: Experiment → probes of each of its runs.
+    """
     found: dict[tuple[str, str, int, str], list[Probe]] = {}
     for name, seeds in probes.items():
         for probe in (probe for seed in seeds for probe in seed):
             found.setdefault((name, probe.modality, probe.epoch, probe.checkpoint), []).append(probe)
+    splits = ("train", "val", "test")
     rows = [
         [
             name,
             modality,
             checkpoint,
-            str(epoch + 1),
-            *(spread((100 * getattr(probe, split) for probe in own), ".1f") for split in ("train", "val", "test")),
+            str(epoch),
+            *(_percent(getattr(probe, split) for probe in own) for split in splits),
         ]
         for (name, modality, epoch, checkpoint), own in found.items()
     ]
-    caption = "Linear probes of the frozen encoders: accuracy in %, mean ± standard deviation over seeds."
-    return Table("probes", caption, ["run", "modality", "checkpoint", "epoch", "train", "val", "test"], rows)
+    caption = "Accuracy of linear probes of the frozen encoders: mean ± standard deviation over seeds."
+    header = ["run", "modality", "checkpoint", "epoch", *(f"{split}, %" for split in splits)]
+    return Table("probes", caption, header, rows)
 
 
-def missing_table(sweeps: Mapping[str, Sequence[Sequence[Missing]]]) -> Table:
-    """A row an experiment and combination of rates."""
-    modalities = dict.fromkeys(m for runs in sweeps.values() for sweep in runs for one in sweep for m in one.rates)
-    metrics = dict.fromkeys(m for runs in sweeps.values() for sweep in runs for one in sweep for m in one.metrics)
-    rows = []
-    for name, runs in sweeps.items():
-        found: dict[tuple[float, ...], list[Missing]] = {}
-        for one in (one for sweep in runs for one in sweep):
-            found.setdefault(tuple(one.rates.get(m, 0.0) for m in modalities), []).append(one)
-        for rates, own in sorted(found.items()):
-            values = [np.concatenate([one.metrics.get(m, np.empty(0)) for one in own]) for m in metrics]
-            rows.append([name, *(f"{rate:g}" for rate in rates), *map(_share, metrics, values)])
-    caption = (
-        "Metrics in % (the loss as it is) where a share of the samples lacks a modality (zeroed at random): mean ± "
-        "standard deviation over the draws, and over the runs' seeds where there are several."
-    )
-    return Table("missing", caption, ["run", *(f"{m} missing" for m in modalities), *metrics], rows)
-
-
-def confused_table(name: str, classes: Sequence[str], counts: Values, most: int) -> Table:
-    """The pairs of classes that are most often taken for each other.
+def missing_table(found: Mapping[str, Sequence[Sequence[MissingRow]]]) -> Table:
+    """One row per experiment and combination of rates.
 
     Args:
-        name: Of the experiment.
-        classes: K names.
-        counts: (K, K), rows the true classes.
-        most: Pairs at most.
+        found: Experiment → rows of each of its runs.
+    """
+    every = [row for runs in found.values() for rows in runs for row in rows]
+    modalities = dict.fromkeys(m for row in every for m in row.rates)
+    metrics = dict.fromkeys(m for row in every for m in row.metrics)
+    lines = []
+    for name, runs in found.items():
+        by_rates: dict[tuple[float, ...], list[MissingRow]] = {}
+        for row in (row for rows in runs for row in rows):
+            by_rates.setdefault(tuple(row.rates.get(m, 0.0) for m in modalities), []).append(row)
+        for rates, own in sorted(by_rates.items()):
+            values = [np.concatenate([row.metrics.get(m, np.empty(0)) for row in own]) for m in metrics]
+            lines.append([name, *(f"{100 * rate:g}" for rate in rates), *map(_metric, metrics, values)])
+    caption = (
+        "Metrics where a part of the samples lacks a modality, whose input is replaced by zeros at random: mean ± "
+        "standard deviation over draws and seeds."
+    )
+    header = ["run", *(f"{m} missing, %" for m in modalities), *map(_metric_title, metrics)]
+    return Table("missing", caption, header, lines)
+
+
+def confused_table(name: str, classes: Sequence[str], counts: Values, limit: int) -> Table:
+    """The pairs of classes that are confused most often.
+
+    Args:
+        name: Name of the experiment.
+        classes: Names of the K classes.
+        counts: Confusion matrix, (K, K); rows are the true classes.
+        limit: Maximum number of pairs.
     """
     wrong = counts - np.diag(np.diag(counts))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    order = np.argsort(-wrong, axis=None, kind="stable")[:limit]
     rows = [
         [name, classes[true], classes[taken], f"{wrong[true, taken]:.0f}", f"{100 * wrong[true, taken] / total:.1f}"]
         for true, taken in zip(*np.unravel_index(order, wrong.shape))
         if wrong[true, taken] > 0 and (total := counts[true].sum())
     ]
-    caption = f"The {most} pairs of classes that each experiment confuses most often, counted over its seeds."
-    return Table("most-confused", caption, ["run", "true class", "taken for", "samples", "of the true class, %"], rows)
+    caption = f"The {limit} pairs of classes that each experiment confuses most often, counted over its seeds."
+    return Table(
+        "most-confused", caption, ["run", "true class", "predicted class", "samples", "of true class, %"], rows
+    )

@@ -1,4 +1,4 @@
-"""Figures of single classes: what each one gains, what is taken for what."""
+"""Figures and tables of single classes: what each class gains, and which classes are confused."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 
-from bmlpipe.train.report.plot import INK, Figure, Series, plain, slug
+from bmlpipe.train.report.figure import INK, Figure, Series, printable, slug
 from bmlpipe.train.report.tables import Table
 from bmlpipe.train.runs.journal_reader import Values
 
-#: Classes that a figure names at most; of more, the bars show as many as can be read, half of them from each end.
+#: Maximum number of classes that a figure names. With more classes the bars show the first and the last of the order.
 NAMED = 40
 
-_ANNOTATED = 12  # classes up to which each cell of a confusion matrix says its share
+_ANNOTATED = 12  # maximum number of classes for which a confusion matrix prints the value of each cell
 
 
 def gains_figure(series: Series, reference: str, classes: Sequence[str], gains: Values) -> Figure:
-    """Bars of each class's gain in recall, sorted; of many classes those that gain and lose most.
+    """Bars of the gain in recall of each class, sorted; of many classes, those that gain and lose most.
 
     Args:
-        series: The experiment.
-        reference: What it is compared with.
-        classes: Names, K.
-        gains: In points, (K,); NaN for classes without a sample, which are left out.
+        series: Experiment.
+        reference: Name of the experiment that it is compared with.
+        classes: Names of the K classes.
+        gains: Gains in percentage points, (K,); classes with NaN (without a sample) are left out.
     """
     order = [int(i) for i in _order(gains) if np.isfinite(gains[i])]
     shown = order if len(order) <= NAMED else order[: NAMED // 2] + order[-NAMED // 2 :]
@@ -47,11 +47,11 @@ def gains_figure(series: Series, reference: str, classes: Sequence[str], gains: 
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("gain in recall, percentage points")
         if left_out:
-            axes.text(0, NAMED // 2, f"  {left_out} classes between", fontsize=7.5, va="center")
+            axes.text(0, NAMED // 2, f"  {left_out} classes not shown", fontsize=7.5, va="center")
 
     up, down = int((gains > 0).sum()), int((gains < 0).sum())
     best, worst = (f"{classes[i]} by {gains[i]:+.1f} points" for i in (order[0], order[-1])) if order else ("–", "–")
-    alt = f"{up} classes gain, {down} lose against {reference}; most {best}, least {worst}"
+    alt = f"{up} classes gain and {down} lose against {reference}; largest gain: {best}, smallest gain: {worst}"
     title = f"{series.name} against {reference}"
     return Figure(f"gain-{series.index}-{slug(series.name)}", title, alt, draw, (), (4.0, 0.9 + 0.17 * len(shown)))
 
@@ -59,33 +59,33 @@ def gains_figure(series: Series, reference: str, classes: Sequence[str], gains: 
 def gains_table(
     series: Series, reference: str, classes: Sequence[str], own: dict[str, Values], theirs: dict[str, Values]
 ) -> Table:
-    """Every class, sorted by gain.
+    """All classes, sorted by their gain in recall.
 
     Args:
-        series: The experiment.
-        reference: What it is compared with.
-        classes: Names, K.
-        own: Measure → (K,), the experiment's.
-        theirs: The reference's.
+        series: Experiment.
+        reference: Name of the experiment that it is compared with.
+        classes: Names of the K classes.
+        own: Measure → values of the experiment as fractions, (K,).
+        theirs: Measure → values of the reference as fractions, (K,).
     """
-    order = _order(100 * (own["recall"] - theirs["recall"]))
     measures = [m for m in ("recall", "precision", "f1", "ap") if m in own and m in theirs]
-    titles = ["class", "samples"]
+    header = ["class", "samples"]
     for measure in measures:
-        titles += [f"{measure}, reference", f"{measure}", f"{measure} gain"]
+        header += [f"{measure} of the reference, %", f"{measure}, %", f"{measure} gain, points"]
+    support = own.get("support")
     rows = []
-    for i in order:
-        cells = [_percent(value[measure][i]) for measure in measures for value in (theirs, own)]
-        gained = [_percent(own[measure][i] - theirs[measure][i], "+.1f") for measure in measures]
-        triples = [cell for k in range(len(measures)) for cell in (*cells[2 * k : 2 * k + 2], gained[k])]
-        support = own.get("support")
-        rows.append([classes[i], "-" if support is None else f"{support[i]:.0f}", *triples])
-    caption = f"{series.name} against {reference}, class by class, in %: means over seeds, sorted by gain in recall."
-    return Table(f"gain-{series.index}-{slug(series.name)}", caption, titles, rows)
+    for i in _order(100 * (own["recall"] - theirs["recall"])):
+        cells = [classes[i], "-" if support is None else f"{support[i]:.0f}"]
+        for measure in measures:
+            before, after = theirs[measure][i], own[measure][i]
+            cells += [_percent(before), _percent(after), _percent(after - before, "+.1f")]
+        rows.append(cells)
+    caption = f"{series.name} against {reference}, class by class: means over seeds, sorted by the gain in recall."
+    return Table(f"gain-{series.index}-{slug(series.name)}", caption, header, rows)
 
 
 def _order(gains: Values) -> npt.NDArray[np.intp]:
-    """Highest gain first; equal ones, whatever their last bits, as the classes are."""
+    """Classes by gain, highest first; gains that are equal but for rounding keep the order of the classes."""
     return np.argsort(-gains.round(6), kind="stable")
 
 
@@ -94,23 +94,24 @@ def _percent(value: float, form: str = ".1f") -> str:
 
 
 def confusion_figure(series: Series, branch: str, title: str, classes: Sequence[str], counts: Values) -> Figure:
-    """A confusion matrix as shares of the true class; names up to `NAMED` classes.
+    """A confusion matrix in % of the true class; classes are named if there are at most `NAMED`.
 
     Args:
-        series: The experiment.
-        branch: Whose predictions.
-        title: What to write above it.
-        classes: Names, K.
-        counts: (K, K), rows the true classes.
+        series: Experiment.
+        branch: Branch that predicted.
+        title: Title.
+        classes: Names of the K classes.
+        counts: Counts, (K, K); rows are the true classes.
     """
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(100 * counts, totals, out=np.zeros_like(counts), where=totals > 0)
     size = len(classes)
 
     def draw(axes: Axes) -> None:
-        picture = axes.imshow(shares, cmap="cividis", norm=PowerNorm(0.5, 0, 100), interpolation="none", aspect="equal")
-        bar = axes.figure.colorbar(picture, ax=axes, shrink=0.8, pad=0.02, ticks=[0, 1, 5, 10, 25, 50, 100])
-        bar.set_label("share of the true class, %")
+        norm = PowerNorm(0.5, 0, 100)
+        image = axes.imshow(shares, cmap="cividis", norm=norm, interpolation="none", aspect="equal")
+        bar = axes.figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02, ticks=[0, 1, 5, 10, 25, 50, 100])
+        bar.set_label("part of the true class, %")
         bar.outline.set_visible(False)
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
@@ -121,7 +122,7 @@ def confusion_figure(series: Series, branch: str, title: str, classes: Sequence[
             axes.set_xticks(range(size), names, rotation=90 if max(map(len, names), default=0) > 2 else 0, **look)
             axes.set_yticks(range(size), names, **look)
         else:
-            axes.set(xticks=[], yticks=[], xlabel=f"predicted, {size} classes", ylabel="true, same order")
+            axes.set(xticks=[], yticks=[], xlabel=f"predicted, {size} classes", ylabel="true, in the same order")
         axes.tick_params(length=0)
         for (row, column), share in np.ndenumerate(shares) if size <= _ANNOTATED else ():
             colour = "#ffffff" if share < 35 else "#000000"
@@ -133,13 +134,13 @@ def confusion_figure(series: Series, branch: str, title: str, classes: Sequence[
     return Figure(f"confusion-{series.index}-{slug(series.name)}-{slug(branch)}", title, alt, draw, (), inches)
 
 
-def confusion_counts(figure: Figure, classes: Sequence[str], counts: Values) -> Table:
-    """The counts behind a confusion matrix, for its CSV."""
+def confusion_table(figure: Figure, classes: Sequence[str], counts: Values) -> Table:
+    """The counts of a confusion matrix, under the name and title of its figure."""
     rows = [[name, *(f"{count:.0f}" for count in line)] for name, line in zip(classes, counts, strict=True)]
     return Table(figure.name, figure.title, ["true \\ predicted", *classes], rows)
 
 
 def _short(name: str, longest: int = 30) -> str:
-    """A name that fits; of a long one, both ends."""
-    name, end = plain(name), longest // 3
+    """A name of limited length; of a long one, its beginning and its end."""
+    name, end = printable(name), longest // 3
     return name if len(name) <= longest else f"{name[: longest - end - 1]}…{name[-end:]}"
