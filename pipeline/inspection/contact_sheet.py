@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import textwrap
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,13 @@ from matplotlib.gridspec import SubplotSpec
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
-from bmlpipe.pipeline.inspection.drawing import (
-    TileRow,
-    montage,
-    spectrogram_axes,
-    stored_spectrogram,
-    tile_rows,
-    waveform_envelope,
-)
+from bmlpipe.pipeline.inspection.captions import sample_title, source_line
 from bmlpipe.pipeline.inspection.samples import InspectedSample
+from bmlpipe.pipeline.inspection.sound import draw_sound, stored_spectrogram, waveform_envelope
+from bmlpipe.pipeline.inspection.tiles import TileRow, montage, tile_rows
 
 _DPI = 100
 _WIDTH = 19.2  # inches
-_BRIGHTEST = 99.8  # percentile of a spectrogram's values: standardised spectrograms have rare peaks of 30 and more
-_CORNER: dict[str, Any] = {"loc": "left", "size": 9, "pad": 3, "parse_math": False}
 _TEXT: dict[str, Any] = {"parse_math": False, "fontfamily": ["DejaVu Sans"]}  # ids and labels may hold any characters
 
 
@@ -62,47 +55,10 @@ def sound_png(sample: InspectedSample) -> bytes | None:
     if not heights:
         return None
     figure = Figure(figsize=(10, sum(heights) + 0.5), dpi=_DPI, layout="constrained")
-    _draw_sound(sample, _stack_axes(figure, figure.add_gridspec(1, 1)[0], heights))
+    draw_sound(sample, _stack_axes(figure, figure.add_gridspec(1, 1)[0], heights))
     file = io.BytesIO()
     _render(figure).save(file, "PNG")
     return file.getvalue()
-
-
-def describe_media(meta: Mapping[str, Any]) -> str:
-    """Describe the source's streams, for example `h264 480 × 360, 30 fps; aac 44.1 kHz stereo`."""
-    media, parts = meta.get("media") or {}, []
-    if "video_codec" in media:
-        rate = f", {media['fps']:.4g} fps" if media.get("fps") else ""
-        parts.append(f"{media['video_codec']} {media['width']} × {media['height']}{rate}")
-    if "audio_codec" in media:
-        channels = {1: "mono", 2: "stereo"}.get(media["channels"], f"{media['channels']} channels")
-        parts.append(f"{media['audio_codec']} {media['sample_rate'] / 1000:g} kHz {channels}")
-    return "; ".join(parts)
-
-
-def sample_title(meta: Mapping[str, Any]) -> str:
-    """Class, split and id of a sample, for its heading."""
-    return " · ".join(printable(str(meta[part])) for part in ("label", "split", "id") if meta.get(part))
-
-
-def source_line(sample: InspectedSample) -> str:
-    """The origin of a sample in one line: source, span, streams and key."""
-    meta = sample.meta
-    parts = (printable(sample.source), describe_span(meta), describe_media(meta), f"key {sample.key}")
-    return " · ".join(filter(None, parts))
-
-
-def printable(text: str) -> str:
-    """Make text encodable: file names may hold bytes that are not valid characters."""
-    return text.encode("utf-8", "replace").decode()
-
-
-def describe_span(meta: Mapping[str, Any]) -> str:
-    """The part of its source that a sample covers, as text; empty if it is the whole file."""
-    start, duration = meta.get("start") or 0.0, meta.get("duration")
-    if not start and duration is None:
-        return ""
-    return f"from {start:g} s" + ("" if duration is None else f", {duration:g} s long")
 
 
 def draw_sample(sample: InspectedSample) -> Figure:
@@ -130,7 +86,7 @@ def draw_sample(sample: InspectedSample) -> Figure:
         for axes, row in zip(_stack_axes(figure, sides[0], ratios), rows):
             _draw_row(axes, row, columns)
     if any(sounds):
-        _draw_sound(sample, _stack_axes(figure, sides[-1], [0.8] * sounds[1] + [2.2] * sounds[0]))
+        draw_sound(sample, _stack_axes(figure, sides[-1], [0.8] * sounds[1] + [2.2] * sounds[0]))
     return figure
 
 
@@ -148,45 +104,6 @@ def _draw_row(axes: Axes, row: TileRow, columns: int) -> None:
     axes.set_axis_off()
     for (across, down), tile in zip(places, row.tiles):
         axes.text(across, down + 2, tile.caption, size=8, ha="center", va="top")
-
-
-def _draw_sound(sample: InspectedSample, places: list[Axes]) -> None:
-    """Draw the waveform into the first of these axes and the spectrogram into the last, as far as they are stored."""
-    values, wave, span = stored_spectrogram(sample), waveform_envelope(sample), None
-    if values is not None:
-        axes, parameters = places[-1], sample.features.get("spectrogram", {})
-        found = spectrogram_axes(parameters, (values.shape[0], values.shape[1]))
-        image = axes.imshow(
-            values,
-            origin="lower",
-            aspect="auto",
-            extent=found.extent if found else None,
-            cmap="magma",
-            vmax=max(np.percentile(values, _BRIGHTEST), values.min() + 1e-3),
-            interpolation="antialiased",
-        )
-        axes.figure.colorbar(image, ax=places, pad=0.01, aspect=30, label="stored value", extend="max")
-        axes.set_title(f"spectrogram {parameters.get('preset', '')}, {values.shape[0]} × {values.shape[1]}", **_CORNER)
-        if found:
-            span = (0.0, found.extent[1])
-            axes.set_xlim(span)
-            axes.set_facecolor("0.85")
-            axes.set_xlabel("time (s)", size=9)
-            axes.set_ylabel(found.label, size=9)
-            if found.ticks:
-                axes.set_yticks(list(found.ticks), list(found.ticks.values()))
-            else:
-                axes.yaxis.set_major_formatter(lambda value, _: f"{value / found.unit:g}")
-        else:
-            axes.set_xlabel("window", size=9)
-            axes.set_ylabel("bin", size=9)
-        axes.tick_params(labelsize=8)
-    if wave is not None:
-        axes = places[0]
-        axes.fill_between(*wave, color="#35618f", linewidth=0.4, edgecolor="#35618f")
-        axes.set(ylim=(-1.05, 1.05), yticks=(-1, 0, 1), xlim=span or (0, wave[0][-1]))
-        axes.set_title("waveform", **_CORNER)
-        axes.tick_params(labelsize=8, labelbottom=values is None)
 
 
 def _render(figure: Figure) -> Image.Image:

@@ -12,9 +12,10 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from bmlpipe.pipeline.inspection.contact_sheet import printable, sample_title, sound_png, source_line
-from bmlpipe.pipeline.inspection.drawing import Tile, tile_rows
+from bmlpipe.pipeline.inspection.captions import printable, sample_title, source_line
+from bmlpipe.pipeline.inspection.contact_sheet import sound_png
 from bmlpipe.pipeline.inspection.samples import InspectedSample
+from bmlpipe.pipeline.inspection.tiles import Tile, tile_rows
 from bmlpipe.pipeline.store.reasons import FLAGS
 from bmlpipe.shards.kinds import KINDS
 

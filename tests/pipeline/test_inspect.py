@@ -26,13 +26,15 @@ from bmlpipe.pipeline.front_ends.presets import PRESETS
 from bmlpipe.pipeline.front_ends.spectrogram import SpectrogramOptions, log_spectrogram
 from bmlpipe.pipeline.front_ends.waveform import encode_waveform
 from bmlpipe.pipeline.inspection.contact_sheet import draw_sample
-from bmlpipe.pipeline.inspection.drawing import flow_colours, flow_wheel, spectrogram_axes, tile_rows
+from bmlpipe.pipeline.inspection.flow_colours import flow_colours, flow_wheel
 from bmlpipe.pipeline.inspection.samples import (
     InspectedSample,
     SampleSelection,
     samples_from_features,
     samples_from_shards,
 )
+from bmlpipe.pipeline.inspection.sound import spectrogram_axes
+from bmlpipe.pipeline.inspection.tiles import tile_rows
 from bmlpipe.pipeline.store.ledger import LOG_FILE
 from bmlpipe.pipeline.store.reasons import REASONS
 from bmlpipe.shards.index import SAMPLES_FILE
