@@ -1,4 +1,4 @@
-"""Several sets of shards read as one: one numbering of samples, one list of classes, one set of statistics."""
+"""Several sets of shards, read as one: with one numbering of samples, one list of classes, and common statistics."""
 
 from __future__ import annotations
 
@@ -14,32 +14,34 @@ from bmlpipe.shards.errors import ShardError
 from bmlpipe.shards.index import SAMPLE_DTYPE, Index, Shard
 from bmlpipe.shards.mixture_order import Mixture
 from bmlpipe.shards.reader import ShardReader, StoredSample
-from bmlpipe.shards.remote.shard_set import RemoteShards, check_room
+from bmlpipe.shards.remote.prefetch import RemoteShard
+from bmlpipe.shards.remote.shard_set import check_cache_size
 from bmlpipe.shards.sample import differences
 
 _Statistics = Mapping[str, Mapping[str, list[float]]]
 
 
-class MixedReader:
-    """Reads samples of several sets by one number.
+class CombinedReader:
+    """Reads the samples of several sets of shards by one number.
 
-    Samples are numbered split by split, within a split set by set. So a split is a range of numbers, of all sets
-    together: evaluation is on the union of the sets' splits.
+    Samples are numbered split by split, and set by set within a split. So each split of all sets together is one range
+    of numbers, and an evaluation covers the split of every set.
 
     Args:
-        readers: The sets. Class ids are the first one's; labels of the others are translated by class name.
-        kinds: Feature kinds that will be used: the sets must have made them in the same way. None: those of the first.
-        weights: How often each set that has training samples is drawn from, in any unit; None: each sample once an
-            epoch.
+        readers: The sets. Class ids are those of the first set; labels of the other sets are translated by class name.
+        kinds: Feature kinds that will be used. All sets must have them, made with the same parameters. None: the kinds
+            of the first set.
+        weights: Relative frequency in training of each set that has training samples, in any unit; None: each sample
+            once per epoch.
 
     Attributes:
-        index: Index of all sets together, with the kinds that they have in common; of one set alone its own. Of several
-            sets it holds no records (`samples` is empty): they stay with their sets.
-        mixture: The training samples, for `bmlpipe.train.data.sampler.TrainBatches`; None where no set has any.
+        index: Index of all sets together, with the kinds that they have in common. It holds no records of samples
+            (`samples` is empty). For one set alone, the index of that set.
+        mixture: The training samples, for `bmlpipe.train.data.sampler.TrainBatches`; None if no set has any.
 
     Raises:
-        ShardError: The sets do not fit together; the message says which and why.
-        OptionError: The weights are not one positive number a set.
+        ShardError: The sets have different classes, or lack a kind, or made one with different parameters.
+        OptionError: The weights are not one positive number per set.
     """
 
     def __init__(
@@ -98,7 +100,7 @@ class MixedReader:
         return self._length
 
     def locate(self, number: int) -> tuple[int, int]:
-        """The set that a sample is of, and its number there."""
+        """Number of the set that a sample belongs to, and number of the sample in that set."""
         if not 0 <= number < self._length:
             raise IndexError(f"sample {number} of {self._length}")
         block = bisect_right(self._starts, number) - 1
@@ -112,28 +114,28 @@ class MixedReader:
 
     @property
     def folder(self) -> str:
-        """Where the sets are, to be shown."""
+        """Folders or addresses of the sets, for messages."""
         return ", ".join(str(reader.folder) for reader in self._readers)
 
     @property
     def remote(self) -> bool:
-        """Whether any set is at an address and not in a folder."""
+        """Whether any set is at an address."""
         return any(reader.remote is not None for reader in self._readers)
 
-    def check_room(self, shards: int) -> None:
-        """Check that so many shards of each remote set fit into the cache together: all sets are read at once.
+    def check_cache_size(self, shards: int) -> None:
+        """Check that this number of shards of each remote set fits into the cache together.
 
         Raises:
-            ShardError: They do not.
+            ShardError: It does not.
         """
-        check_room([reader.remote for reader in self._readers if reader.remote is not None], shards)
+        check_cache_size([reader.remote for reader in self._readers if reader.remote is not None], shards)
 
-    def needs(self, numbers: Sequence[int]) -> list[tuple[RemoteShards, int]]:
-        """The remote shards that samples are in, for `FetchAhead`."""
+    def remote_shards_of(self, numbers: Sequence[int]) -> list[RemoteShard]:
+        """The remote shards that hold these samples, for `PrefetchingBatches`."""
         mine: dict[int, list[int]] = {}
         for part, local in map(self.locate, numbers):
             mine.setdefault(part, []).append(local)
-        return [need for part, locals_ in mine.items() for need in self._readers[part].needs(locals_)]
+        return [shard for part, locals_ in mine.items() for shard in self._readers[part].remote_shards_of(locals_)]
 
     def close(self) -> None:
         """Close all files."""
@@ -149,30 +151,34 @@ def _check_pair(first: ShardReader, other: ShardReader, kinds: Collection[str]) 
             for reader, names in ((first, one - two), (other, two - one))
             if names
         ]
-        raise ShardError(f"{first.folder} and {other.folder} have other classes and cannot be mixed: {'; '.join(only)}")
+        raise ShardError(
+            f"{first.folder} and {other.folder} have different classes and cannot be mixed: {'; '.join(only)}"
+        )
     for kind in kinds:
         for reader in (first, other):
             if kind not in reader.index.features:
                 there = ", ".join(reader.index.features)
-                raise ShardError(f"{reader.folder} has no {kind}, only {there}: mix sets that have what is used")
+                raise ShardError(
+                    f"{reader.folder} has no {kind}, only {there}: mix sets that all have the kinds in use"
+                )
     wanted, found = ({kind: reader.index.features[kind] for kind in kinds} for reader in (first, other))
     if changed := differences(wanted, found):
         raise ShardError(
-            f"{first.folder} and {other.folder} were made with other front-end parameters and cannot be mixed "
+            f"{first.folder} and {other.folder} were made with different front-end parameters and cannot be mixed "
             f"({'; '.join(changed)}): extract and shard one of them again"
         )
 
 
 def merged_statistics(parts: Sequence[_Statistics], shares: Sequence[int]) -> dict[str, dict[str, list[float]]]:
-    """Means and deviations of several sets together, each counted by its share.
+    """Means and standard deviations of a mixture of sets.
 
     Args:
-        parts: Feature kind → `mean` and `std` of each channel, a set.
-        shares: Share of each set, in any unit.
+        parts: For each set, feature kind → `mean` and `std` of each channel.
+        shares: Share of each set in the mixture, in any unit.
 
     Returns:
-        The same of the mixture, of the kinds that all have: its mean is the mean of the means, its mean square that
-        of the mean squares.
+        The same for the mixture, for the kinds that all sets have: the weighted means of the sets' means and of their
+        mean squares give its mean and standard deviation.
     """
     merged = {}
     for kind in [kind for kind in (parts[0] if parts else ()) if all(kind in part for part in parts)]:

@@ -1,4 +1,4 @@
-"""The error of everything that reads or writes shards."""
+"""The exception of reading and writing shards."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from bmlpipe.manifests.common.errors import BmlpipeError
 
 
 class ShardError(BmlpipeError):
-    """A shard, index or sample that is not what it should be; the message names file, key and member."""
+    """A shard, an index or a sample is missing, damaged or does not fit; the message names file, key and member."""

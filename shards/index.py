@@ -1,8 +1,8 @@
-"""The index beside the shards: what is in them and where, so that any sample is one `pread`.
+"""The index of a set of shards: what the shards hold and where, so that any sample can be read with one `pread`.
 
-Two files: `index.json` (format, classes, front-end parameters, shards) and `samples.npy`, one fixed-size record a
-sample, memory-mapped and so shared by all processes of a machine. `index.json` is written last and holds the hash
-of the other and its own: a folder without it is not a set of shards.
+It consists of two files. `index.json` holds format, classes, front-end parameters and shards. `samples.npy` holds one
+record of fixed size per sample; it is memory-mapped, and so shared by all processes of a machine. `index.json` is
+written last and holds the hash of both files: a folder without it is not a set of shards.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from bmlpipe.shards.targets import CLASS
 INDEX_FILE = "index.json"
 SAMPLES_FILE = "samples.npy"
 
-_UNSIGNED = "0" * 64  # stands for the index's own SHA-256 while that is computed
-_PATIENCE = 200  # times 10 ms that a reader waits for a writer between its two renamings
+_UNSIGNED = "0" * 64  # in place of the SHA-256 of the index while that is computed
+_WAITS = 200  # of 10 ms, for a writer between its two renamings
 
-#: One record a sample, little-endian and packed: 88 bytes.
+#: The record of a sample, little-endian and packed: 88 bytes.
 SAMPLE_DTYPE = np.dtype(
     [
         ("key", "S64"),
         ("offset", "<u8"),  # of the sample's first tar header in its shard
-        ("length", "<u4"),  # bytes up to the end of its last member's padding
+        ("length", "<u4"),  # in bytes, to the end of the padding of its last member
         ("crc32", "<u4"),  # of these bytes
         ("shard", "<u4"),  # number of the shard in index.json
         (CLASS.field, CLASS.dtype),  # class id
@@ -46,7 +46,15 @@ SAMPLE_DTYPE = np.dtype(
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file of a set: name, split, number of samples, size and SHA-256."""
+    """One tar file of a set.
+
+    Attributes:
+        file: File name.
+        split: Split of all its samples.
+        samples: Number of samples.
+        bytes: Size of the file.
+        sha256: SHA-256 of the file.
+    """
 
     file: str
     split: str
@@ -60,18 +68,18 @@ class Index:
     """The index of a set of shards.
 
     Attributes:
-        dataset: Data set name.
+        dataset: Name of the data set.
         classes: Class names by class id.
-        features: Feature kind → the parameters it was made with.
+        features: Feature kind → parameters of its front end.
         shards: Shards, split by split.
         samples: Structured array of `SAMPLE_DTYPE`, in the order of the shards.
         seed: Seed of the order in which samples were written.
         statistics: Feature kind → `mean` and `std` of each channel over training samples.
-        samples_sha256: Hash of the samples' records, and so of every sample's key, place and CRC-32: what a checkpoint
-            remembers of the samples. Empty before it is written.
-        sha256: Hash of `index.json`, and so of the whole set. Empty before it is written.
-        flags: Split → flag → samples that carry it. None in a set that does not say.
-        dropped: Flag → clips that were left out for it; a clip with several counts for each.
+        samples_sha256: SHA-256 of `samples.npy`, and so of the key, place and CRC-32 of every sample; checkpoints hold
+            it. Empty before the index is written.
+        sha256: SHA-256 of `index.json`, and so of the whole set. Empty before the index is written.
+        flags: Split → flag → number of samples with it; None if it was not counted.
+        dropped: Flag → number of clips that were left out because of it; a clip with several flags counts for each.
     """
 
     dataset: str
@@ -88,30 +96,34 @@ class Index:
 
     @property
     def features_sha256(self) -> str:
-        """Hash of the front ends' parameters: what a checkpoint remembers and an evaluation insists on."""
+        """SHA-256 of the front-end parameters."""
         return digest(self.features)
 
     def split_shards(self, split: str) -> list[Shard]:
-        """Shards of one split.
+        """Shards of one split, in order.
 
         Raises:
-            ShardError: The set has no such split.
+            ShardError: The set has no samples of this split.
         """
         found = [shard for shard in self.shards if shard.split == split]
         if not found:
             there = ", ".join(sorted({shard.split for shard in self.shards})) or "none"
-            raise ShardError(f"there are no samples of split {split!r} in these shards (splits: {there})")
+            raise ShardError(f"these shards have no samples of split {split!r}: choose among {there}")
         return found
 
     def split_range(self, split: str) -> range:
-        """Sample numbers of one split: a contiguous range."""
+        """Sample numbers of one split, which are contiguous.
+
+        Raises:
+            ShardError: The set has no samples of this split.
+        """
         self.split_shards(split)
         first = sum(s.samples for s in self.shards[: next(i for i, s in enumerate(self.shards) if s.split == split)])
         return range(first, first + sum(s.samples for s in self.split_shards(split)))
 
 
 def write_index(folder: Path, index: Index) -> None:
-    """Write both files into the folder, `index.json` last."""
+    """Write both files of an index into a folder, `index.json` last."""
     with (folder / SAMPLES_FILE).open("wb") as file:
         np.save(file, index.samples, allow_pickle=False)
     content = {
@@ -135,13 +147,16 @@ def write_index(folder: Path, index: Index) -> None:
 
 
 def read_index(folder: Path) -> Index:
-    """Open the index of a set of shards; the samples stay on disk, memory-mapped.
+    """Read the index of a set of shards; the records of the samples stay on disk, memory-mapped.
 
-    Where the set is replaced at this very moment, the old or the new index is read, never parts of both.
+    If the set is being replaced at this moment, the result is the old or the new index, never a part of each.
+
+    Args:
+        folder: Folder of the set.
 
     Raises:
-        ShardError: There is no index, it is of another format or version, or damaged; the message begins with the path
-            of the file that is.
+        ShardError: There is no index, or it has another format or version, or it is damaged. The message begins with
+            the path of the file.
     """
     text = _index_bytes(folder)
     while True:
@@ -157,40 +172,40 @@ def read_index(folder: Path) -> Index:
 
 def _index_bytes(folder: Path) -> bytes:
     path, absent = folder / INDEX_FILE, 0
-    for _ in range(_PATIENCE):
+    for _ in range(_WAITS):
         try:
             return path.read_bytes()
         except FileNotFoundError:
-            # The writer renames the old folder away and the new one into its place: wait for the second renaming.
+            # A writer renames the old folder away and the new one into its place: wait for its second renaming.
             if any(folder.absolute().parent.glob(f".{glob.escape(folder.name)}.writing-*-old")):
                 time.sleep(0.01)
                 continue
-            absent += 1  # it may have come at this moment: look again
+            absent += 1  # the second renaming may just have happened: look again
             if absent == 3:
                 break
     raise ShardError(
-        f"no {INDEX_FILE} in {folder}: not a set of shards, or one whose writing did not finish (bmlpipe shard)"
+        f"no {INDEX_FILE} in {folder}: it is not a set of shards, or writing it did not finish; run bmlpipe shard"
     )
 
 
 def _parsed(folder: Path, text: bytes) -> Index | ShardError:
-    """The index in this text and the samples beside it, or what is wrong with them."""
+    """Parse the text of `index.json` and open `samples.npy`; returns the error if either is damaged."""
     path, records = folder / INDEX_FILE, folder / SAMPLES_FILE
     try:
         content = json.loads(text)
     except ValueError as error:
-        return ShardError(f"{path} is not JSON ({error}): it is damaged; write the shards again")
+        return ShardError(f"{path} is not JSON ({error}): it is damaged, run bmlpipe shard again")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        return ShardError(f"{path} is not an index of {FORMAT}")
+        return ShardError(f"{path} is not an index of the format {FORMAT}: choose a set of shards of bmlpipe")
     if content.get("version") != VERSION:
         return ShardError(
             f"{path} has format version {content.get('version')!r}, this program reads version {VERSION}: "
-            "use the bmlpipe that wrote it, or write the shards again"
+            "use the bmlpipe that wrote it, or run bmlpipe shard again"
         )
     own = str(content.get("sha256", ""))
     unsigned = text.replace(own.encode(), _UNSIGNED.encode()) if len(own) == 64 else b""
     if "sha256" in content and own != hashlib.sha256(unsigned).hexdigest():
-        return ShardError(f"{path} is damaged: its SHA-256 is not the one that it states; write the shards again")
+        return ShardError(f"{path} is damaged: its SHA-256 is not the one that it states; run bmlpipe shard again")
     try:
         count = int(content["samples"]["count"])
         shards = tuple(Shard(**shard) for shard in content["shards"])
@@ -198,19 +213,18 @@ def _parsed(folder: Path, text: bytes) -> Index | ShardError:
         rest = (content["seed"], content["statistics"], content["samples"]["sha256"], own)
         flags, dropped = content.get("flags"), dict(content.get("dropped", {}))
     except (KeyError, TypeError, ValueError) as error:
-        return ShardError(f"{path} is damaged ({type(error).__name__}: {error}): write the shards again")
+        return ShardError(f"{path} is damaged ({type(error).__name__}: {error}): run bmlpipe shard again")
     samples = _records(records, count)
     if samples is None or count != sum(shard.samples for shard in shards):
-        return ShardError(
-            f"{records} is damaged, or it and {INDEX_FILE} do not belong together: write the shards again"
-        )
+        return ShardError(f"{records} is damaged, or does not belong to {INDEX_FILE}: run bmlpipe shard again")
     return Index(*about, samples, *rest, flags, dropped)
 
 
 def _records(path: Path, count: int) -> npt.NDArray[np.void] | None:
-    """The records of a NumPy file (version 1.0), memory-mapped; None where it is not one of so many of them.
+    """Memory-map the records of `samples.npy`; None if the file does not hold exactly `count` of them.
 
-    Its header is compared, not evaluated: nothing in a damaged or foreign file is ever parsed.
+    The header of the file (NumPy format 1.0) is compared and not evaluated, so that nothing in a damaged or foreign
+    file is parsed.
     """
     try:
         with path.open("rb") as file:
@@ -225,8 +239,8 @@ def _records(path: Path, count: int) -> npt.NDArray[np.void] | None:
         return None
 
 
-def replaced(folder: Path, index: Index) -> bool:
-    """Whether the set in the folder is another one than this index was read from: it was written again meanwhile."""
+def was_replaced(folder: Path, index: Index) -> bool:
+    """Whether the set in a folder is no longer the one that this index was read from."""
     try:
         now = read_index(folder)
     except ShardError:

@@ -117,7 +117,7 @@ class Mixture:
         shares = [share // math.gcd(*shares) for share in shares]
         if sum(shares) >= _SHARES_BELOW:
             raise OptionError(
-                f"weights are {_listed(weights or totals)}, in whole numbers {_listed(shares)}: their sum must be below "
+                f"weights are {_listed(weights or totals)}, in whole numbers {_listed(shares)}; the sum must be below "
                 f"{_SHARES_BELOW}; give fewer digits"
             )
         starts = np.concatenate([[0], np.cumsum(totals)])[:-1].tolist()

@@ -1,4 +1,4 @@
-"""Random access to samples: one `pread` each, checked against the index."""
+"""Random access to samples: one `pread` per sample, compared with the index."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ import numpy as np
 from isal.isal_zlib import crc32
 
 from bmlpipe.shards.errors import ShardError
-from bmlpipe.shards.index import Index, read_index, replaced
+from bmlpipe.shards.index import Index, read_index, was_replaced
 from bmlpipe.shards.remote.cache import Cache
-from bmlpipe.shards.remote.download import Patience, shown
+from bmlpipe.shards.remote.download import RetryPolicy, redacted
+from bmlpipe.shards.remote.prefetch import RemoteShard
 from bmlpipe.shards.remote.shard_set import RemoteShards, is_remote
 from bmlpipe.shards.sample import JSON_MEMBER
 
 _BLOCK = 512
-_REPLACED = "the set was written again or removed after it was opened here: start again, on the new one"
+_REPLACED = "the set was overwritten or removed after it was opened: start again with the present one"
 
 
 def members_of(data: bytes | memoryview, where: str = "sample") -> dict[str, memoryview]:
     """Split the bytes of one sample (USTAR headers and contents) into members.
 
     Args:
-        data: Whole tar blocks from the sample's first header to the padding of its last member.
-        where: What to call it in an error.
+        data: The sample from its first header to the padding of its last member.
+        where: Name of the sample in error messages.
 
     Returns:
-        Member suffix (name after the first dot) → contents, a view into `data`.
+        Member name (after the first dot of the tar name) → contents, a view into `data`.
 
     Raises:
-        ShardError: A header is not one, a member is cut, occurs twice, or belongs to another key.
+        ShardError: A tar header is damaged, or a member is incomplete, occurs twice, or belongs to another key.
     """
     view = memoryview(data)
     members: dict[str, memoryview] = {}
@@ -50,7 +51,7 @@ def members_of(data: bytes | memoryview, where: str = "sample") -> dict[str, mem
             size = int(header[124:136].rstrip(b" \0") or b"-", 8)
         except ValueError:
             raise ShardError(
-                f"{where}: no tar header at byte {position}: the shard is damaged, run bmlpipe verify"
+                f"{where}: no tar header at byte {position}: the shard is damaged; run bmlpipe verify"
             ) from None
         end = position + _BLOCK + size
         if not suffix or (owner is not None and key != owner) or suffix.decode() in members or end > len(view):
@@ -63,12 +64,12 @@ def members_of(data: bytes | memoryview, where: str = "sample") -> dict[str, mem
 
 @dataclass(frozen=True)
 class StoredSample:
-    """A sample as read.
+    """A sample as it is stored.
 
     Attributes:
-        key: Sample key.
+        key: Key of the sample.
         label: Class id.
-        members: Member suffix → contents.
+        members: Member name → contents.
     """
 
     key: str
@@ -77,37 +78,44 @@ class StoredSample:
 
     @cached_property
     def meta(self) -> dict[str, Any]:
-        """The JSON member."""
+        """Content of the member `json`."""
         return cast("dict[str, Any]", json.loads(bytes(self.members[JSON_MEMBER])))
 
 
 class ShardReader:
-    """Reads samples by number; safe to share with forked workers and to pickle for spawned ones.
+    """Reads the samples of a set of shards by number.
+
+    A reader can be shared with forked processes, and pickled for spawned ones.
 
     Args:
-        folder: A set of shards: a folder, or an address of fsspec (`s3://bucket/set/`, `https://host/set/` …).
+        folder: A set of shards: its folder, or its address for fsspec (`s3://bucket/set/`, `https://host/set/` …).
         check: Compare each sample with its CRC-32 in the index.
-        cache: Where shards from an address are kept; None: `bmlpipe.shards.remote.shard_set.open_cache()`.
-        patience: When to give up fetching them.
+        cache: Cache of remote shards; None: `bmlpipe.shards.remote.shard_set.open_cache()`.
+        retry: When to retry downloads and when to give up.
 
     Attributes:
-        remote: The set where it is at an address, else None.
         index: The index.
+        folder: The folder, or the address without user name and password.
+        remote: The set, if it is at an address; otherwise None.
 
     Raises:
         ShardError: The index cannot be read.
+
+    Example:
+        >>> reader = ShardReader("shards/vggsound")  # doctest: +SKIP
+        >>> reader[17].members["frame_000.jpg"]  # doctest: +SKIP
     """
 
     def __init__(
-        self, folder: Path | str, *, check: bool = True, cache: Cache | None = None, patience: Patience | None = None
+        self, folder: Path | str, *, check: bool = True, cache: Cache | None = None, retry: RetryPolicy | None = None
     ) -> None:
         if isinstance(folder, Path) and re.match(r"[a-z][a-z0-9+]+:/[^/]", str(folder)) and not folder.exists():
-            raise ShardError(f"{folder} was an address, before it was made a Path: give it as text")
-        remote = RemoteShards(str(folder), cache, patience=patience) if is_remote(folder) else None
+            raise ShardError(f"{folder} was an address before it was converted to a Path: pass it as a string")
+        remote = RemoteShards(str(folder), cache, retry=retry) if is_remote(folder) else None
         self._open(folder, check, remote)
 
     def _open(self, folder: Path | str, check: bool, remote: RemoteShards | None) -> None:
-        self.folder = shown(str(folder)) if remote else Path(folder)
+        self.folder = redacted(str(folder)) if remote else Path(folder)
         self.check = check
         self.remote = remote
         self.index: Index = remote.index if remote else read_index(Path(folder))
@@ -128,67 +136,67 @@ class ShardReader:
         record = self.index.samples[number]
         name = self.index.shards[int(record["shard"])].file
         where = f"{self.folder}/{name}, key {record['key'].decode()}"
-        data, sound = self._read(record)
-        if not sound:
-            if self.remote is None and replaced(Path(self.folder), self.index):
+        data, intact = self._read(record)
+        if not intact:
+            if self.remote is None and was_replaced(Path(self.folder), self.index):
                 raise ShardError(f"{where}: {_REPLACED}")
             raise ShardError(
-                f"{where}: {len(data)} of {int(record['length'])} bytes read, and not those that were written: "
+                f"{where}: {len(data)} of {int(record['length'])} bytes were read, and they are damaged: "
                 + (f"the index of {self.folder} is damaged" if self.remote else f"run bmlpipe verify {self.folder}")
             )
         return StoredSample(record["key"].decode(), int(record["label"]), members_of(data, where))
 
     def _read(self, record: np.void) -> tuple[bytes, bool]:
-        """The bytes of a sample, and whether they are those that were written.
+        """The bytes of a sample, and whether they agree with the index.
 
-        A remote shard is opened for this one read, so that it can go from the cache at any time; one that is damaged
-        there is fetched again, once: all of it is compared with its SHA-256 then.
+        A remote shard is opened for this one read, so that the cache can remove it at any time. A damaged one is
+        downloaded again, once, and compared with its SHA-256.
         """
         shard, offset, length = int(record["shard"]), int(record["offset"]), int(record["length"])
-        data, sound = b"", False
+        data, intact = b"", False
         for _ in range(2 if self.remote else 1):
             descriptor = self.remote.open(shard) if self.remote else self._descriptor(shard)
             try:
                 data = os.pread(descriptor, length, offset)
-                sound = len(data) == length and (not self.check or crc32(data) == int(record["crc32"]))
-                if self.remote and not sound:
-                    self.remote.cache.forget(self.remote.entries[shard], descriptor)
+                intact = len(data) == length and (not self.check or crc32(data) == int(record["crc32"]))
+                if self.remote and not intact:
+                    self.remote.cache.discard(self.remote.entries[shard], descriptor)
             finally:
                 if self.remote:
                     os.close(descriptor)
-            if sound:
+            if intact:
                 break
-        return data, sound
+        return data, intact
 
     def _descriptor(self, shard: int) -> int:
-        """A local shard, open."""
+        """Descriptor of a local shard, opened at its first use."""
         if shard not in self._descriptors:
-            if len(self._descriptors) >= 64:  # windows of the epoch's order move on; old shards are not read again
+            if len(self._descriptors) >= 64:  # the order of an epoch does not come back to old shards
                 os.close(self._descriptors.pop(next(iter(self._descriptors))))
             self._descriptors[shard] = self._open_local(Path(self.folder) / self.index.shards[shard].file)
         return self._descriptors[shard]
 
     def _open_local(self, path: Path) -> int:
-        for _ in range(2):  # again where the same set was being put in its place
+        for _ in range(2):  # once more, in case the same set was just being written again
             try:
                 return os.open(path, os.O_RDONLY)
             except FileNotFoundError:
-                if replaced(Path(self.folder), self.index):
+                if was_replaced(Path(self.folder), self.index):
                     raise ShardError(f"{path}: {_REPLACED}") from None
-        raise ShardError(f"{path} is missing: write the shards again")
+        raise ShardError(f"{path} is missing: run bmlpipe shard again")
 
-    def check_room(self, shards: int) -> None:
-        """Check that so many shards fit into the cache at the same time; a folder needs none.
+    def check_cache_size(self, shards: int) -> None:
+        """Check that this number of shards fits into the cache at the same time; a local set needs no cache.
 
         Raises:
-            ShardError: They do not.
+            ShardError: It does not.
         """
         if self.remote is not None:
-            self.remote.check_room(shards)
+            self.remote.check_cache_size(shards)
 
-    def needs(self, numbers: Sequence[int]) -> list[tuple[RemoteShards, int]]:
-        """The remote shards that samples are in, for `FetchAhead`; none in a folder."""
-        return [(self.remote, shard) for shard in self.remote.shards_of(numbers)] if self.remote else []
+    def remote_shards_of(self, numbers: Sequence[int]) -> list[RemoteShard]:
+        """The remote shards that hold these samples, for `PrefetchingBatches`; empty for a local set."""
+        return [RemoteShard(self.remote, shard) for shard in self.remote.shards_of(numbers)] if self.remote else []
 
     def close(self) -> None:
         """Close all files."""

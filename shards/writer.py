@@ -1,7 +1,7 @@
-"""Write a set of shards: deterministic bytes, and all or nothing.
+"""Write a set of shards: the same samples give the same bytes, and a set appears as a whole or not at all.
 
-Everything is written into a folder beside the target, flushed to disk, indexed, and then renamed into place: a
-reader sees the old set or the new one, and a run that was killed leaves no valid-looking rest.
+All files are written into a folder beside the target, flushed to disk, and renamed into place at the end. A reader sees
+the old set or the new one, and a process that is killed leaves nothing that looks like a set.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bmlpipe.shards.sample import Sample
 
 
 class _Recorder(io.RawIOBase):
-    """Passes bytes on to a file; keeps the SHA-256 of all and the CRC-32 since the last mark."""
+    """Writes to a file and computes the SHA-256 of all bytes; `crc32` is that of the bytes since it was set to 0."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -49,22 +49,31 @@ class _Recorder(io.RawIOBase):
 
 
 class ShardWriter:
-    """Writes `{split}-000000.tar …` and the index; use it as a context manager.
+    """Writes the shards `{split}-000000.tar`, … and the index; use it as a context manager.
 
-    Samples of one split must come one after the other. Leaving the block without an exception puts the set in place;
-    leaving it with one removes what was written and keeps what was there before.
+    The samples of one split must be written one after the other. When the block ends without an exception, the set is
+    put in place. When it ends with one, what was written is removed and a former set stays.
 
     Args:
-        out: Folder of the set. What it holds is replaced if it is a set of shards, and refused if it is anything else.
-        dataset: Data set name.
+        out: Folder of the set. A former set in it is replaced.
+        dataset: Name of the data set.
         classes: Class names by class id.
-        features: Feature kind → parameters (JSON).
-        samples_per_shard: Samples of a shard, its last one of a split aside.
-        seed: Seed of the samples' order, recorded.
-        dropped: Flag → clips that were left out for it, recorded.
+        features: Feature kind → parameters of its front end, as JSON values.
+        samples_per_shard: Number of samples per shard; the last shard of a split may have fewer.
+        seed: Seed of the order of the samples, recorded in the index.
+        dropped: Flag → number of clips that were left out because of it, recorded in the index.
 
     Attributes:
-        statistics: What the index will say of the features' means and deviations; set it before the block ends.
+        statistics: Feature kind → `mean` and `std` of each channel, recorded in the index; set it before the block
+            ends.
+
+    Raises:
+        OptionError: `samples_per_shard` is less than 1.
+        ShardError: `out` holds other files than a set of shards.
+
+    Example:
+        >>> with ShardWriter(Path("shards"), dataset="mine", classes=["a", "b"], features={}) as writer:
+        ...     writer.write("train", Sample("clip-1", 0, {"text.txt": b"hello"}))  # doctest: +SKIP
     """
 
     def __init__(
@@ -82,7 +91,7 @@ class ShardWriter:
             raise OptionError(f"samples_per_shard is {samples_per_shard}: must be at least 1")
         if out.is_dir() and any(out.iterdir()) and not (out / INDEX_FILE).is_file():
             raise ShardError(
-                f"{out} exists and is not a set of shards: choose an empty or new folder, nothing was changed"
+                f"{out} exists and is not a set of shards: choose an empty or new folder (nothing was changed)"
             )
         self.out = out.absolute()
         self._about = (dataset, tuple(classes), dict(features), seed)
@@ -99,8 +108,8 @@ class ShardWriter:
 
     def __enter__(self) -> ShardWriter:
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        for rest in self.out.parent.glob(f".{glob.escape(self.out.name)}.writing-*"):  # of a run that was killed
-            if rest.name.endswith("-old") and not self.out.exists():  # between the two renamings
+        for rest in self.out.parent.glob(f".{glob.escape(self.out.name)}.writing-*"):  # of a process that was killed
+            if rest.name.endswith("-old") and not self.out.exists():  # it was killed between its two renamings
                 rest.rename(self.out)
             else:
                 shutil.rmtree(rest)
@@ -122,14 +131,21 @@ class ShardWriter:
     def write(self, split: str, sample: Sample) -> None:
         """Append one sample.
 
+        Args:
+            split: Split of the sample.
+            sample: The sample.
+
         Raises:
-            ShardError: The key was written before, the split was closed before, or a name does not fit USTAR.
+            ShardError: The key occurs twice, or the split was followed by another one before.
         """
         if sample.key in self._keys:
             raise ShardError(f"key {sample.key!r} occurs twice: keys must be unique in a set of shards")
         if not self._splits or self._splits[-1] != split:
             if split in self._splits:
-                raise ShardError(f"split {split!r} comes again after {self._splits[-1]!r}: write split by split")
+                raise ShardError(
+                    f"split {split!r} comes again after {self._splits[-1]!r}: write all samples of "
+                    "one split before the next"
+                )
             self._close_shard()
             self._splits.append(split)
         elif self._in_shard == self._per_shard:
@@ -139,7 +155,7 @@ class ShardWriter:
         assert self._tar is not None
         start, self._recorder.crc32 = self._recorder.position, 0
         for name, data in sample.files():
-            member = tarfile.TarInfo(name)  # mtime, uid, gid 0 and mode 0644: the same bytes on every machine
+            member = tarfile.TarInfo(name)  # with mtime, uid and gid 0 and mode 0644: the same bytes on every machine
             member.size = len(data)
             self._tar.addfile(member, io.BytesIO(data))
         self._keys.add(sample.key)

@@ -1,9 +1,9 @@
 """A folder of bounded size that keeps files by their content, shared by all processes of a machine.
 
-A file that is complete is named by its SHA-256; one that is being fetched has `.part` behind it and is locked (flock)
-by the process that fetches it, so that the others wait, and so that a killed one leaves nothing but a lock-free rest.
-Room is made under one more lock by removing what was used longest ago. Nothing is remembered between two calls: the
-folder itself is the state.
+A complete file has its SHA-256 as its name. A file that is being written has the suffix `.part` and is locked (flock)
+by the process that writes it: other processes wait for it, and after a process that was killed only an unlocked `.part`
+file remains. Room is made by removing the files that were used longest ago, by one process at a time, which holds
+the file `lock`. No state is kept between calls: the folder itself is the state.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,21 +24,24 @@ from bmlpipe.manifests.common.locks import locked, refers_to, release, try_lock
 from bmlpipe.shards.errors import ShardError
 
 _PART = ".part"
-_POLL = 0.05  # seconds between two looks at a lock that another process holds
+_POLL = 0.05  # seconds between two attempts to get a lock that another process holds
 _TOUCH = 10.0  # seconds after which a use is recorded again
 
-#: Writes the bytes of an entry, checked, from the start of an empty file of which it gets the descriptor.
+#: Writes the content of an entry, which it has checked, to the start of an empty file. It gets the file's descriptor.
 Fill = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """What a cached file must be.
 
     Attributes:
-        sha256: Hash of its bytes, 64 hexadecimal digits; its name in the cache.
+        sha256: SHA-256 of its content, 64 hexadecimal digits; its name in the cache.
         bytes: Its size.
-        slack: Bytes that it may be larger, where the size is not known exactly.
+        slack: Number of bytes that it may be larger, where its exact size is not known.
+
+    Raises:
+        ShardError: The hash or the size is not one.
     """
 
     sha256: str
@@ -47,33 +50,40 @@ class Entry:
 
     def __post_init__(self) -> None:
         if not isinstance(self.sha256, str) or not re.fullmatch("[0-9a-f]{64}", self.sha256):
-            raise ShardError(f"{self.sha256!r} is no SHA-256: the index is damaged")
+            raise ShardError(f"{self.sha256!r} is not a SHA-256: the index is damaged, publish the set again")
         if not isinstance(self.bytes, int) or self.bytes < 0:
-            raise ShardError(f"{self.bytes!r} is no size in bytes: the index is damaged")
+            raise ShardError(f"{self.bytes!r} is not a size in bytes: the index is damaged, publish the set again")
 
     def fits(self, size: int) -> bool:
-        """Whether a file of this size can be it."""
+        """Whether a file of this size can be the entry."""
         return self.bytes <= size <= self.bytes + self.slack
 
 
 class Cache:
-    """Keeps at most so many bytes; safe to use from several threads and processes, to fork and to pickle.
+    """A cache of bounded size. It is safe to use from several threads and processes, to fork, and to pickle.
 
     Args:
-        folder: Where; on a local disk.
-        limit: Bytes that its files may have together, those in the making at their full size.
-        patience: Seconds to wait for another process while nothing at all moves.
+        folder: Folder of the cache, on a local disk.
+        limit: Largest total size of its files in bytes. Files that are being written count with their full size.
+        patience: Seconds to wait for another process while no file of the cache changes.
     """
 
     def __init__(self, folder: Path, limit: int, *, patience: float = 600.0) -> None:
         self.folder, self.limit, self.patience = folder.absolute(), limit, patience
 
     def used(self) -> int:
-        """Bytes of all files in the cache, those in the making at their full size."""
+        """Total size of the files in the cache in bytes. Files that are being written count with their full size."""
         return sum(size for _, size, _ in self._files())
 
-    def find(self, entry: Entry) -> int | None:
-        """A descriptor for reading the entry, or None if it is not there; records the use."""
+    def find(self, entry: CacheEntry) -> int | None:
+        """Open an entry that is in the cache, and record the use.
+
+        Returns:
+            A descriptor for reading, which the caller closes; None if the entry is not in the cache.
+
+        Raises:
+            ShardError: The cache cannot be read.
+        """
         try:
             descriptor = os.open(self.path(entry), os.O_RDONLY | os.O_NOFOLLOW)
         except FileNotFoundError:
@@ -82,50 +92,59 @@ class Cache:
             raise self._unusable(error) from error
         about = os.fstat(descriptor)
         if not entry.fits(about.st_size):
-            self.forget(entry, descriptor)
+            self.discard(entry, descriptor)
             os.close(descriptor)
             return None
         if time.time() - about.st_mtime > _TOUCH:
-            with suppress(PermissionError):  # of another user, who records uses himself
+            with suppress(PermissionError):  # the file of another user, whose own processes record their uses
                 os.utime(descriptor)
         return descriptor
 
-    def get(self, entry: Entry, fill: Fill) -> int:
-        """A descriptor for reading the entry, made now if it is not there, or waited for if another process makes it.
+    def get(self, entry: CacheEntry, fill: Fill) -> int:
+        """Open an entry. If it is not in the cache, write it, or wait for the process that is writing it.
 
         Args:
-            entry: What is wanted.
-            fill: Called in one thread of all processes at a time.
+            entry: The entry to open.
+            fill: Writes its content. It runs in one thread of all processes at a time.
+
+        Returns:
+            A descriptor for reading, which the caller closes.
 
         Raises:
-            ShardError: `fill` failed, the limit is too low, the disk is full, or another process does not go on.
+            ShardError: `fill` failed, the entry is larger than the cache, the disk is full, or the process that writes
+                the entry makes no progress.
         """
         seen, since = -1, time.monotonic()
-        while (found := self.offer(entry, fill)) is None:
+        while (found := self.try_get(entry, fill)) is None:
             try:
                 now = self._part(entry).stat().st_mtime_ns
-            except FileNotFoundError:  # there was no room: look at all that are being fetched
+            except FileNotFoundError:  # there was no room: look at all files that are being written
                 now = sum(changed for changed, _, name in self._files() if name.endswith(_PART))
             if now != seen:
                 seen, since = now, time.monotonic()
             if time.monotonic() - since > self.patience:
                 raise ShardError(
-                    f"{self.path(entry)}: waited {self.patience:g} s for another process that fetches it, or takes up "
-                    f"the cache of {self.limit} bytes, and nothing moved: stop that process, or use another --cache"
+                    f"{self.path(entry)}: waited {self.patience:g} s for another process that fetches this file or "
+                    f"takes up the cache of {self.limit} bytes, and it made no progress: end that process, or use "
+                    "another --cache"
                 )
             time.sleep(_POLL)
         return found
 
-    def offer(self, entry: Entry, fill: Fill, keep: Collection[str] = ()) -> int | None:
-        """Like `get`, but without waiting.
+    def try_get(self, entry: CacheEntry, fill: Fill, keep: Collection[str] = ()) -> int | None:
+        """Open an entry, and write it if it is not in the cache; do not wait for other processes.
 
         Args:
-            entry: What is wanted.
-            fill: See `get`.
-            keep: Names (SHA-256) that must not be removed to make room for it.
+            entry: The entry to open.
+            fill: Writes its content.
+            keep: Names (SHA-256) of entries that must not be removed to make room.
 
         Returns:
-            The descriptor, or None where another process makes it now, or where there is no room without `keep`.
+            A descriptor for reading, which the caller closes. None if another process is writing the entry, or if
+            there is no room without removing entries of `keep`.
+
+        Raises:
+            ShardError: `fill` failed, the entry is larger than the cache, or the disk is full.
         """
         if (found := self.find(entry)) is not None:
             return found
@@ -145,37 +164,44 @@ class Cache:
         except OSError as error:
             raise self._unusable(error) from error
 
-    def hold(self, entry: Entry, fill: Fill, *, check: bool = False) -> int:
-        """Like `get`; the entry is not removed as long as the descriptor is open.
+    def hold(self, entry: CacheEntry, fill: Fill, *, check: bool = False) -> int:
+        """Like `get`, but the entry stays in the cache as long as the descriptor is open.
 
         Args:
-            entry: What is wanted.
-            fill: See `get`.
-            check: Read it all and compare its SHA-256; a wrong one is removed and made again.
+            entry: The entry to open.
+            fill: Writes its content.
+            check: Read all of it and compare its SHA-256; a damaged file is removed and written again.
+
+        Raises:
+            ShardError: As for `get`, or the file is damaged again.
         """
-        wrong = 0
-        while wrong < 2:
+        damaged = 0
+        while damaged < 2:
             descriptor = self.get(entry, fill)
             with suppress(BlockingIOError):
                 fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 if os.fstat(descriptor).st_nlink:
                     if not check or sha256_of(descriptor) == entry.sha256:
                         return descriptor
-                    self.forget(entry, descriptor)
-                    wrong += 1
+                    self.discard(entry, descriptor)
+                    damaged += 1
             os.close(descriptor)
-        raise ShardError(f"{self.path(entry)} changes by itself: the disk is damaged, use another --cache")
+        raise ShardError(f"{self.path(entry)} was damaged twice after it was written: use a --cache on another disk")
 
-    def forget(self, entry: Entry, descriptor: int) -> None:
-        """Remove an entry whose bytes, read through the descriptor, are wrong; a newer one of that name stays."""
+    def discard(self, entry: CacheEntry, descriptor: int) -> None:
+        """Remove an entry whose content, read through this descriptor, is damaged; a newer file of its name stays."""
         if refers_to(descriptor, self.path(entry)):
             self.path(entry).unlink(missing_ok=True)
 
-    def touch(self, entry: Entry, place: int = 0) -> bool:
-        """Record that an entry is needed; of several, in the order of their places.
+    def mark_needed(self, entry: CacheEntry, place: int = 0) -> bool:
+        """Record that an entry will be used, so that it is removed later than entries used before.
+
+        Args:
+            entry: The entry.
+            place: Position among several entries, in the order of their use; later ones are removed first.
 
         Returns:
-            Whether it is there.
+            Whether the entry is in the cache.
         """
         when = time.time_ns() - place * 10**6
         with suppress(PermissionError):
@@ -185,15 +211,15 @@ class Cache:
                 return False
         return True
 
-    def path(self, entry: Entry) -> Path:
-        """Where the entry is, if it is there."""
+    def path(self, entry: CacheEntry) -> Path:
+        """Path of an entry that is in the cache."""
         return self.folder / entry.sha256
 
-    def _part(self, entry: Entry) -> Path:
+    def _part(self, entry: CacheEntry) -> Path:
         return self.folder / f"{entry.sha256}{_PART}"
 
     def _files(self) -> list[tuple[int, int, str]]:
-        """Time of last use (ns), size and name of each file, those used longest ago first."""
+        """Time of last use (ns), size and name of each file, in the order of their use."""
         found: list[tuple[int, int, str]] = []
         with suppress(FileNotFoundError), os.scandir(self.folder) as files:
             for file in files:
@@ -203,15 +229,15 @@ class Cache:
                         found.append((about.st_mtime_ns, about.st_size, file.name))
         return sorted(found)
 
-    def _make_room(self, entry: Entry, part: int, keep: Collection[str]) -> bool:
-        """Give a part its size, and with it its share of the limit; False where it has to wait."""
+    def _make_room(self, entry: CacheEntry, part: int, keep: Collection[str]) -> bool:
+        """Give a `.part` file its full size, which reserves its share of the limit; False if there is no room yet."""
         own, room = f"{entry.sha256}{_PART}", entry.bytes + entry.slack
         if room > self.limit:
             raise ShardError(
-                f"the cache {self.folder} may hold {self.limit} bytes, and one file of {room} has to fit: raise "
-                "--cache-bytes (BMLPIPE_CACHE_BYTES)"
+                f"the cache {self.folder} may hold {self.limit} bytes, and one file has {room}: raise --cache-bytes "
+                "(BMLPIPE_CACHE_BYTES)"
             )
-        with self._alone():
+        with locked(self.folder / "lock", patience=self.patience):  # others would count on the same free bytes
             files = [(size, name) for _, size, name in self._files() if name != own]
             excess = sum(size for size, _ in files) + room - self.limit
             for size, name in files:
@@ -221,8 +247,8 @@ class Cache:
                 os.ftruncate(part, room)
         return excess <= 0
 
-    def _fill(self, entry: Entry, part: int, fill: Fill, keep: Collection[str]) -> None:
-        """Have the bytes written and put in place; on a full disk, make space for another try."""
+    def _fill(self, entry: CacheEntry, part: int, fill: Fill, keep: Collection[str]) -> None:
+        """Write the content and rename the file. If the disk is full, remove files for another attempt."""
         try:
             os.lseek(part, 0, os.SEEK_SET)
             fill(part)
@@ -235,25 +261,28 @@ class Cache:
             if not self._free(entry.bytes, keep):
                 raise ShardError(
                     f"the disk of the cache {self.folder} is full ({shutil.disk_usage(self.folder).free} bytes free, "
-                    f"{entry.bytes} needed, nothing left to remove): use another --cache (BMLPIPE_CACHE), or make space"
+                    f"{entry.bytes} needed, no cached file left to remove): free space, or use another --cache "
+                    "(BMLPIPE_CACHE)"
                 ) from error
             return
         if not entry.fits(size):
             raise ShardError(f"{self.path(entry)}: {size} bytes were written, {entry.bytes} expected")
-        with self._alone():  # one who lists the folder meanwhile would perhaps see neither name
+        with locked(
+            self.folder / "lock", patience=self.patience
+        ):  # a process that lists the folder may miss both names
             self._part(entry).rename(self.path(entry))
 
     def _free(self, size: int, keep: Collection[str]) -> int:
-        """Remove files until so many bytes are gone; returns how many went."""
+        """Remove files until `size` bytes are freed; returns the number of bytes that were freed."""
         freed = 0
-        with self._alone():
+        with locked(self.folder / "lock", patience=self.patience):
             for _, bytes_, name in self._files():
                 if freed < size and name not in keep and bytes_ and self._remove(name):
                     freed += bytes_
         return freed
 
     def _remove(self, name: str) -> bool:
-        """Remove a file unless a process holds it."""
+        """Remove a file unless a process holds it; returns whether it is gone."""
         path = self.folder / name
         descriptor = try_lock(path, create=False)
         if descriptor is None:
@@ -263,18 +292,12 @@ class Cache:
         release(descriptor)
         return not path.exists()
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Only one process at a time makes room: they would all count on the same free bytes."""
-        with locked(self.folder / "lock", patience=self.patience):
-            yield
-
     def _unusable(self, error: OSError) -> ShardError:
         return ShardError(f"the cache {self.folder} cannot be used ({error}): choose another --cache (BMLPIPE_CACHE)")
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
-    """`os.write` until all is written."""
+    """Write all of `data`; `os.write` may write a part of it only."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]

@@ -1,4 +1,4 @@
-"""Fetch one remote file through fsspec: checked, resumed, retried, and never waiting without an end."""
+"""Download one remote file through fsspec: checked, resumed, retried, and with a limit on every wait."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ from typing import Any
 
 from bmlpipe.manifests.common.errors import BmlpipeError
 from bmlpipe.shards.errors import ShardError
-from bmlpipe.shards.remote.cache import Entry, write_all
+from bmlpipe.shards.remote.cache import CacheEntry, write_all
 
 _logger = logging.getLogger(__name__)
 
 _EXTRA = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
-_PIECE = 1 << 20  # bytes read from a stream at once
-_RANGE = (1 << 16, 1 << 23)  # least and most bytes of one ranged request
-_WRONG = 3  # times that wrong bytes may come
-_RETRIED = (408, 425, 429)  # of the 4xx, those that another attempt may change
+_BLOCK = 1 << 20  # bytes read from a stream at once
+_RANGE = (1 << 16, 1 << 23)  # smallest and largest number of bytes of one ranged request
+_MAX_WRONG = 3  # complete downloads with the wrong content after which a file is given up
+_MAX_PAUSE = 30.0  # seconds
+_RETRIED = (408, 425, 429)  # statuses 4xx that may change with another attempt
 
 
 @dataclass(frozen=True)
-class Patience:
-    """When to give up.
+class RetryPolicy:
+    """When to retry and when to give up.
 
     Attributes:
-        stall: Seconds without progress after which a connection is dropped: without a byte of an HTTP server, without
-            an answer to a ranged request (8 MiB at first, smaller ones after that) elsewhere.
-        attempts: Failures one after the other, with nothing gained between them, after which the file is given up.
-        pause: Seconds before the second attempt; doubled each time up to 30, and drawn between half and all of it.
+        stall: Seconds without progress after which a connection is dropped. HTTP: without a byte from the server. Other
+            filesystems: without an answer to a ranged request, of 8 MiB at first and of fewer after a failure.
+        attempts: Number of consecutive failures without a new byte after which the file is given up.
+        pause: Seconds before the second attempt, doubled for each further one up to 30 s. The actual pause is drawn
+            between half of this and all of it.
     """
 
     stall: float = 30.0
@@ -42,140 +44,181 @@ class Patience:
     pause: float = 0.5
 
 
-class StoppedError(BmlpipeError):
-    """A fetch was asked to stop."""
+class DownloadStoppedError(BmlpipeError):
+    """A download was asked to stop."""
 
 
 class _BrokenError(Exception):
-    """Reading from the other side failed; its cause is whatever that raised."""
+    """Reading from the remote filesystem failed; `__cause__` is the exception of the filesystem."""
 
 
-def shown(url: str) -> str:
-    """An address without the user's name and password."""
+def redacted(url: str) -> str:
+    """An address or message without user names and passwords.
+
+    >>> redacted("https://me:secret@host/set/")
+    'https://host/set/'
+    """
     return re.sub(r"//[^/@]*@", "//", url)
 
 
-def fetch(
+def download(
     url: str,
     into: int,
-    entry: Entry | None = None,
+    entry: CacheEntry | None = None,
     *,
-    patience: Patience | None = None,
+    retry: RetryPolicy | None = None,
     stop: threading.Event | None = None,
 ) -> None:
-    """Write a remote file.
+    """Download a remote file into an open file.
 
     Args:
-        url: Its address.
+        url: Address of the file.
         into: Descriptor of the file to write, from its start.
-        entry: What it must be; None: whatever is there.
-        patience: When to give up.
-        stop: Ends the fetch soon after it is set.
+        entry: Size and SHA-256 that the content must have; None: accept any content.
+        retry: When to retry and when to give up.
+        stop: Ends the download soon after it is set.
 
     Raises:
-        ShardError: The file is not there, is not what it must be, or does not come; the message names the address, the
-            attempts and the last cause.
-        StoppedError: `stop` was set.
+        ShardError: The file does not exist, has the wrong content, or cannot be downloaded. The message states the
+            address, the number of attempts and the last cause.
+        DownloadStoppedError: `stop` was set.
         OSError: The file cannot be written.
     """
-    patience, stop = patience or Patience(), stop or threading.Event()
-    most = entry.bytes + entry.slack if entry else None
-    hashed, position, furthest, failures, wrong, step = hashlib.sha256(), 0, 0, 0, 0, _RANGE[1]
+    retry, stop = retry or RetryPolicy(), stop or threading.Event()
+    target, step = _Target(into, entry), _RANGE[1]
+    furthest, failures, wrong = 0, 0, 0
     while True:
         try:
-            for start, piece in _pieces(url, position, most, step, patience.stall):
+            for start, block in _blocks(url, target.position, target.limit, step, retry.stall):
                 if stop.is_set():
-                    raise StoppedError
-                if start != position:  # the server does not know ranges, and begins again
-                    hashed, position = hashlib.sha256(), 0
-                    os.lseek(into, 0, os.SEEK_SET)
-                write_all(into, piece)
-                hashed.update(piece)
-                position += len(piece)
-                if most is not None and position > most:
+                    raise DownloadStoppedError(f"the download of {redacted(url)} was stopped")
+                if start != target.position:  # the server does not support ranges and sends everything again
+                    target.restart()
+                target.write(block)
+                if target.is_too_long:
                     break
-            if entry is None or (entry.fits(position) and hashed.hexdigest() == entry.sha256):
+            if target.is_right:
                 return
-            problem = (
-                f"{position} bytes with SHA-256 {hashed.hexdigest()} came, and the index says {entry.bytes} with "
-                f"{entry.sha256}: the set is damaged, or was written again"
-            )
-            wrong += 1
-            final = wrong == _WRONG
-            hashed, position = hashlib.sha256(), 0
-            os.lseek(into, 0, os.SEEK_SET)
+            problem, wrong = target.mismatch(), wrong + 1
+            final = wrong == _MAX_WRONG
+            target.restart()
         except _BrokenError as error:
             problem, final = _explained(error.__cause__)
             step = max(_RANGE[0], step // 4)
-            if position > furthest:
-                furthest, failures = position, 0
+            if target.position > furthest:
+                furthest, failures = target.position, 0
         failures += 1
-        if final or failures == patience.attempts:
-            raise ShardError(f"{shown(url)}: given up at attempt {failures}: {problem}")
-        pause = min(30.0, patience.pause * 2 ** (failures - 1)) * random.uniform(0.5, 1)
+        if final or failures == retry.attempts:
+            raise ShardError(f"{redacted(url)}: given up at attempt {failures}: {problem}")
+        pause = min(_MAX_PAUSE, retry.pause * 2 ** (failures - 1)) * random.uniform(0.5, 1)
         _logger.warning(
-            "%s: attempt %d of %d failed, the next in %.1f s: %s",
-            shown(url),
-            failures,
-            patience.attempts,
-            pause,
-            problem,
+            *("%s: attempt %d of %d failed, next attempt in %.1f s: %s", redacted(url)),
+            *(failures, retry.attempts, pause, problem),
         )
         if stop.wait(pause):
-            raise StoppedError
+            raise DownloadStoppedError(f"the download of {redacted(url)} was stopped")
+
+
+class _Target:
+    """The file that is written, with the hash of its content so far.
+
+    Args:
+        descriptor: Descriptor of the file, at its start.
+        entry: What the content must be; None: anything.
+
+    Attributes:
+        position: Number of bytes written.
+        limit: Largest number of bytes that the content can have; None: unknown.
+    """
+
+    def __init__(self, descriptor: int, entry: CacheEntry | None) -> None:
+        self._descriptor, self._entry = descriptor, entry
+        self._hash = hashlib.sha256()
+        self.position = 0
+        self.limit = entry.bytes + entry.slack if entry else None
+
+    def restart(self) -> None:
+        """Begin again at the start of the file."""
+        self._hash, self.position = hashlib.sha256(), 0
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+
+    def write(self, block: bytes) -> None:
+        """Append a block."""
+        write_all(self._descriptor, block)
+        self._hash.update(block)
+        self.position += len(block)
+
+    @property
+    def is_too_long(self) -> bool:
+        """Whether more was written than the content can have."""
+        return self.limit is not None and self.position > self.limit
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the content is what it must be."""
+        entry = self._entry
+        return entry is None or (entry.fits(self.position) and self._hash.hexdigest() == entry.sha256)
+
+    def mismatch(self) -> str:
+        """How the content differs from what it must be."""
+        assert self._entry is not None
+        return (
+            f"{self.position} bytes with SHA-256 {self._hash.hexdigest()} came, and the index states "
+            f"{self._entry.bytes} bytes with {self._entry.sha256}: the set is damaged, or was overwritten"
+        )
 
 
 def _explained(error: BaseException | None) -> tuple[str, bool]:
-    """What went wrong, in words, and whether another attempt is useless."""
+    """Describe a failure, and whether another attempt is useless."""
     status = getattr(error, "status", None)
     useless = isinstance(status, int) and 400 <= status < 500 and status not in _RETRIED
     useless |= isinstance(error, FileNotFoundError | PermissionError)
-    return f"{type(error).__name__}: {shown(str(error)) or 'nothing came in time'}", useless
+    return f"{type(error).__name__}: {redacted(str(error)) or 'no answer in time'}", useless
 
 
-def _pieces(url: str, start: int, most: int | None, step: int, stall: float) -> Iterator[tuple[int, bytes]]:
-    """A remote file from byte `start` on (or from 0, where the server knows no ranges), as (position, bytes).
+def _blocks(url: str, start: int, limit: int | None, step: int, stall: float) -> Iterator[tuple[int, bytes]]:
+    """Blocks of a remote file as (position, bytes), from byte `start` on, or from 0 if the server supports no ranges.
 
     Raises:
-        ShardError: There is no package for such addresses.
-        _BrokenError: Anything else.
+        ShardError: The package for such addresses is not installed.
+        _BrokenError: The filesystem raised an exception.
     """
     filesystem, path = _filesystem(url, stall)
     try:
         if url.startswith(("http://", "https://")):
             yield from _stream(filesystem, path, start)
         else:
-            yield from _ranges(filesystem, path, start, most, step, stall)
+            yield from _ranges(filesystem, path, start, limit, step, stall)
     except Exception as error:  # each filesystem of fsspec raises exceptions of its own
         raise _BrokenError from error
 
 
 def _stream(filesystem: Any, path: str, start: int) -> Iterator[tuple[int, bytes]]:
-    """One request; its time limits are the session's."""
+    """One HTTP request; its time limits are those of the session."""
     headers = {**filesystem.kwargs.get("headers", {}), **({"Range": f"bytes={start}-"} if start else {})}
-    with filesystem.open(path, "rb", block_size=0, size=1, headers=headers) as file:  # any size: spares a request
+    with filesystem.open(path, "rb", block_size=0, size=1, headers=headers) as file:  # any size saves a request for it
         position = start if file.r.status == 206 else 0
-        while piece := file.read(_PIECE):
-            yield position, piece
-            position += len(piece)
+        while block := file.read(_BLOCK):
+            yield position, block
+            position += len(block)
 
 
 def _ranges(
-    filesystem: Any, path: str, start: int, most: int | None, step: int, stall: float
+    filesystem: Any, path: str, start: int, limit: int | None, step: int, stall: float
 ) -> Iterator[tuple[int, bytes]]:
-    """Ranged requests one after the other, each with a time limit where the filesystem can be interrupted."""
-    limit = {"timeout": stall} if filesystem.async_impl else {}
-    while most is None or start < most:
-        end = start + step if most is None else min(start + step, most)
-        piece = filesystem.cat_file(path, start=start, end=end, **limit)
-        yield start, piece
-        start += len(piece)
+    """Consecutive ranged requests, each with a time limit if the filesystem can be interrupted."""
+    timeout = {"timeout": stall} if filesystem.async_impl else {}
+    while limit is None or start < limit:
+        end = start + step if limit is None else min(start + step, limit)
+        block = filesystem.cat_file(path, start=start, end=end, **timeout)
+        yield start, block
+        start += len(block)
         if start < end:
             return
 
 
 def _filesystem(url: str, stall: float) -> tuple[Any, str]:
-    """The filesystem that an address belongs to, and the address as it wants it."""
+    """The filesystem of an address, and the file's path in it."""
     base, _, name = url.rpartition("/")
     filesystem, path = _opened(base, stall, os.getpid())
     return filesystem, f"{path.rstrip('/')}/{name}"
@@ -183,7 +226,7 @@ def _filesystem(url: str, stall: float) -> tuple[Any, str]:
 
 @lru_cache(maxsize=16)
 def _opened(base: str, stall: float, process: int) -> tuple[Any, str]:
-    """Kept for each process: connections do not survive a fork."""
+    """Open a filesystem. It is kept per process, because connections do not survive a fork."""
     import fsspec
 
     protocol = base.partition("://")[0]
@@ -192,14 +235,14 @@ def _opened(base: str, stall: float, process: int) -> tuple[Any, str]:
         if protocol in ("http", "https"):
             import aiohttp
 
-            time = aiohttp.ClientTimeout(total=None, connect=stall, sock_connect=stall, sock_read=stall)
-            plain = {"Accept-Encoding": "identity"}  # a range is one of the file's own bytes
+            timeout = aiohttp.ClientTimeout(total=None, connect=stall, sock_connect=stall, sock_read=stall)
+            uncompressed = {"Accept-Encoding": "identity"}  # positions of ranges count the bytes of the file itself
             given = fsspec.config.conf.get(protocol, {}).get("client_kwargs", {})
             options["client_kwargs"] = {
-                "timeout": time,
-                "headers": plain,
+                "timeout": timeout,
+                "headers": uncompressed,
                 "trust_env": True,
-                "read_bufsize": _PIECE,
+                "read_bufsize": _BLOCK,
                 **given,
             }
         return fsspec.core.url_to_fs(base, **options)  # type: ignore[no-any-return]
@@ -208,4 +251,6 @@ def _opened(base: str, stall: float, process: int) -> tuple[Any, str]:
         remedy = f"pip install 'bmlpipe[{extra}]'" if extra else "install the package that fsspec names"
         raise ShardError(f"{protocol}:// needs a package that is not installed ({error}): {remedy}") from error
     except ValueError as error:
-        raise ShardError(f"{shown(base)}/ is no address that can be read: {error}") from error
+        raise ShardError(
+            f"{redacted(base)}/ is not an address that fsspec can read ({error}): correct --shards"
+        ) from error

@@ -1,4 +1,4 @@
-"""Fetch remote shards ahead of their use, in the order in which the coming batches need them."""
+"""Download remote shards before they are needed, in the order in which the coming batches need them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from bmlpipe.shards.errors import ShardError
-from bmlpipe.shards.remote.download import StoppedError
+from bmlpipe.manifests.common.errors import BmlpipeError
+from bmlpipe.shards.remote.download import DownloadStoppedError
 from bmlpipe.shards.remote.shard_set import RemoteShards
 
 _logger = logging.getLogger(__name__)
@@ -17,147 +17,163 @@ _logger = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
 Batch_co = TypeVar("Batch_co", covariant=True)
 
-#: A shard that a batch needs: its set and its number there.
-Need = tuple[RemoteShards, int]
-
-_HORIZON = 1024  # batches that are looked at ahead, at most
-_PORTION = 16  # of them at once
+_MAX_AHEAD = 1024  # batches
+_PORTION = 16  # batches that are looked at in one go
 _SHARE = 0.75  # of the cache, for the shards of batches that are not due yet
-_AGAIN = 0.2  # seconds until a shard is asked for again that another process fetches, or that had no room
-_LATER = 10.0  # seconds until one is that could not be had; also between two records of what is needed
+_RETRY_SOON = 0.2  # seconds, for a shard that another process downloads or that had no room
+_RETRY_LATER = 10.0  # seconds, for a shard whose download failed; also between two records of what is needed
 
 
-class Batches(Protocol[Batch_co]):
-    """A batch sampler, as the DataLoader wants it; iterating over it twice at a time yields the same."""
+class RemoteShard(NamedTuple):
+    """One shard of a set at an address.
+
+    Attributes:
+        shards: The set.
+        number: Number of the shard in its index.
+    """
+
+    shards: RemoteShards
+    number: int
+
+
+class BatchSampler(Protocol[Batch_co]):
+    """A batch sampler as the DataLoader expects it. Two iterations at the same time must yield the same batches."""
 
     def __iter__(self) -> Iterator[Batch_co]: ...
 
     def __len__(self) -> int: ...
 
 
-class FetchAhead(Generic[Batch]):
-    """A batch sampler that yields another one's batches, while threads fetch the shards that later ones need.
+class PrefetchingBatches(Generic[Batch]):
+    """A batch sampler that yields the batches of another one, while threads download the shards that later ones need.
 
-    What a thread cannot fetch is logged and left to the reader, which tries itself and raises the error.
+    A shard that cannot be downloaded is logged. The reader tries again when it needs the shard, and raises the error.
 
     Args:
-        batches: The other one.
-        needs: The remote shards of a batch.
-        in_flight: Batches that may have been yielded and not been used up, the last one included.
-        threads: Shards that are fetched at a time.
+        batches: The other batch sampler.
+        shards_of: Maps a batch to the remote shards that it needs.
+        in_flight: Largest number of batches that have been yielded and whose samples are not read yet, including the
+            last one.
+        threads: Number of shards that are downloaded at the same time.
     """
 
     def __init__(
         self,
-        batches: Batches[Batch],
-        needs: Callable[[Batch], Collection[Need]],
+        batches: BatchSampler[Batch],
+        shards_of: Callable[[Batch], Collection[RemoteShard]],
         *,
         in_flight: int = 1,
         threads: int = 4,
     ) -> None:
-        self._batches, self._needs, self._in_flight, self._threads = batches, needs, in_flight, threads
+        self._batches, self._shards_of, self._in_flight, self._threads = batches, shards_of, in_flight, threads
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        work = _Work(iter(self._batches), self._needs, self._in_flight)
-        end = work.stopped
+        queue = _DownloadQueue(iter(self._batches), self._shards_of, self._in_flight)
+        end = queue.stopped
         try:
             for number in range(self._threads):
-                threading.Thread(target=work.run, name=f"fetch-ahead-{number}", daemon=True).start()
+                threading.Thread(target=queue.run, name=f"prefetch-{number}", daemon=True).start()
             for number, batch in enumerate(self._batches):
-                work.finished(number - self._in_flight)
+                queue.finish(number - self._in_flight)
                 yield batch
-            end = work.over  # the last batches are still to be read
+            end = queue.complete  # the samples of the last batches are still to be read
         finally:
             end.set()
 
 
-class _Work(Generic[Batch]):
-    """What is needed and what is still to be fetched, shared by the threads."""
+class _DownloadQueue(Generic[Batch]):
+    """The shards that coming batches need and those that are still to be downloaded, shared by the threads.
 
-    def __init__(self, coming: Iterator[Batch], needs: Callable[[Batch], Collection[Need]], in_flight: int) -> None:
-        self.stopped = threading.Event()  # leave everything
-        self.over = threading.Event()  # finish what is needed already
-        self._coming, self._needs, self._in_flight = coming, needs, in_flight
+    Attributes:
+        stopped: Set to end the threads at once.
+        complete: Set to end the threads when all shards that are known to be needed are downloaded.
+    """
+
+    def __init__(
+        self, coming: Iterator[Batch], shards_of: Callable[[Batch], Collection[RemoteShard]], in_flight: int
+    ) -> None:
+        self.stopped = threading.Event()
+        self.complete = threading.Event()
+        self._coming, self._shards_of, self._in_flight = coming, shards_of, in_flight
         self._lock = threading.Lock()
         self._seen = 0  # batches looked at
-        self._done = -1  # last batch that is used up
-        self._last: dict[Need, int] = {}  # needed shards, the first one first → last batch known to need each
-        self._open: set[Need] = set()  # of them, those that are neither there nor being fetched
-        self._busy: set[Need] = set()  # and those that a thread fetches
-        self._recorded = 0.0
+        self._finished = -1  # last batch whose samples are read
+        self._last_batch: dict[RemoteShard, int] = {}  # needed shards in the order of need → last batch that needs each
+        self._waiting: set[RemoteShard] = set()  # needed shards that are neither in the cache nor being downloaded
+        self._active: set[RemoteShard] = set()  # shards that a thread is downloading
+        self._recorded = 0.0  # time of the last record of what is needed
 
-    def finished(self, batch: int) -> None:
-        """This batch and all before it are used up."""
+    def finish(self, batch: int) -> None:
+        """Note that the samples of this batch and of all before it are read."""
         with self._lock:
-            self._done = batch
-            for need in [need for need, last in self._last.items() if last <= batch]:
-                del self._last[need]
-                self._open.discard(need)
+            self._finished = batch
+            for shard in [shard for shard, last in self._last_batch.items() if last <= batch]:
+                del self._last_batch[shard]
+                self._waiting.discard(shard)
 
     def run(self) -> None:
-        """Fetch, in a thread, until stopped."""
+        """Download shards until stopped; each thread runs this."""
         while not self.stopped.is_set():
-            self._look()
+            self._look_ahead()
             self._record()
-            need, keep = self._take()
-            if need is None:
-                if self.over.is_set() or self.stopped.wait(_AGAIN):
+            shard, keep = self._take()
+            if shard is None:
+                if self.complete.is_set() or self.stopped.wait(_RETRY_SOON):
                     return
                 continue
-            remote, shard = need
             try:
-                there, pause = remote.fetch(shard, keep, self.stopped), _AGAIN
-            except StoppedError:
+                done, pause = shard.shards.prefetch(shard.number, keep, self.stopped), _RETRY_SOON
+            except DownloadStoppedError:
                 return
-            except ShardError as error:
-                _logger.warning("not fetched ahead: %s", error)
-                there, pause = False, _LATER
-            if not there and not self.over.is_set():
+            except BmlpipeError as error:
+                _logger.warning("a shard was not prefetched: %s", error)
+                done, pause = False, _RETRY_LATER
+            if not done and not self.complete.is_set():
                 self.stopped.wait(pause)
             with self._lock:
-                self._busy.discard(need)
-                if not there and need in self._last and not self.over.is_set():
-                    self._open.add(need)
+                self._active.discard(shard)
+                if not done and shard in self._last_batch and not self.complete.is_set():
+                    self._waiting.add(shard)
 
-    def _look(self) -> None:
-        """Look at the next few batches, as far as their shards have room."""
+    def _look_ahead(self) -> None:
+        """Look at the next few batches, as long as the cache has room for their shards."""
         with self._lock:
             for _ in range(_PORTION):
-                size = sum(remote.entries[shard].bytes for remote, shard in self._last)
-                limit = min((remote.cache.limit for remote, _ in self._last), default=1)
-                ahead = self._seen - self._done
-                if ahead > self._in_flight and (size >= _SHARE * limit or ahead > _HORIZON):
+                size = sum(shards.entries[number].bytes for shards, number in self._last_batch)
+                limit = min((shards.cache.limit for shards, _ in self._last_batch), default=1)
+                ahead = self._seen - self._finished
+                if ahead > self._in_flight and (size >= _SHARE * limit or ahead > _MAX_AHEAD):
                     break
                 batch = next(self._coming, None)
                 if batch is None:
                     break
-                for need in self._needs(batch):
-                    if need not in self._last and need not in self._busy:
-                        self._open.add(need)
-                    self._last[need] = self._seen
+                for shard in self._shards_of(batch):
+                    if shard not in self._last_batch and shard not in self._active:
+                        self._waiting.add(shard)
+                    self._last_batch[shard] = self._seen
                 self._seen += 1
 
-    def _take(self) -> tuple[Need | None, frozenset[str]]:
-        """The shard to fetch next, and the names of those that must not go for it."""
+    def _take(self) -> tuple[RemoteShard | None, frozenset[str]]:
+        """The shard to download next, and the names of the cache entries that must not be removed for it."""
         with self._lock:
-            need = next((need for need in self._last if need in self._open), None)
-            if need is not None:
-                self._open.discard(need)
-                self._busy.add(need)
-            return need, frozenset(remote.entries[shard].sha256 for remote, shard in self._last)
+            shard = next((shard for shard in self._last_batch if shard in self._waiting), None)
+            if shard is not None:
+                self._waiting.discard(shard)
+                self._active.add(shard)
+            return shard, frozenset(shards.entries[number].sha256 for shards, number in self._last_batch)
 
     def _record(self) -> None:
-        """Tell the other processes what is needed, now and then; what they have removed is fetched again."""
+        """Record in the cache what is needed, for other processes, and queue what they have removed."""
         with self._lock:
-            if time.monotonic() - self._recorded < _LATER:
+            if time.monotonic() - self._recorded < _RETRY_LATER:
                 return
             self._recorded = time.monotonic()
             absent = {
-                (remote, shard)
-                for place, (remote, shard) in enumerate(self._last)
-                if not remote.cache.touch(remote.entries[shard], place)
+                shard
+                for place, shard in enumerate(self._last_batch)
+                if not shard.shards.cache.mark_needed(shard.shards.entries[shard.number], place)
             }
-            self._open |= absent - self._busy
+            self._waiting |= absent - self._active

@@ -1,4 +1,4 @@
-"""A set of shards at an address (`s3://`, `gs://`, `https://` …): its index and its shards by way of a local cache."""
+"""A set of shards at an address (`s3://`, `gs://`, `https://` …), read through a local cache."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ import numpy as np
 from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.shards.errors import ShardError
 from bmlpipe.shards.index import INDEX_FILE, SAMPLE_DTYPE, SAMPLES_FILE, Index, read_index
-from bmlpipe.shards.remote.cache import Cache, Entry, Fill, write_all
-from bmlpipe.shards.remote.download import Patience, fetch, shown
+from bmlpipe.shards.remote.cache import Cache, CacheEntry, Fill, write_all
+from bmlpipe.shards.remote.download import RetryPolicy, download, redacted
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-_HEADER = 4096  # bytes that the header of samples.npy has at most
+_MAX_HEADER = 4096  # bytes of the header of samples.npy
 
 
 def is_remote(shards: Path | str) -> bool:
-    """Whether shards are named by an address, not by a folder.
+    """Whether `shards` is an address rather than a folder.
 
     >>> is_remote("s3://bucket/set/"), is_remote("shards/vggsound")
     (True, False)
@@ -36,10 +36,10 @@ def is_remote(shards: Path | str) -> bool:
 
 
 def parse_bytes(text: str) -> int:
-    """Number of bytes as people write it.
+    """Parse a number of bytes with an optional unit (kB, MB, GB, TB; KiB, MiB, GiB, TiB).
 
     Raises:
-        OptionError: It is not one.
+        OptionError: The text is not a number of bytes.
 
     >>> parse_bytes("50GB"), parse_bytes("1.5 GiB"), parse_bytes("2000000")
     (50000000000, 1610612736, 2000000)
@@ -51,11 +51,13 @@ def parse_bytes(text: str) -> int:
 
 
 def open_cache(folder: Path | str | None = None, limit: int | str | None = None) -> Cache:
-    """The cache that is asked for, or that the environment asks for, or the usual one.
+    """Open the cache of remote shards.
 
     Args:
-        folder: Where; None: BMLPIPE_CACHE, else `bmlpipe` in the user's cache folder (XDG_CACHE_HOME).
-        limit: Bytes; None: BMLPIPE_CACHE_BYTES, else 50 GB, or half of what the disk has for it if that is less.
+        folder: Its folder; None: the environment variable BMLPIPE_CACHE, else `bmlpipe` in the user's cache folder
+            (XDG_CACHE_HOME, ~/.cache).
+        limit: Its largest size in bytes, or a text such as `50GB`; None: the environment variable
+            BMLPIPE_CACHE_BYTES, else 50 GB or half of the disk space available to the cache, whichever is less.
 
     Raises:
         ShardError: The limit is no number of bytes.
@@ -73,157 +75,164 @@ def open_cache(folder: Path | str | None = None, limit: int | str | None = None)
 
 
 class RemoteShards:
-    """A remote set; safe to share with forked workers and to pickle for spawned ones.
+    """A set of shards at an address; safe to share with forked workers and to pickle for spawned ones.
 
-    The index is read from the address when this is made; a pickled copy has that index and no later one. `index.json`
-    and `samples.npy` are entries of the cache, locked there as long as a process has the set open.
+    The index is downloaded when an instance is made. A pickled copy has the same index, even if the set was overwritten
+    meanwhile. `index.json` and `samples.npy` are entries of the cache, and stay there as long as a process has the set
+    open.
 
     Args:
-        url: Where `index.json` is.
-        cache: Where files are kept; None: `open_cache()`.
-        patience: When to give up.
-        index: SHA-256 of the `index.json` to read; None: the one that is there now.
+        url: Address of the folder that holds `index.json`.
+        cache: Cache of the files; None: `open_cache()`.
+        retry: When to retry downloads and when to give up.
+        index: Cache entry of the `index.json` to read; None: the present one at the address.
 
     Attributes:
         url: The address, with a slash at its end.
         index: The index.
-        entries: Of each shard, its entry in the cache.
+        entries: Cache entry of each shard.
 
     Raises:
-        ShardError: The index cannot be fetched or read, names what is no shard, or the cache is too small.
+        ShardError: The index cannot be downloaded or read, it states file names that are not plain, or the cache is too
+            small.
     """
 
     def __init__(
-        self, url: str, cache: Cache | None = None, *, patience: Patience | None = None, index: Entry | None = None
+        self, url: str, cache: Cache | None = None, *, retry: RetryPolicy | None = None, index: CacheEntry | None = None
     ) -> None:
         if "?" in url or "#" in url:
-            raise ShardError(f"{shown(url)} is no address of a folder: leave out what follows the path")
-        self.url, self.cache, self.patience = url.rstrip("/") + "/", cache or open_cache(), patience
-        self._held: list[int] = []
-        weakref.finalize(self, _close, self._held)
+            raise ShardError(f"{redacted(url)} is not the address of a folder: remove the part after the path")
+        self.url, self.cache, self.retry = url.rstrip("/") + "/", cache or open_cache(), retry
+        self._locked: list[int] = []
+        weakref.finalize(self, _close, self._locked)
         self._index = index or self._newest()
         self.index = self._open_index(check=index is None)
-        self._bytes = sum(os.fstat(descriptor).st_size for descriptor in self._held)
-        self.entries = tuple(Entry(shard.sha256, shard.bytes) for shard in self.index.shards)
+        self._bytes = sum(os.fstat(descriptor).st_size for descriptor in self._locked)
+        self.entries = tuple(CacheEntry(shard.sha256, shard.bytes) for shard in self.index.shards)
         for shard in self.index.shards:
-            if not plain(shard.file):
-                raise ShardError(f"the index of {shown(self.url)} names a shard {shard.file!r}: not a plain file name")
-        self.check_room(1)
+            if not is_plain_name(shard.file):
+                raise ShardError(
+                    f"the index of {redacted(self.url)} names a shard {shard.file!r}: not a plain file name"
+                )
+        self.check_cache_size(1)
         self._ends = np.cumsum([shard.samples for shard in self.index.shards])
 
-    def __getstate__(self) -> tuple[str, Cache, Patience | None, Entry]:
-        return self.url, self.cache, self.patience, self._index
+    def __getstate__(self) -> tuple[str, Cache, RetryPolicy | None, CacheEntry]:
+        return self.url, self.cache, self.retry, self._index
 
-    def __setstate__(self, state: tuple[str, Cache, Patience | None, Entry]) -> None:
-        url, cache, patience, index = state
-        self.__init__(url, cache, patience=patience, index=index)  # type: ignore[misc]
+    def __setstate__(self, state: tuple[str, Cache, RetryPolicy | None, CacheEntry]) -> None:
+        url, cache, retry, index = state
+        self.__init__(url, cache, retry=retry, index=index)  # type: ignore[misc]
 
     def address(self, shard: int) -> str:
-        """Where a shard is, to be shown."""
-        return shown(self.url + self.index.shards[shard].file)
+        """Address of a shard, for messages."""
+        return redacted(self.url + self.index.shards[shard].file)
 
     def open(self, shard: int) -> int:
-        """A descriptor for reading a shard, fetched now if it is not in the cache; the caller closes it.
+        """Open a shard for reading; it is downloaded first if it is not in the cache.
+
+        Returns:
+            A descriptor, which the caller closes.
 
         Raises:
-            ShardError: It cannot be had; the message says where it is and why.
+            ShardError: The shard cannot be downloaded; the message states its address and the cause.
         """
         entry = self.entries[shard]
         found = self.cache.find(entry)
         return self.cache.get(entry, self._fill(self.index.shards[shard].file, entry)) if found is None else found
 
-    def fetch(self, shard: int, keep: Collection[str] = (), stop: threading.Event | None = None) -> bool:
-        """Have a shard in the cache, without waiting for other processes.
+    def prefetch(self, shard: int, keep: Collection[str] = (), stop: threading.Event | None = None) -> bool:
+        """Bring a shard into the cache without waiting for other processes.
 
         Args:
-            shard: Its number.
-            keep: Entries (SHA-256) that must not go for it.
-            stop: Ends the fetch soon after it is set.
+            shard: Number of the shard in the index.
+            keep: Names (SHA-256) of cache entries that must not be removed to make room.
+            stop: Ends the download soon after it is set.
 
         Returns:
-            Whether it is there; False: another process fetches it, or there is no room.
+            Whether the shard is in the cache; False if another process is downloading it or there is no room.
 
         Raises:
-            ShardError: It cannot be had.
-            StoppedError: `stop` was set.
+            ShardError: The shard cannot be downloaded.
+            DownloadStoppedError: `stop` was set.
         """
         entry = self.entries[shard]
-        found = self.cache.offer(entry, self._fill(self.index.shards[shard].file, entry, stop), keep)
+        found = self.cache.try_get(entry, self._fill(self.index.shards[shard].file, entry, stop), keep)
         if found is not None:
             os.close(found)
         return found is not None
 
     def shards_of(self, numbers: Sequence[int]) -> list[int]:
-        """The shards that samples are in."""
+        """Numbers of the shards that hold these samples, sorted."""
         found: list[int] = np.unique(np.searchsorted(self._ends, numbers, side="right")).tolist()
         return found
 
-    def check_room(self, shards: int) -> None:
-        """Check that so many shards fit into the cache at a time: those that an order mixes with each other.
+    def check_cache_size(self, shards: int) -> None:
+        """Check that this number of shards fits into the cache at the same time.
 
         Raises:
-            ShardError: They do not.
+            ShardError: It does not.
         """
-        check_room([self], shards)
+        check_cache_size([self], shards)
 
-    def room(self, shards: int) -> tuple[int, int]:
-        """Bytes of so many of the largest shards, and of the index."""
+    def cache_bytes(self, shards: int) -> tuple[int, int]:
+        """Total size in bytes of this number of the largest shards, and of the index."""
         return sum(sorted(entry.bytes for entry in self.entries)[-shards:]), self._bytes
 
     def close(self) -> None:
-        """Let go of the index."""
-        _close(self._held)
+        """Release the index, so that the cache may remove it."""
+        _close(self._locked)
 
-    def _fill(self, name: str, entry: Entry, stop: threading.Event | None = None) -> Fill:
-        return lambda into: fetch(self.url + name, into, entry, patience=self.patience, stop=stop)
+    def _fill(self, name: str, entry: CacheEntry, stop: threading.Event | None = None) -> Fill:
+        return lambda into: download(self.url + name, into, entry, retry=self.retry, stop=stop)
 
-    def _newest(self) -> Entry:
-        """Read `index.json` as it is now, and put it into the cache."""
+    def _newest(self) -> CacheEntry:
+        """Download the present `index.json` into the cache."""
         with tempfile.TemporaryFile() as file:
-            fetch(self.url + INDEX_FILE, file.fileno(), patience=self.patience)
+            download(self.url + INDEX_FILE, file.fileno(), retry=self.retry)
             text = os.pread(file.fileno(), os.lseek(file.fileno(), 0, os.SEEK_CUR), 0)
-        entry = Entry(hashlib.sha256(text).hexdigest(), len(text))
-        self._held.append(self.cache.hold(entry, lambda into: write_all(into, text), check=True))
+        entry = CacheEntry(hashlib.sha256(text).hexdigest(), len(text))
+        self._locked.append(self.cache.hold(entry, lambda into: write_all(into, text), check=True))
         return entry
 
     def _open_index(self, *, check: bool) -> Index:
-        """Have both files of the index in the cache, and read them through links that bear their names.
+        """Bring both files of the index into the cache, and read them through links with their own names.
 
         Args:
             check: Compare cached files with their SHA-256 before use.
         """
-        if not self._held:
-            self._held.append(self.cache.hold(self._index, self._fill(INDEX_FILE, self._index)))
+        if not self._locked:
+            self._locked.append(self.cache.hold(self._index, self._fill(INDEX_FILE, self._index)))
         folder = self.cache.folder / "sets" / self._index.sha256
         _link(folder / INDEX_FILE, self._index)
         try:
             about = json.loads(self.cache.path(self._index).read_bytes())["samples"]
-            samples = Entry(about["sha256"], about["count"] * SAMPLE_DTYPE.itemsize, _HEADER)
+            samples = CacheEntry(about["sha256"], about["count"] * SAMPLE_DTYPE.itemsize, _MAX_HEADER)
         except (ValueError, LookupError, TypeError):
-            pass  # not an index of this version: read_index says what is wrong with it
+            pass  # not an index of this version: read_index reports what is wrong
         else:
-            self._held.append(self.cache.hold(samples, self._fill(SAMPLES_FILE, samples), check=check))
+            self._locked.append(self.cache.hold(samples, self._fill(SAMPLES_FILE, samples), check=check))
             _link(folder / SAMPLES_FILE, samples)
         try:
             return read_index(folder)
         except ShardError as error:
-            raise ShardError(f"{shown(self.url)}: {error}") from error
+            raise ShardError(f"{redacted(self.url)}: {error}") from error
 
 
-def check_room(sets: Sequence[RemoteShards], shards: int) -> None:
-    """Check that so many shards of each of the sets fit into their cache at the same time.
+def check_cache_size(sets: Sequence[RemoteShards], shards: int) -> None:
+    """Check that this number of shards of each of the sets fits into their cache at the same time.
 
     Raises:
-        ShardError: They do not.
+        ShardError: It does not; the message states all sizes.
     """
     for folder in dict.fromkeys(remote.cache.folder for remote in sets):
         mine = [remote for remote in sets if remote.cache.folder == folder]
-        limit, rooms = min(remote.cache.limit for remote in mine), [remote.room(shards) for remote in mine]
-        if (whole := sum(map(sum, rooms))) > limit:
+        limit, sizes = min(remote.cache.limit for remote in mine), [remote.cache_bytes(shards) for remote in mine]
+        if (whole := sum(map(sum, sizes))) > limit:
             needed = "; ".join(
-                f"{min(shards, len(remote.entries))} shards of {shown(remote.url)}, needed at the same time, have "
-                f"up to {largest} and its index {index}"
-                for remote, (largest, index) in zip(mine, rooms, strict=True)
+                f"{min(shards, len(remote.entries))} shards of {redacted(remote.url)}, read at the same time, "
+                f"have up to {largest} and its index {index}"
+                for remote, (largest, index) in zip(mine, sizes, strict=True)
             )
             together = f"; all sets of the mixture are in use at once, {whole} bytes together" if len(mine) > 1 else ""
             raise ShardError(
@@ -232,12 +241,12 @@ def check_room(sets: Sequence[RemoteShards], shards: int) -> None:
             )
 
 
-def plain(name: str) -> bool:
-    """Whether a shard's name in an index is that of a file in the same folder."""
+def is_plain_name(name: str) -> bool:
+    """Whether a shard's name in an index names a file in the same folder."""
     return ".." not in name and re.fullmatch(r"[\w+=,@-][\w+=,@. -]*", name) is not None
 
 
-def _link(path: Path, entry: Entry) -> None:
+def _link(path: Path, entry: CacheEntry) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
         path.symlink_to(Path("..") / ".." / entry.sha256)

@@ -1,7 +1,8 @@
-"""Reread a set of shards and compare it with its index; every difference is one row.
+"""Read a set of shards and compare all of it with its index; each difference is one row.
 
-Every byte is read once and compared with SHA-256 (files), CRC-32 (samples and members) and the sample's own list of
-members. A shard that differs is read again to name what is wrong (`bmlpipe.shards.verify.diagnose`).
+Every byte is read once and compared with the SHA-256 of its file, the CRC-32 of its sample and of its member, and the
+sample's own list of members. A shard that differs is read again to find out what is wrong
+(`bmlpipe.shards.verify.diagnose`).
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from bmlpipe.shards.errors import ShardError
 from bmlpipe.shards.index import INDEX_FILE, SAMPLES_FILE, Index, read_index
 from bmlpipe.shards.order import splitmix64
 from bmlpipe.shards.reader import members_of
-from bmlpipe.shards.remote.download import fetch, shown
-from bmlpipe.shards.remote.shard_set import is_remote, plain
-from bmlpipe.shards.verify.diagnose import Fault, Promise, diagnose, sample_faults
+from bmlpipe.shards.remote.download import download, redacted
+from bmlpipe.shards.remote.shard_set import is_plain_name, is_remote
+from bmlpipe.shards.verify.diagnose import ExpectedSample, Fault, diagnose, sample_faults
 
 _CHUNK = 1 << 20  # records
 
@@ -36,22 +37,22 @@ def verify(
     start: Callable[[Index], None] = lambda index: None,
     workers: int = 1,
 ) -> Iterator[Fault]:
-    """Compare every byte of the shards with the index.
+    """Compare every byte of a set of shards with its index.
 
     Args:
-        shards: A set of shards: a folder, or an address of fsspec. From an address each shard is fetched into a
-            temporary file and removed after; the cache, which refuses what is damaged, is not used.
-        progress: Called after each shard with the number of its samples.
+        shards: A set of shards: its folder, or its address for fsspec. Remote shards are downloaded into temporary
+            files, one at a time per worker, and not into the cache, which refuses damaged files.
+        progress: Called after each shard with its number of samples.
         start: Called once with the index, if it can be read.
-        workers: Shards that are read at a time, by as many threads (checksums do not hold Python's lock); each holds
-            one sample in memory.
+        workers: Number of threads, each of which reads one shard at a time and holds one of its samples in memory.
+            (Computing checksums releases Python's global lock.)
 
     Yields:
-        Faults, none for a sound set. Hidden files in a folder are not looked at; at an address, no file is that the
-        index does not name.
+        One fault per difference; none for an intact set. Hidden files in a folder are ignored. At an address, only
+        files that the index names are looked at.
 
     Raises:
-        ShardError: There is no index to compare with, or no room for a temporary file.
+        ShardError: The index cannot be downloaded, or there is no disk space for a temporary file.
     """
     if not is_remote(shards):
         yield from _compared(Path(shards), None, progress, start, workers)
@@ -61,21 +62,21 @@ def verify(
             yield from _compared(Path(folder), str(shards).rstrip("/") + "/", progress, start, workers)
         except OSError as error:
             raise ShardError(
-                f"{folder} cannot be used ({error.strerror}): the shards of an address are fetched to there, one for "
-                f"each of {workers} workers at a time; set TMPDIR to a folder with more room, or take fewer --workers"
+                f"{folder} cannot be used ({error.strerror}): remote shards are downloaded into it, one for each of "
+                f"{workers} workers at a time; set TMPDIR to a folder with more space, or use fewer --workers"
             ) from error
 
 
 def _compared(
     folder: Path, url: str | None, progress: Callable[[int], None], start: Callable[[Index], None], workers: int
 ) -> Iterator[Fault]:
-    """`verify` of a folder, into which the files of a remote set are fetched from `url` as they are needed."""
+    """`verify` of a folder, into which the files of a remote set are downloaded from `url` as they are needed."""
     if url is not None:
-        _fetch(url, folder / INDEX_FILE)
+        _download(url, folder / INDEX_FILE)
         try:
-            _fetch(url, folder / SAMPLES_FILE)
+            _download(url, folder / SAMPLES_FILE)
         except ShardError as error:
-            yield Fault(SAMPLES_FILE, "", "", f"cannot be fetched: {error}")
+            yield Fault(SAMPLES_FILE, "", "", f"cannot be downloaded: {error}")
             return
     try:
         index = read_index(folder)
@@ -83,7 +84,7 @@ def _compared(
         if not (folder / INDEX_FILE).is_file():
             raise
         damaged = SAMPLES_FILE if str(error).startswith(str(folder / SAMPLES_FILE)) else INDEX_FILE
-        yield Fault(damaged, "", "", str(error).replace(f"{folder}/", shown(url)) if url else str(error))
+        yield Fault(damaged, "", "", str(error).replace(f"{folder}/", redacted(url)) if url else str(error))
         return
     start(index)
     if not index.sha256:
@@ -95,13 +96,13 @@ def _compared(
     if sha256_of(folder / SAMPLES_FILE) == index.samples_sha256:
         yield from _repeated(index)
     else:
-        yield Fault(SAMPLES_FILE, "", "", f"its SHA-256 is not the one in {INDEX_FILE}: what it says is not used")
+        yield Fault(SAMPLES_FILE, "", "", f"its SHA-256 is not the one in {INDEX_FILE}: its records are not used")
         records = records[:0]
     firsts = np.cumsum([0, *(shard.samples for shard in index.shards)])
 
     def compare(number: int) -> list[Fault]:
         part = records[firsts[number] : firsts[number + 1]]
-        return _shard(folder, index, number, part) if url is None else _fetched_shard(url, folder, index, number, part)
+        return _shard(folder, index, number, part) if url is None else _remote_shard(url, folder, index, number, part)
 
     pool = ThreadPoolExecutor(workers) if workers > 1 else None
     try:
@@ -114,36 +115,36 @@ def _compared(
             pool.shutdown(cancel_futures=True)
 
 
-def _fetched_shard(url: str, folder: Path, index: Index, number: int, records: npt.NDArray[np.void]) -> list[Fault]:
-    """`_shard` of a remote one."""
+def _remote_shard(url: str, folder: Path, index: Index, number: int, records: npt.NDArray[np.void]) -> list[Fault]:
+    """Download a remote shard, compare it, and remove it."""
     path = folder / index.shards[number].file
-    if not plain(path.name) or path.parent != folder:
+    if not is_plain_name(path.name) or path.parent != folder:
         about = f"names a shard {index.shards[number].file!r}: not a plain file name"
         return [Fault(INDEX_FILE, "", "", about)]
     try:
-        _fetch(url, path)
+        _download(url, path)
         return _shard(folder, index, number, records)
     except ShardError as error:
-        return [Fault(path.name, "", "", f"cannot be fetched: {error}")]
+        return [Fault(path.name, "", "", f"cannot be downloaded: {error}")]
     finally:
         path.unlink(missing_ok=True)
 
 
-def _fetch(url: str, into: Path) -> None:
-    """A file as it is at the address, right or wrong."""
+def _download(url: str, into: Path) -> None:
+    """Download a file of the set as it is, intact or not."""
     with into.open("wb", buffering=0) as file:
-        fetch(url + into.name, file.fileno())
-        file.truncate(file.tell())  # one that had to begin again may have been longer
+        download(url + into.name, file.fileno())
+        file.truncate(file.tell())  # an attempt before may have been longer
 
 
 def _shard(folder: Path, index: Index, number: int, records: npt.NDArray[np.void]) -> list[Fault]:
-    shard, promise = index.shards[number], Promise(index.features, len(index.classes))
+    shard, expected = index.shards[number], ExpectedSample(index.features, len(index.classes))
     path, faults = folder / shard.file, list[Fault]()
     ends = np.concatenate([np.zeros(1, "u8"), records["offset"] + records["length"]])
     if (records["shard"] != number).any() or (records["offset"] != ends[:-1]).any():
-        about = "its samples in the index do not follow one another: the index does not belong to it"
+        about = "its samples in the index do not follow one another: the index belongs to other shards"
         return [Fault(shard.file, "", "", about)]
-    whole, intact, sound = hashlib.sha256(), True, True
+    whole, intact, readable = hashlib.sha256(), True, True
     buffer = memoryview(bytearray(max(1 << 16, int(records["length"].max(initial=0)))))
     try:
         with path.open("rb") as file:
@@ -153,27 +154,31 @@ def _shard(folder: Path, index: Index, number: int, records: npt.NDArray[np.void
                 intact &= crc32(data) == int(record["crc32"])
                 members = _members(record, data) if intact else None
                 if members is not None:
-                    faults += sample_faults(shard.file, record, members, promise)
-                sound &= members is not None
+                    faults += sample_faults(shard.file, record, members, expected)
+                readable &= members is not None
             while count := file.readinto(buffer):
                 whole.update(buffer[:count])
     except OSError as error:
         about = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
         return [Fault(shard.file, "", "", about)]
-    if whole.hexdigest() == shard.sha256 and sound:
+    if whole.hexdigest() == shard.sha256 and readable:
         return faults
     if whole.hexdigest() == shard.sha256 and not intact:
-        return [Fault(shard.file, "", "", f"holds other samples than {SAMPLES_FILE} says: they do not belong together")]
+        return [
+            Fault(shard.file, "", "", f"holds other samples than {SAMPLES_FILE} states: they do not belong together")
+        ]
     for other in index.shards:
         if other.sha256 == whole.hexdigest() and other != shard:
-            return [Fault(shard.file, "", "", f"holds what the index says of {other.file}: files were swapped")]
+            return [
+                Fault(shard.file, "", "", f"has the content that the index states for {other.file}: files were swapped")
+            ]
     if not len(records):
         return [Fault(shard.file, "", "", f"its SHA-256 is not the one in {INDEX_FILE}")]
-    return diagnose(path, shard, records, promise)
+    return diagnose(path, shard, records, expected)
 
 
 def _members(record: np.void, data: memoryview) -> dict[str, memoryview] | None:
-    """Members of a sample; None where these bytes are not one, or another one."""
+    """Members of a sample; None if these bytes are not this sample."""
     if not bytes(data[:65]).startswith(record["key"] + b"."):
         return None
     try:
@@ -183,7 +188,7 @@ def _members(record: np.void, data: memoryview) -> dict[str, memoryview] | None:
 
 
 def _repeated(index: Index) -> Iterator[Fault]:
-    """Keys that the index has more than once; 8 bytes a sample are held in memory."""
+    """Faults of keys that the index has more than once. It holds 8 bytes per sample in memory."""
     chunks = range(0, len(index.samples), _CHUNK)
     hashes = np.concatenate([np.empty(0, np.uint64), *(_hashes(index.samples[at : at + _CHUNK]) for at in chunks)])
     values, counts = np.unique(hashes, return_counts=True)
@@ -200,7 +205,7 @@ def _repeated(index: Index) -> Iterator[Fault]:
 
 
 def _hashes(records: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
-    """A 64-bit hash of each record's key."""
+    """A 64-bit hash of the key of each record."""
     words = np.ascontiguousarray(records["key"]).view("<u8").reshape(len(records), -1)
     found = np.zeros(len(records), np.uint64)
     for column in words.T:

@@ -1,4 +1,4 @@
-"""What exactly is wrong with a sample or a shard, by name: the part of verification that only damaged shards need."""
+"""Find out what is wrong with a damaged sample or shard, and name the members concerned."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _BLOCK = 512
 
 @dataclass(frozen=True)
 class Fault:
-    """One difference between shards and index.
+    """One difference between the shards and their index.
 
     Attributes:
-        shard: File of the set.
-        key: Sample; empty where it concerns a whole file.
-        member: Member of the sample; empty where it concerns all of it.
-        message: What is wrong, in words.
+        shard: File name.
+        key: Key of the sample; empty if the fault concerns the whole file.
+        member: Member of the sample; empty if the fault concerns the whole sample.
+        message: What is wrong.
     """
 
     shard: str
@@ -41,8 +41,8 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Promise:
-    """What the index says of every sample.
+class ExpectedSample:
+    """What the index states about every sample.
 
     Attributes:
         kinds: Feature kinds that each sample has.
@@ -53,46 +53,48 @@ class Promise:
     classes: int
 
 
-def sample_faults(shard: str, record: np.void, members: Mapping[str, memoryview], promise: Promise) -> Iterator[Fault]:
-    """Compare a sample's members with its own list and with the index.
+def sample_faults(
+    shard: str, record: np.void, members: Mapping[str, memoryview], expected: ExpectedSample
+) -> Iterator[Fault]:
+    """Compare the members of a sample with its own list of members and with the index.
 
     Args:
-        shard: File that it stands in.
-        record: Its record in the index.
-        members: Member suffix → contents.
-        promise: What each sample has.
+        shard: File name of the shard.
+        record: Record of the sample in the index.
+        members: Member name → contents.
+        expected: What each sample has.
     """
     key = record["key"].decode()
     stored, target = bytes(members.get(CLASS.member, b"")), int(record[CLASS.field])
-    if stored != CLASS.encode(target) or not CLASS.in_range(target, promise.classes):
-        about = f"is {stored.decode(errors='replace')!r}, the index says {target} of {promise.classes} classes"
+    if stored != CLASS.encode(target) or not CLASS.in_range(target, expected.classes):
+        about = f"is {stored.decode(errors='replace')!r}, the index states {target} of {expected.classes} classes"
         yield Fault(shard, key, CLASS.member, about if CLASS.member in members else _GONE)
     if JSON_MEMBER not in members:
         yield Fault(shard, key, JSON_MEMBER, _GONE)
         return
     try:
         meta = json.loads(bytes(members[JSON_MEMBER]))
-        expected = {str(name): (int(size), int(crc)) for name, (size, crc) in meta["members"].items()}
-        instants = {kind: len(meta[kind]["times"]) for kind in promise.kinds if kind in meta}
+        listed = {str(name): (int(size), int(crc)) for name, (size, crc) in meta["members"].items()}
+        instants = {kind: len(meta[kind]["times"]) for kind in expected.kinds if kind in meta}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         yield Fault(shard, key, JSON_MEMBER, f"cannot be read ({type(error).__name__}: {error}): it is damaged")
         return
-    for name in sorted(expected.keys() | (members.keys() - {CLASS.member, JSON_MEMBER})):
+    for name in sorted(listed.keys() | (members.keys() - {CLASS.member, JSON_MEMBER})):
         if name not in members:
             yield Fault(shard, key, name, _GONE)
-        elif name not in expected:
+        elif name not in listed:
             yield Fault(shard, key, name, "is not in the sample's own list")
-        elif (len(members[name]), crc32(members[name])) != expected[name]:
+        elif (len(members[name]), crc32(members[name])) != listed[name]:
             yield Fault(shard, key, name, "its contents are not those that were written")
-    for kind in promise.kinds:
-        have = sorted(name for name in expected if kind_of(name) == kind)
+    for kind in expected.kinds:
+        have = sorted(name for name in listed if kind_of(name) == kind)
         if not have:
-            yield Fault(shard, key, "", f"has no {kind}, which the index promises")
+            yield Fault(shard, key, "", f"has no {kind}, which the index states")
             continue
         for instant in range(instants.get(kind, 0)):
             name = _INSTANT.sub(f"_{instant:03d}", have[0], 1)
             if name not in have:
-                yield Fault(shard, key, name, f"is missing: the sample says that it has {instants[kind]} {kind}")
+                yield Fault(shard, key, name, f"is missing: the sample states that it has {instants[kind]} {kind}")
 
 
 _GONE = "is missing, or its tar header is damaged"
@@ -100,7 +102,16 @@ _GONE = "is missing, or its tar header is damaged"
 
 @dataclass(frozen=True)
 class _Member:
-    """A member found in a tar: where its header and its contents start, and where they end."""
+    """A member found in a tar.
+
+    Attributes:
+        key: Key of its sample.
+        suffix: Its name after the key.
+        header: Position of its tar header in bytes.
+        start: Position of its contents.
+        end: Position after its contents.
+        as_written: Whether the header is exactly the one that `ShardWriter` writes.
+    """
 
     key: str
     suffix: str
@@ -114,17 +125,20 @@ class _Member:
         return -(-self.end // _BLOCK) * _BLOCK
 
 
-def diagnose(path: Path, shard: Shard, records: npt.NDArray[np.void], promise: Promise) -> list[Fault]:
-    """Name what is wrong with a shard whose bytes are not those that were written; at least one fault.
+def diagnose(path: Path, shard: Shard, records: npt.NDArray[np.void], expected: ExpectedSample) -> list[Fault]:
+    """Find out what is wrong with a shard whose content is not the one that was written.
 
-    Members are looked for in the whole file, wherever a sound tar header stands, so that one that is lost, moved or
-    foreign is told from one whose contents are damaged.
+    Members are searched in the whole file, wherever there is an intact tar header. So a member that is missing, moved
+    or foreign is distinguished from one whose contents are damaged.
 
     Args:
-        path: The file.
-        shard: What the index says of it.
+        path: Path of the shard.
+        shard: What the index states about it.
         records: Records of its samples.
-        promise: What each sample has.
+        expected: What each sample has.
+
+    Returns:
+        At least one fault.
     """
     size = path.stat().st_size
     data = np.asarray(np.memmap(path, np.uint8, "r")) if size else np.empty(0, np.uint8)
@@ -143,10 +157,10 @@ def diagnose(path: Path, shard: Shard, records: npt.NDArray[np.void], promise: P
         elif not mine:
             faults.append(Fault(shard.file, key, "", "is missing"))
         else:
-            own = list(_key_faults(data, shard.file, record, mine, promise))
+            own = list(_key_faults(data, shard.file, record, mine, expected))
             faults += own
             if not own and mine[0][0].header != record["offset"]:
-                about = f"stands at byte {mine[0][0].header}, the index says {int(record['offset'])}"
+                about = f"begins at byte {mine[0][0].header}, the index states {int(record['offset'])}"
                 moved.append(Fault(shard.file, key, "", about))
     faults += [Fault(shard.file, key, "", "is not among the index's samples of this shard") for key in runs]
     if cut:
@@ -155,21 +169,23 @@ def diagnose(path: Path, shard: Shard, records: npt.NDArray[np.void], promise: P
         faults.append(Fault(shard.file, cut[0], "", about))
     faults = faults or moved
     if size != shard.bytes and not cut:
-        faults.append(Fault(shard.file, "", "", f"has {size} bytes, the index says {shard.bytes}"))
+        faults.append(Fault(shard.file, "", "", f"has {size} bytes, the index states {shard.bytes}"))
     ends = [member.next for member in found[-1:]] + [int(r["offset"]) + int(r["length"]) for r in records[-1:]]
     if data[max(ends) :].any():
-        faults.append(Fault(shard.file, "", "", "something else than zeros stands after its last member"))
-    return faults or [Fault(shard.file, "", "", "its SHA-256 is not the one in the index, which does not belong to it")]
+        faults.append(Fault(shard.file, "", "", "other bytes than zeros follow its last member"))
+    return faults or [
+        Fault(shard.file, "", "", "its SHA-256 is not the one in the index, which belongs to another shard")
+    ]
 
 
 def _members(data: npt.NDArray[np.uint8]) -> Iterator[_Member]:
-    """Members of a tar, found by their headers: what stands between them may be damaged."""
+    """Find the members of a tar by their headers; anything between them may be damaged."""
     blocks = data[: len(data) // _BLOCK * _BLOCK].reshape(-1, _BLOCK)
     behind = 0
     for block in np.flatnonzero((blocks[:, 257:262] == np.frombuffer(b"ustar", np.uint8)).all(axis=1)):
         header = int(block) * _BLOCK
         if header < behind:
-            continue  # inside the contents of a sound member
+            continue  # inside the contents of an intact member
         raw = blocks[block].tobytes()
         try:
             info = tarfile.TarInfo.frombuf(raw, "utf-8", "replace")
@@ -185,9 +201,9 @@ def _members(data: npt.NDArray[np.uint8]) -> Iterator[_Member]:
 
 
 def _key_faults(
-    data: npt.NDArray[np.uint8], shard: str, record: np.void, runs: list[list[_Member]], promise: Promise
+    data: npt.NDArray[np.uint8], shard: str, record: np.void, runs: list[list[_Member]], expected: ExpectedSample
 ) -> Iterator[Fault]:
-    """What is wrong with the members of one key, found in these runs of neighbours."""
+    """Find out what is wrong with the members of one key, which were found in these runs of adjacent members."""
     key, found = record["key"].decode(), 0
     contents: dict[str, memoryview] = {}
     if len(runs) > 1 and {m.suffix for m in runs[0]} == {m.suffix for m in runs[1]}:
@@ -195,7 +211,7 @@ def _key_faults(
         yield Fault(shard, key, "", f"occurs {len(runs)} times in this shard")
     elif len(runs) > 1:
         found += 1
-        yield Fault(shard, key, runs[1][0].suffix, "does not stand with the other members of its sample")
+        yield Fault(shard, key, runs[1][0].suffix, "is apart from the other members of its sample")
     before = ""
     for member in (member for run in runs for member in run):
         about = ""
@@ -208,16 +224,16 @@ def _key_faults(
         elif member.suffix in contents and len(runs) == 1:
             about = "occurs twice"
         elif member.suffix < before and len(runs) == 1:
-            about = "stands out of order"
+            about = "is out of order"
         before = member.suffix
         if about:
             found += 1
             yield Fault(shard, key, member.suffix, about)
         if member.end <= len(data):
             contents.setdefault(member.suffix, data[member.start : member.end].data)
-    for fault in sample_faults(shard, record, contents, promise):
+    for fault in sample_faults(shard, record, contents, expected):
         found += 1
         yield fault
     whole = data[runs[0][0].header : runs[0][-1].next]
-    if not found and crc32(whole.data) != int(record["crc32"]):  # and everything else was found sound
+    if not found and crc32(whole.data) != int(record["crc32"]):  # and everything else is intact
         yield Fault(shard, key, JSON_MEMBER, "its contents are not those that were written")

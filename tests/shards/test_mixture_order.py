@@ -23,7 +23,7 @@ from bmlpipe.shards.reader import ShardReader
 from bmlpipe.shards.sample import Sample
 from bmlpipe.shards.writer import ShardWriter
 from bmlpipe.train.data.dataset import ClipDataset, make_loader
-from bmlpipe.train.data.sampler import TrainBatches
+from bmlpipe.train.data.sampler import BatchItem, TrainBatches
 
 SHARES = st.lists(st.integers(1, 50), min_size=1, max_size=6)
 SETS = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=5), min_size=1, max_size=4)
@@ -69,7 +69,9 @@ def test_large_weights_and_far_positions_do_not_overflow() -> None:
 
 @given(sizes=SETS, seed=st.integers(0, 99), shuffle_shards=st.integers(1, 4))
 @settings(deadline=None)
-def test_without_weights_each_sample_comes_once_an_epoch(sizes: list[list[int]], seed: int, shuffle_shards: int) -> None:
+def test_without_weights_each_sample_comes_once_an_epoch(
+    sizes: list[list[int]], seed: int, shuffle_shards: int
+) -> None:
     mixture = Mixture.of(sizes)
     order, total = mixture.order(seed=seed, shuffle_shards=shuffle_shards), len(mixture)
     for epoch in range(3):
@@ -146,10 +148,12 @@ def test_a_mixture_resumes_at_any_step_and_on_any_number_of_ranks(world: int, la
     steps = TrainBatches(mixture, **options).steps
     assert steps == (9 if last_batch == "pad" else 6)
     for first in range(steps + 1):
-        ranks = [list(TrainBatches(mixture, **options, rank=r, world_size=world, first_step=first)) for r in range(world)]
+        ranks = [
+            list(TrainBatches(mixture, **options, rank=r, world_size=world, first_step=first)) for r in range(world)
+        ]
         assert [item for step in zip(*ranks, strict=True) for part in step for item in part] == whole[8 * first :]
     for at in range(0, len(whole), 8):
-        counts = Counter(0 if n < 9 else 1 if n < 12 else 2 for _, n in whole[at : at + 8] if n >= 0)
+        counts = Counter(0 if n < 9 else 1 if n < 12 else 2 for _, n, padding in whole[at : at + 8] if not padding)
         real = sum(counts.values())
         assert all(abs(counts[part] - real * share / 6) <= 2 for part, share in enumerate([1, 3, 2]))
 
@@ -221,11 +225,11 @@ def test_a_set_for_evaluation_only_adds_nothing_to_training(two: list[ShardReade
 
 def test_sets_that_do_not_fit_together_are_refused_by_name(two: list[ShardReader], tmp_path: Path) -> None:
     other = write(tmp_path / "classes", "c", "xyw", {"train": 2})
-    with pytest.raises(ShardError, match=r"other classes .* only .*one has z; only .*classes has w"):
+    with pytest.raises(ShardError, match=r"different classes .* only .*one has z; only .*classes has w"):
         CombinedReader([two[0], other])
     changed = {"frames": {"short_side": 9}, "spectrogram": {"preset": "test"}}
     other = write(tmp_path / "features", "c", "xyz", {"train": 2}, features=changed)
-    with pytest.raises(ShardError, match=r"other front-end parameters .*\(frames.short_side: 8 and 9\)"):
+    with pytest.raises(ShardError, match=r"different front-end parameters .*\(frames.short_side: 8 and 9\)"):
         CombinedReader([two[0], other])
     mixed = CombinedReader([two[0], other], kinds=["spectrogram"])
     assert mixed.index.features == {"spectrogram": {"preset": "test"}}  # and nobody can load frames from it
@@ -263,8 +267,8 @@ def test_the_loader_takes_a_mixture_as_it_takes_a_set(toy_shards: Path) -> None:
     batches = TrainBatches(mixed.mixture, batch_size=16, epochs=1, seed=0, shuffle_shards=2, first_step=10)
     alone = ClipDataset(toy_shards, ("audio",), frames=1, image_size=32, augment=True, seed=0)
     for items, batch in zip(batches, make_loader(data, batches, workers=0), strict=True):
-        assert batch["number"].tolist() == [number for _, number in items]
-        assert abs(sum(number < 96 for _, number in items) - 12) <= 1
-        for row, (epoch, number) in enumerate(items):
-            assert torch.equal(batch["audio"][row], alone[(epoch, number % 96)]["audio"])
-    assert {epoch for epoch, number in batches.global_batch(11) if number < 96} == {1}  # of the set, not of the run
+        assert batch["number"].tolist() == [number for _, number, _ in items]
+        assert abs(sum(item.number < 96 for item in items) - 12) <= 1
+        for row, (epoch, number, _) in enumerate(items):
+            assert torch.equal(batch["audio"][row], alone[BatchItem(epoch, number % 96)]["audio"])
+    assert {item.epoch for item in batches.global_batch(11) if item.number < 96} == {1}  # of the set, not of the run

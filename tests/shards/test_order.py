@@ -28,7 +28,9 @@ def test_any_slice_is_that_of_the_whole(sizes: list[int], shuffle_shards: int, b
 
 def test_epochs_and_seeds_differ_and_windows_stay_local() -> None:
     sizes = [50] * 8
-    orders = [EpochOrder(sizes, seed=s, epoch=e, shuffle_shards=2).slice(0, 400) for s, e in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    orders = [
+        EpochOrder(sizes, seed=s, epoch=e, shuffle_shards=2).slice(0, 400) for s, e in ((0, 0), (0, 1), (1, 0), (0, 0))
+    ]
     assert not np.array_equal(orders[0], orders[1])
     assert not np.array_equal(orders[0], orders[2])
     np.testing.assert_array_equal(orders[0], orders[3])

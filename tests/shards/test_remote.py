@@ -28,24 +28,25 @@ import pytest
 import torch
 from fsspec.asyn import AsyncFileSystem
 
-from bmlpipe.manifests.common.locks import release, try_lock
-from bmlpipe.shards.combined_reader import MixedReader
+from bmlpipe.manifests.common.locks import locked, release, try_lock
+from bmlpipe.shards.combined_reader import CombinedReader
 from bmlpipe.shards.errors import ShardError
 from bmlpipe.shards.order import EpochOrder
 from bmlpipe.shards.reader import ShardReader
 from bmlpipe.shards.remote import cache as cache_module
-from bmlpipe.shards.remote import download as transfer
-from bmlpipe.shards.remote.cache import Cache, Entry, write_all
-from bmlpipe.shards.remote.download import Patience
-from bmlpipe.shards.remote.prefetch import FetchAhead
+from bmlpipe.shards.remote import download as download_module
+from bmlpipe.shards.remote.cache import Cache, CacheEntry, write_all
+from bmlpipe.shards.remote.download import RetryPolicy
+from bmlpipe.shards.remote.prefetch import PrefetchingBatches
 from bmlpipe.shards.remote.shard_set import open_cache
 from bmlpipe.shards.sample import Sample
 from bmlpipe.shards.verify.compare import verify
 from bmlpipe.shards.writer import ShardWriter
 from bmlpipe.train.data.dataset import ClipDataset, make_loader
+from bmlpipe.train.data.sampler import BatchItem
 
-QUICK = Patience(stall=3, attempts=4, pause=0.01)
-HASTY = Patience(stall=0.8, attempts=2, pause=0.01)  # where standing still is the fault
+QUICK = RetryPolicy(stall=3, attempts=4, pause=0.01)
+HASTY = RetryPolicy(stall=0.8, attempts=2, pause=0.01)  # where standing still is the fault
 FIRST = "train-000000.tar"
 
 
@@ -155,8 +156,8 @@ def cache(tmp_path: Path) -> Cache:
     return Cache(tmp_path / "cache", 10**7)
 
 
-def reader_of(url: str, cache: Cache, patience: Patience = QUICK) -> ShardReader:
-    return ShardReader(url, cache=cache, patience=patience)
+def reader_of(url: str, cache: Cache, retry: RetryPolicy = QUICK) -> ShardReader:
+    return ShardReader(url, cache=cache, retry=retry)
 
 
 def contents(reader: ShardReader) -> list[tuple[str, int, dict[str, bytes]]]:
@@ -192,7 +193,7 @@ from pathlib import Path
 from bmlpipe.shards.reader import ShardReader
 for folder in ({str(local)!r}, Path({str(local)!r})):
     reader = ShardReader(folder)
-    assert reader[3].key == "sample-003" and reader.remote is None and reader.needs([3]) == []
+    assert reader[3].key == "sample-003" and reader.remote is None and reader.remote_shards_of([3]) == []
 assert not {{"fsspec", "aiohttp", "asyncio"}} & sys.modules.keys(), sys.modules.keys()
 """
     environment = {**os.environ, "BMLPIPE_CACHE": str(tmp_path / "cache")}
@@ -218,14 +219,16 @@ def test_a_pickled_reader_has_the_index_of_the_first_one(server: Server, local: 
 @pytest.mark.parametrize(("workers", "ahead"), [(2, False), (2, True), (0, True)])
 def test_the_data_set_and_its_workers(toy_shards: Path, workers: int, ahead: bool) -> None:
     """Forked workers fetch although their parent has fetched before them; both may have a shard first."""
-    order = [[(0, number) for number in range(start, start + 24)] for start in (0, 48, 24)]
+    order = [[BatchItem(0, number) for number in range(start, start + 24)] for start in (0, 48, 24)]
 
     def batches(shards: Path | str, workers: int) -> list[dict[str, torch.Tensor]]:
         data = ClipDataset(shards, ("audio", "visual"), frames=2, image_size=32, augment=True, seed=1)
         if not ahead:
             return list(make_loader(data, order, workers=workers))
-        coming = FetchAhead(
-            order, lambda batch: data.reader.needs([n for _, n in batch]), in_flight=max(1, 4 * workers)
+        coming = PrefetchingBatches(
+            order,
+            lambda batch: data.reader.remote_shards_of([item.number for item in batch]),
+            in_flight=max(1, 4 * workers),
         )
         return list(make_loader(data, coming, workers=workers))
 
@@ -257,9 +260,9 @@ def test_ranges_become_smaller_where_large_ones_do_not_come(
 ) -> None:
     fsspec.register_implementation("interrupted", Interrupted, clobber=True)
     Interrupted.folder, Interrupted.most = local, 5000
-    monkeypatch.setattr(transfer, "_RANGE", (256, 1 << 15))
-    patience = Patience(stall=0.3, attempts=4, pause=0.01)
-    reader = reader_of("interrupted://set/", cache, patience)
+    monkeypatch.setattr(download_module, "_RANGE", (256, 1 << 15))
+    retry = RetryPolicy(stall=0.3, attempts=4, pause=0.01)
+    reader = reader_of("interrupted://set/", cache, retry)
     assert contents(reader) == contents(ShardReader(local))
     Interrupted.most = 50
     reader.remote.cache.folder = cache.folder / "other"
@@ -320,8 +323,8 @@ def test_what_goes_wrong_is_tried_again(
     server: Server, local: Path, cache: Cache, faults: list[str], ranges: list[str]
 ) -> None:
     server.faults[FIRST] = list(faults)
-    patience = HASTY if {"stall", "slow"} & set(faults) else QUICK
-    assert reader_of(server.url, cache, patience)[0].key == "sample-000"
+    retry = HASTY if {"stall", "slow"} & set(faults) else QUICK
+    assert reader_of(server.url, cache, retry)[0].key == "sample-000"
     half = (local / FIRST).stat().st_size // 2
     given = [given for name, given in server.log if name == FIRST]
     assert len(given) >= len(ranges)
@@ -348,8 +351,8 @@ def test_a_server_without_ranges_begins_again(server: Server, local: Path, cache
         ("403", 1, "403"),
         ("503", 4, "503"),
         ("stall", 2, "Timeout"),
-        ("wrong", 3, "with SHA-256 [0-9a-f]{64} came, and the index says [0-9]+ with [0-9a-f]{64}"),
-        ("short", 3, "the set is damaged, or was written again"),
+        ("wrong", 3, "with SHA-256 [0-9a-f]{64} came, and the index states [0-9]+ bytes with [0-9a-f]{64}"),
+        ("short", 3, "the set is damaged, or was overwritten"),
     ],
 )
 def test_what_stays_wrong_is_an_error_that_says_all(
@@ -402,7 +405,7 @@ def test_an_index_that_lies_is_an_error(tmp_path: Path, cache: Cache) -> None:
     )
     reader = reader_of(copy.as_uri(), cache)
     assert reader[0].key == "sample-000"
-    with pytest.raises(ShardError, match=r"sample-001: .* not those that were written: the index of file://"):
+    with pytest.raises(ShardError, match=r"sample-001: .* they are damaged: the index of file://"):
         reader[1]
 
 
@@ -420,8 +423,8 @@ def change_index(folder: Path, change: Callable[[dict[str, object]], object]) ->
         (lambda c: c["shards"][0].update(file="../../etc/passwd"), "not a plain file name"),
         (lambda c: c["shards"][0].update(file="http://elsewhere/x.tar"), "not a plain file name"),
         (lambda c: c["shards"][0].update(file=".."), "not a plain file name"),
-        (lambda c: c["shards"][0].update(sha256="../../../root/.profile"), "no SHA-256"),
-        (lambda c: c["shards"][0].update(bytes=-1), "no size in bytes"),
+        (lambda c: c["shards"][0].update(sha256="../../../root/.profile"), "not a SHA-256"),
+        (lambda c: c["shards"][0].update(bytes=-1), "not a size in bytes"),
         (lambda c: c["samples"].update(sha256="../x"), "damaged"),
         (lambda c: c.update(version=99), "format version 99"),
         (lambda c: c.update(format="other"), "not an index of"),
@@ -442,19 +445,19 @@ def test_a_set_that_is_written_again_is_noticed(tmp_path: Path, cache: Cache) ->
     reader = reader_of(folder.as_uri(), cache)
     assert reader[0].key == "sample-000"
     write_set(folder, seed=1)
-    with pytest.raises(ShardError, match="was written again"):
+    with pytest.raises(ShardError, match="overwritten"):
         reader[3]
     assert contents(reader_of(folder.as_uri(), cache)) == contents(ShardReader(folder))
 
 
 def test_addresses_that_cannot_be_read(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ShardError, match="leave out what follows the path"):
+    with pytest.raises(ShardError, match="remove the part after the path"):
         reader_of("https://host/set/?token=secret", cache)
     with pytest.raises(ShardError, match="nonsense"):
         reader_of("nonsense://host/set", cache)
-    with pytest.raises(ShardError, match="give it as text"):
+    with pytest.raises(ShardError, match="pass it as a string"):
         ShardReader(Path("s3://bucket/set"))
-    transfer._opened.cache_clear()
+    download_module._opened.cache_clear()
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     with pytest.raises(ShardError, match=r"pip install 'bmlpipe\[http\]'"):
         reader_of("https://host/set", cache)
@@ -482,7 +485,7 @@ def test_the_bound_holds_and_what_was_used_longest_ago_goes(server: Server, loca
     for number in (0, 3, 0, 6, 0, 9, 0, 3):
         assert reader[number].key == f"sample-{number:03d}"
         assert cache.used() <= cache.limit
-        cache.touch(reader.remote.entries[number // 3])  # uses within seconds are one use: say it here
+        cache.mark_needed(reader.remote.entries[number // 3])  # uses within seconds are one use: say it here
         most = max(most, cache.used())
     assert most > index + max(sizes)
     assert server.count()[FIRST] == 1
@@ -496,7 +499,9 @@ def test_the_bound_holds_and_what_was_used_longest_ago_goes(server: Server, loca
 
 def test_what_is_to_be_kept_is_kept(cache: Cache) -> None:
     def offer(letter: str, keep: str = "") -> bool:
-        found = cache.offer(Entry(letter * 64, 100), lambda into: write_all(into, bytes(100)), [k * 64 for k in keep])
+        found = cache.try_get(
+            CacheEntry(letter * 64, 100), lambda into: write_all(into, bytes(100)), [k * 64 for k in keep]
+        )
         if found is not None:
             os.close(found)
         return found is not None
@@ -507,14 +512,14 @@ def test_what_is_to_be_kept_is_kept(cache: Cache) -> None:
     assert names(cache) == {letter * 64 for letter in "abc"}
     assert offer("d", keep="ac")
     assert names(cache) == {letter * 64 for letter in "acd"}
-    assert cache.touch(Entry("a" * 64, 100))
+    assert cache.mark_needed(CacheEntry("a" * 64, 100))
     assert offer("e")
     assert names(cache) == {letter * 64 for letter in "ade"}
 
 
 def test_files_get_their_names_while_nobody_counts_them(cache: Cache) -> None:
     """Else one who lists the folder at this moment may see neither name, and believe that there is room."""
-    entry, seen = Entry("a" * 64, 100), list[bool]()
+    entry, seen = CacheEntry("a" * 64, 100), list[bool]()
 
     def fill(into: int) -> None:
         assert cache.used() == 100  # a file in the making counts in full from the start
@@ -534,10 +539,10 @@ def test_a_bound_that_is_too_small_is_an_error_with_numbers(server: Server, loca
         reader_of(server.url, cache)
     cache.limit = 3 * size
     reader = reader_of(server.url, cache)
-    reader.check_room(2)
+    reader.check_cache_size(2)
     with pytest.raises(ShardError, match=rf"may hold {3 * size} bytes; 3 shards .*lower --shuffle-shards"):
-        reader.check_room(3)
-    with pytest.raises(ShardError, match="may hold 100 bytes, and one file of"):
+        reader.check_cache_size(3)
+    with pytest.raises(ShardError, match="may hold 100 bytes, and one file has"):
         reader_of(server.url, Cache(cache.folder / "other", 100))
 
 
@@ -559,7 +564,7 @@ def test_the_bound_holds_at_every_moment(local: Path, cache: Cache) -> None:
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        with cache._alone():
+        with locked(cache.folder / "lock"):
             most = max(most, cache.used())
         time.sleep(0.001)
     assert not wrong
@@ -648,7 +653,7 @@ def test_a_full_disk(server: Server, local: Path, cache: Cache, monkeypatch: pyt
         assert reader[number].key == f"sample-{number:03d}"
     free = 0
     with pytest.raises(
-        ShardError, match=rf"disk of the cache .* is full .*{size} needed, nothing left to remove.*make space"
+        ShardError, match=rf"disk of the cache .* is full .*{size} needed, no cached file left to remove"
     ):
         reader[3]
     assert names(cache) == names_of(local, "index.json", "samples.npy")  # no rest of it, the open index still there
@@ -678,14 +683,14 @@ def test_where_and_how_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_entries_are_checked_when_made() -> None:
     for sha256, size in (("x" * 64, 1), ("a" * 63, 1), (None, 1), ("a" * 64, -1), ("a" * 64, "1")):
         with pytest.raises(ShardError, match="the index is damaged"):
-            Entry(sha256, size)  # type: ignore[arg-type]
+            CacheEntry(sha256, size)  # type: ignore[arg-type]
 
 
 # ----- ahead of use -----
 
 
-def ahead_of(reader: ShardReader, batches: list[list[int]], **options: int) -> FetchAhead[list[int]]:
-    return FetchAhead(batches, reader.needs, **options)
+def ahead_of(reader: ShardReader, batches: list[list[int]], **options: int) -> PrefetchingBatches[list[int]]:
+    return PrefetchingBatches(batches, reader.remote_shards_of, **options)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -734,7 +739,7 @@ def test_what_cannot_be_fetched_ahead_is_the_readers_error(
     reader = reader_of(server.url, cache)
     ahead = iter(ahead_of(reader, [[3], [0], [6]]))
     assert reader[next(ahead)[0]].key == "sample-003"
-    wait_until(lambda: "not fetched ahead" in caplog.text)
+    wait_until(lambda: "not prefetched" in caplog.text)
     with pytest.raises(ShardError, match="FileNotFoundError"):
         reader[next(ahead)[0]]
     assert reader[next(ahead)[0]].key == "sample-006"
@@ -756,7 +761,7 @@ def test_what_another_process_fetches_does_not_hold_up_the_others(server: Server
 def test_what_another_process_removed_is_fetched_again(
     server: Server, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bmlpipe.shards.remote.prefetch._LATER", 0.05)
+    monkeypatch.setattr("bmlpipe.shards.remote.prefetch._RETRY_LATER", 0.05)
     reader = reader_of(server.url, cache)
     ahead = iter(ahead_of(reader, [[0], [3]]))
     next(ahead)
@@ -768,7 +773,7 @@ def test_what_another_process_removed_is_fetched_again(
 
 def test_the_threads_end_with_the_iteration(server: Server, cache: Cache) -> None:
     def running() -> int:
-        return sum(thread.name.startswith("fetch-ahead") for thread in threading.enumerate())
+        return sum(thread.name.startswith("prefetch") for thread in threading.enumerate())
 
     gc.collect()  # iterations that other tests have given up
     wait_until(lambda: running() == 0)
@@ -840,7 +845,7 @@ def test_what_cannot_be_verified_at_an_address_is_named(
     server.faults["train-000001.tar"] = ["404"]
     (fault,) = verify(server.url)
     assert (fault.shard, fault.key) == ("train-000001.tar", "")
-    assert re.search(rf"cannot be fetched: {server.url}train-000001.tar: .*FileNotFound", fault.message)
+    assert re.search(rf"cannot be downloaded: {server.url}train-000001.tar: .*FileNotFound", fault.message)
     server.faults["samples.npy"] = ["404"]
     assert [fault.shard for fault in verify(server.url)] == ["samples.npy"]
     with pytest.raises(ShardError, match=r"elsewhere/index.json: given up at attempt 1"):
@@ -879,18 +884,18 @@ def test_a_mixture_needs_room_for_a_window_of_each_set(tmp_path: Path, cache: Ca
     size = (folders[0] / FIRST).stat().st_size
     readers = [reader_of(folder.as_uri(), cache) for folder in folders]
     indexes = sum((folder / name).stat().st_size for folder in folders for name in ("index.json", "samples.npy"))
-    mixed = MixedReader([*readers, ShardReader(folders[0])])  # a local one needs none
+    mixed = CombinedReader([*readers, ShardReader(folders[0])])  # a local one needs none
     cache.limit = 4 * size + indexes
     for reader in readers:
-        reader.check_room(3)
-    mixed.check_room(2)
+        reader.check_cache_size(3)
+    mixed.check_cache_size(2)
     with pytest.raises(ShardError) as caught:
-        mixed.check_room(3)
+        mixed.check_cache_size(3)
     message = str(caught.value)
     assert f"may hold {cache.limit} bytes; 3 shards of {folders[0].as_uri()}/" in message
-    assert f"; 3 shards of {folders[1].as_uri()}/, needed at the same time, have up to {3 * size}" in message
+    assert f"; 3 shards of {folders[1].as_uri()}/, read at the same time, have up to {3 * size}" in message
     assert f"all sets of the mixture are in use at once, {6 * size + indexes} bytes together" in message
     assert message.endswith("raise --cache-bytes (BMLPIPE_CACHE_BYTES), or lower --shuffle-shards")
     elsewhere = Cache(tmp_path / "other", 3 * size + indexes)
-    apart = MixedReader([readers[0], reader_of(folders[1].as_uri(), elsewhere)])
-    apart.check_room(3)  # each in a cache of its own
+    apart = CombinedReader([readers[0], reader_of(folders[1].as_uri(), elsewhere)])
+    apart.check_cache_size(3)  # each in a cache of its own

@@ -175,7 +175,7 @@ def other_order(members: dict[str, bytes]) -> list[tuple[str, bytes]]:
         (without("k04.json"), [("k04", "json", "is missing")]),
         (swap_contents, [("k04", f"frame_00{n}.jpg", "not those that were written") for n in (0, 1)]),
         (swap_places, [("k03", "frame_000.jpg", "out of order")]),
-        (scatter, [("k03", "spectrogram.npy", "does not stand with the other members")]),
+        (scatter, [("k03", "spectrogram.npy", "is apart from the other members")]),
         (twice, [("k03", "", "occurs 2 times in this shard")]),
         (member_twice, [("k03", "frame_000.jpg", "occurs twice")]),
         (lambda m: {**m, "k99.cls": b"1"}, [("k99", "", "is not among")]),
@@ -183,8 +183,8 @@ def other_order(members: dict[str, bytes]) -> list[tuple[str, bytes]]:
             lambda m: dict(sorted({**m, "k05.depth.png": b"1"}.items())),
             [("k05", "depth.png", "not in the sample's own list")],
         ),
-        (lambda m: {**m, "k03.cls": b"1"}, [("k03", "cls", "is '1', the index says 3 of 4")]),
-        (other_order, [(key, "", "stands at byte") for key in ("k03", "k05")]),
+        (lambda m: {**m, "k03.cls": b"1"}, [("k03", "cls", "is '1', the index states 3 of 4")]),
+        (other_order, [(key, "", "begins at byte") for key in ("k03", "k05")]),
     ],
 )
 def test_what_is_wrong_in_a_shard_is_named(
@@ -243,7 +243,7 @@ def index_of_others(shards: Path) -> None:
         (other_records, [("samples.npy", "", "")], "SHA-256"),
         (lambda s: (s / "samples.npy").write_bytes(b"x" * 832), [("samples.npy", "", "")], "damaged"),
         (lambda s: (s / "samples.npy").unlink(), [("samples.npy", "", "")], "damaged"),
-        (lambda s: (s / TRAIN0).open("ab").write(bytes(512)), [(TRAIN0, "", "")], "bytes, the index says"),
+        (lambda s: (s / TRAIN0).open("ab").write(bytes(512)), [(TRAIN0, "", "")], "bytes, the index states"),
         (lambda s: (s / TRAIN0).open("ab").write(b"more"), [(TRAIN0, "", "")] * 2, ""),
     ],
 )
@@ -289,8 +289,8 @@ def test_what_a_writer_left_out_is_found_though_all_checksums_fit(tmp_path: Path
     shards = write(tmp_path / "s", {"train": [whole, silent, short, wrong]}, per_shard=10)
     assert rows(shards) == [(TRAIN0, "k01", ""), (TRAIN0, "k02", "frame_001.jpg"), (TRAIN0, "k03", "cls")]
     messages = [fault.message for fault in verify(shards)]
-    assert messages[0] == "has no spectrogram, which the index promises"
-    assert messages[1] == "is missing: the sample says that it has 3 frames"
+    assert messages[0] == "has no spectrogram, which the index states"
+    assert messages[1] == "is missing: the sample states that it has 3 frames"
 
 
 def test_a_key_that_the_index_has_twice_is_named_in_each_shard(shards: Path) -> None:

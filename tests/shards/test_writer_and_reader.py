@@ -130,7 +130,7 @@ def test_the_writer_refuses_what_a_reader_would_get_wrong(tmp_path: Path) -> Non
     with pytest.raises(ShardError, match="twice"):
         write(tmp_path / "a", {"train": range(2), "val": range(1, 3)})
     with (
-        pytest.raises(ShardError, match="split by split"),
+        pytest.raises(ShardError, match="comes again"),
         ShardWriter(tmp_path / "b", dataset="d", classes=["a"], features={}) as writer,
     ):
         for split, number in (("train", 0), ("val", 1), ("train", 2)):
@@ -181,7 +181,7 @@ def test_an_index_that_is_not_one_is_refused_with_a_remedy(shards: Path, content
 def test_an_index_with_another_samples_file_is_refused(shards: Path, tmp_path: Path) -> None:
     other = write(tmp_path / "other", {"train": range(3)})
     (shards / "samples.npy").write_bytes((other / "samples.npy").read_bytes())
-    with pytest.raises(ShardError, match="do not belong together"):
+    with pytest.raises(ShardError, match="does not belong to"):
         read_index(shards)
 
 
@@ -258,9 +258,9 @@ def test_a_reader_of_the_old_set_gets_the_old_one_or_a_clear_error(tmp_path: Pat
     fresh(out, "B")
     assert reader[1].meta["id"] == "A"  # of a shard that is open
     for number in (2, 5):
-        with pytest.raises(ShardError, match="written again or removed after it was opened here"):
+        with pytest.raises(ShardError, match="overwritten or removed"):
             reader[number]
-    with pytest.raises(ShardError, match="written again or removed after it was opened here"):
+    with pytest.raises(ShardError, match="overwritten or removed"):
         pickle.loads(state)
     assert ShardReader(out)[2].meta["id"] == "B"
     fresh(out, "A")
@@ -273,7 +273,7 @@ def test_a_set_that_lost_a_file_says_so(shards: Path) -> None:
     with pytest.raises(ShardError, match=r"val-000000.tar is missing"):
         reader[12]
     (shards / "index.json").unlink()
-    with pytest.raises(ShardError, match="written again or removed"):
+    with pytest.raises(ShardError, match="overwritten or removed"):
         reader[12]
 
 
@@ -294,7 +294,7 @@ def test_nobody_ever_reads_half_a_set_while_it_is_written_again_and_again(tmp_pa
             whole |= marks
         reader.close()
     assert len(whole) > 1
-    assert not [error for error in errors if "written again" not in error]
+    assert not [error for error in errors if "overwritten" not in error]
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 

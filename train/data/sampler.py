@@ -1,49 +1,62 @@
-"""Which samples a rank loads at each step: a batch sampler whose state is one integer, and the evaluation's shares.
+"""Which samples a rank loads: a batch sampler whose state is one integer, and the shares of an evaluation.
 
-A global batch is a slice of the order (`bmlpipe.shards.mixture_order`), a micro-batch a slice of that and a rank's part
-a slice of that: what is trained on does not depend on the number of ranks, micro-batches or workers, and the position
-in a run is its step. Epochs are whole numbers of steps: the last, incomplete batch of an epoch is dropped (the order being
-another one each epoch, no sample is left out for good) or padded.
+A global batch is a slice of the order of samples (`bmlpipe.shards.mixture_order`), a micro-batch is a slice of the
+global batch, and the part of a rank is a slice of the micro-batch. So the samples of a step do not depend on the number
+of ranks, micro-batches or workers, and the position of a run is its step. An epoch has a whole number of steps: its
+last, incomplete batch is dropped or padded. As every epoch has another order, dropping leaves no sample out for good.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.shards.mixture_order import Mixture, MixtureOrder
 
-#: (epoch, sample number): all that a worker needs to know. Epoch −1 is evaluation; a sample that only fills up a
-#: batch, and has weight 0, is written with ~number, which is below 0.
-Item = tuple[int, int]
+#: Epoch of items that are evaluated: their views are not random.
+EVALUATION = -1
+
+
+class BatchItem(NamedTuple):
+    """One sample of a batch, and all that a loader process must know to load it.
+
+    Attributes:
+        epoch: Epoch, from 0, which the random view depends on; `EVALUATION` for a view without randomness.
+        number: Sample number.
+        padding: Whether the sample only fills up the batch, with weight 0.
+    """
+
+    epoch: int
+    number: int
+    padding: bool = False
 
 
 class TrainBatches:
-    """A rank's batches from one step to the end of training: a batch sampler whose state is one integer.
+    """The batches of a rank, from one step to the end of training; a batch sampler for the DataLoader.
 
     Args:
-        samples: Samples of each training shard of a set, or a mixture of sets.
-        batch_size: Global batch.
-        epochs: Epochs of the whole training.
+        samples: Number of samples of each training shard of a set, or a mixture of sets.
+        batch_size: Number of samples of a global batch.
+        epochs: Number of epochs of the whole training.
         seed: Seed of the run.
-        shuffle_shards: Shards mixed at a time.
-        rank: This process.
+        shuffle_shards: Number of shards that are shuffled at a time.
+        rank: Number of this process.
         world_size: Number of processes.
-        first_step: Optimiser step to begin with, counted over all epochs.
-        accumulate: Micro-batches that a rank goes through for one optimiser step.
-        last_batch: What becomes of an epoch's last, incomplete batch: `drop` it, or `pad` it with samples that it has
-            already, at weight 0. All ranks take equal steps either way.
+        first_step: Optimiser step to start with, counted over all epochs.
+        accumulate: Number of micro-batches per rank and optimiser step.
+        last_batch: What to do with the last, incomplete batch of an epoch: `drop` it, or `pad` it with samples that it
+            already contains, at weight 0. Either way all ranks take the same number of steps.
 
     Attributes:
-        steps_per_epoch: Optimiser steps of an epoch.
-        steps: Optimiser steps of the whole training.
-        dropped: Samples left out at the end of each epoch.
-        padded: Samples of weight 0 at the end of each epoch.
+        steps_per_epoch: Number of optimiser steps per epoch.
+        steps: Number of optimiser steps of the whole training.
+        dropped: Number of samples left out at the end of each epoch.
+        padded: Number of samples of weight 0 at the end of each epoch.
 
     Raises:
-        OptionError: The batch cannot be shared out, or there are fewer samples than one batch.
+        OptionError: The batch cannot be split evenly, or there are fewer samples than one batch.
     """
 
     def __init__(
@@ -69,15 +82,15 @@ class TrainBatches:
             above = max(1, math.ceil(batch_size / parts)) * parts
             nearest = f"{above - parts} or {above}" if above > parts else f"{above}"
             raise OptionError(
-                f"batch_size is {batch_size}, which {world_size} ranks with {accumulate} micro-batches each cannot share "
-                f"evenly: choose a multiple of {parts} ({nearest})"
+                f"batch_size is {batch_size}, which cannot be split evenly among {world_size} ranks with {accumulate} "
+                f"micro-batches each: choose a multiple of {parts} ({nearest})"
             )
         self._mixture = samples if isinstance(samples, Mixture) else Mixture.of([samples])
         self._total = len(self._mixture)
         if batch_size > self._total and last_batch == "drop":
             raise OptionError(
-                f"batch_size is {batch_size}, and there are only {self._total} training samples: choose a smaller one, "
-                "or pad the last batch"
+                f"batch_size is {batch_size}, but there are only {self._total} training samples: choose a smaller "
+                "batch, or pad the last batch"
             )
         self._batch, self._seed, self._shuffle_shards, self._accumulate = batch_size, seed, shuffle_shards, accumulate
         self._rank, self._world_size, self._first = rank, world_size, first_step
@@ -88,36 +101,48 @@ class TrainBatches:
         self.steps = self.steps_per_epoch * epochs
 
     def __len__(self) -> int:
-        """Micro-batches that iterating yields."""
+        """Number of micro-batches that iterating yields."""
         return max(0, self.steps - self._first) * self._accumulate
 
     def real(self, step: int) -> int:
-        """Samples of weight 1 in a step's global batch."""
+        """Number of samples of weight 1 in the global batch of a step."""
         last = (step + 1) % self.steps_per_epoch == 0
         return self._batch - self.padded if last else self._batch
 
-    def __iter__(self) -> Iterator[list[Item]]:
-        order = self._mixture.order(seed=self._seed, shuffle_shards=self._shuffle_shards)
+    def __iter__(self) -> Iterator[list[BatchItem]]:
+        order = self._order()
         share = self._batch // (self._accumulate * self._world_size)
         for step in range(self._first, self.steps):
-            batch = self._global(order, step)
+            batch = self._slice(order, step)
             for micro in range(self._accumulate):
                 first = (micro * self._world_size + self._rank) * share
                 yield batch[first : first + share]
 
-    def global_batch(self, step: int) -> list[Item]:
-        """All ranks' samples of a step."""
-        return self._global(self._mixture.order(seed=self._seed, shuffle_shards=self._shuffle_shards), step)
+    def global_batch(self, step: int) -> list[BatchItem]:
+        """The samples of all ranks in a step."""
+        return self._slice(self._order(), step)
 
-    def _global(self, order: MixtureOrder, step: int) -> list[Item]:
+    def _order(self) -> MixtureOrder:
+        return self._mixture.order(seed=self._seed, shuffle_shards=self._shuffle_shards)
+
+    def _slice(self, order: MixtureOrder, step: int) -> list[BatchItem]:
         epoch, position = divmod(step, self.steps_per_epoch)
         start, real = epoch * self._total + position * self._batch, self.real(step)
         epochs, numbers = (values.tolist() for values in order.slice(start, start + real))
-        items = list(zip(epochs, numbers, strict=True))
-        return items + [(epoch, ~number) for epoch, number in (items[i % real] for i in range(self._batch - real))]
+        items = [BatchItem(*item) for item in zip(epochs, numbers, strict=True)]
+        return items + [items[i % real]._replace(padding=True) for i in range(self._batch - real)]
 
 
-def evaluation_batches(numbers: Sequence[int], *, batch_size: int, rank: int = 0, world_size: int = 1) -> list[list[Item]]:
-    """A rank's share of a split, each sample once; ranks may differ by one sample, and by one batch."""
-    mine = numbers[rank::world_size]
-    return [[(-1, n) for n in mine[start : start + batch_size]] for start in range(0, len(mine), batch_size)]
+def evaluation_batches(
+    numbers: Sequence[int], *, batch_size: int, rank: int = 0, world_size: int = 1
+) -> list[list[BatchItem]]:
+    """The share of a rank in a split, each sample once; the shares of ranks differ by one sample at most.
+
+    Args:
+        numbers: Sample numbers of the split.
+        batch_size: Number of samples per batch of the rank.
+        rank: Number of this process.
+        world_size: Number of processes.
+    """
+    mine = [BatchItem(EVALUATION, number) for number in numbers[rank::world_size]]
+    return [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
