@@ -289,7 +289,7 @@ def test_scores_of_samples_that_kept_their_input(form: str, modalities: int, mic
 
 
 def test_the_samples_worked_out_in_the_documentation() -> None:
-    """docs/methods.md, section "Two samples by hand": every number that stands there."""
+    """docs/methods.md, section "An example by hand": every number in it."""
     head = make_fusion("concat", {"audio": 1, "visual": 1}, 2)
     with torch.no_grad():
         head.classifier.weight.copy_(torch.tensor([[1.0, 0.5], [0.0, 0.0]]))
