@@ -52,7 +52,7 @@ from bmlpipe.shards import reader
 from bmlpipe.shards.kinds import SPECTROGRAM_MEMBER, frame_member
 from bmlpipe.train.data import decode as views
 from bmlpipe.train.data.dataset import ClipDataset, make_loader
-from bmlpipe.train.data.sampler import TrainBatches
+from bmlpipe.train.data.sampler import BatchItem, TrainBatches
 
 HEIGHT, WIDTH = SMALL
 TAKEN, SIZE, BATCH, SEED = 3, 224, 32, 0
@@ -114,7 +114,7 @@ class Limit:
     def check(self, data: ClipDataset) -> None:
         """The loop does the work that bmlpipe does."""
         self.run(BATCH)
-        batch = data.__getitems__([(0, number) for number in range(BATCH)])
+        batch = data.__getitems__([BatchItem(0, number) for number in range(BATCH)])
         same = np.array_equal(batch["visual"].permute(0, 1, 3, 4, 2).numpy(), self.visual)
         if not same or not np.array_equal(batch["audio"][:, 0].numpy(), self.audio):
             raise RuntimeError("the limit's output is not bmlpipe's")

@@ -20,7 +20,7 @@ from bmlpipe.shards.kinds import frame_member
 from bmlpipe.shards.sample import Sample
 from bmlpipe.shards.writer import ShardWriter
 from bmlpipe.train.data.dataset import ClipDataset, make_loader
-from bmlpipe.train.data.sampler import Item, TrainBatches
+from bmlpipe.train.data.sampler import BatchItem, TrainBatches
 
 PER_SHARD, BATCH = 1000, 4
 
@@ -50,7 +50,7 @@ def make_set(folder: Path, shards: int) -> Path:
     return out
 
 
-def start(folder: Path, first_step: int) -> tuple[list[Item], torch.Tensor]:
+def start(folder: Path, first_step: int) -> tuple[list[BatchItem], torch.Tensor]:
     """Open the set; the samples and the pictures of the first batch from some step on."""
     data = ClipDataset(folder, ["visual"], frames=1, image_size=16, augment=True, seed=0)
     sizes = [shard.samples for shard in data.reader.index.shards]
@@ -98,8 +98,8 @@ def test_work_grows_with_the_number_of_shards_and_not_of_samples(sets: dict[int,
 
 def test_the_first_batch_after_resuming_is_of_the_whole_set(sets: dict[int, Path]) -> None:
     items, pictures = start(sets[200], int(1.5 * 200 * PER_SHARD / BATCH))
-    assert [epoch for epoch, _ in items] == [1] * BATCH
-    assert len({number for _, number in items}) == BATCH
+    assert [item.epoch for item in items] == [1] * BATCH
+    assert len({item.number for item in items}) == BATCH
     assert max(number for _, number in items) < 200 * PER_SHARD
     assert pictures.shape == (BATCH, 1, 3, 16, 16)
     assert pictures.float().mean().item() == pytest.approx(99, abs=1)

@@ -19,6 +19,7 @@ from bmlpipe.shards.writer import ShardWriter
 from bmlpipe.train.config.parsing import parse
 from bmlpipe.train.data.dataset import ClipDataset
 from bmlpipe.train.data.normalise import Normaliser
+from bmlpipe.train.data.sampler import BatchItem
 from bmlpipe.train.data.spectrogram import LogSpectrogram
 from bmlpipe.train.distributed.process_group import ProcessInfo
 from bmlpipe.train.evaluation.load_run import load_run
@@ -91,7 +92,7 @@ def test_autocast_does_not_coarsen_it() -> None:
 
 def test_the_loader_gives_the_stored_numbers(of_sound: Path) -> None:
     data = ClipDataset(of_sound, ["audio"], kinds=KINDS, frames=1, image_size=16, augment=False, seed=0)
-    batch = data.__getitems__([(-1, 0), (-1, 1)])
+    batch = data.__getitems__([BatchItem(-1, 0), BatchItem(-1, 1)])
     labels = [int(sample.key[-3:]) for sample in (ShardReader(of_sound)[number] for number in (0, 1))]
     assert batch["audio"].dtype == torch.int16
     assert batch["audio"].shape == (2, 1, 16_000)
@@ -112,7 +113,7 @@ def test_damaged_sound_is_named(of_sound: Path, monkeypatch: pytest.MonkeyPatch)
     broken = type(sample)(sample.key, sample.label, {WAVEFORM_MEMBER: memoryview(b"fLaC, but not really")})
     monkeypatch.setattr(type(data.reader), "__getitem__", lambda reader, number: broken)
     with pytest.raises(ShardError, match=f"sample {sample.key}: its waveform is not FLAC"):
-        data[-1, 0]
+        data[BatchItem(-1, 0)]
 
 
 def test_shards_without_sound_say_what_to_extract(toy_shards: Path) -> None:
@@ -131,4 +132,4 @@ def test_a_run_learns_from_sound_alone_and_comes_back(of_sound: Path, tmp_path: 
     best = tmp_path / "run" / "checkpoints" / "best.pt"
     again = load_run(best, ProcessInfo(0, 1, 0, torch.device("cpu"))).predict("test")
     assert (again.logits.argmax(1) == again.labels).mean() == row["accuracy"]
-    assert not any("sound" in name for name in checkpoint.load(best)["inputs"])
+    assert not any("sound" in name for name in checkpoint.load(best)["normaliser"])

@@ -279,7 +279,7 @@ def test_epochs_are_kept_and_may_be_kept_otherwise_from_some_epoch_on(toy_shards
     evaluate(run, "--checkpoint", "epoch-003", "--checkpoint", kept / "last.pt")
     assert (content(run, "test-epoch-003")["epoch"], content(run, "test-last")["epoch"]) == (3, 4)
     with pytest.raises(ConfigError, match="keep_every is -1: must be at least 0"):
-        parse({"shards": "s", "out": "o", "keep_every": -1}, "test").resolved()
+        parse({"dataset": "folder", "shards": "s", "out": "o", "keep_every": -1}, "test").resolved()
 
 
 # ----- other shards, damaged and missing things -----
@@ -316,7 +316,7 @@ def test_other_samples_are_another_result_with_labels_by_name(toy_shards: Path, 
     before, whole = content(run), exported(run / "all.csv")
     some = other_set(toy_shards, tmp_path / "some", classes=["b", "d"])
     out = evaluate(run, "--shards", some, "--export", run / "some.csv")
-    assert "2 of its 4 classes are not there" in out.stderr
+    assert "2 of its 4 classes are missing here" in out.stderr
     assert content(run) == before
     found = json.loads(next((run / "evaluation").glob("*/test-best.json")).read_text(encoding="utf-8"))
     assert found["samples_sha256"] == read_index(some).samples_sha256
@@ -337,7 +337,7 @@ def test_shards_that_do_not_fit_are_refused(toy_shards: Path, run: Path, tmp_pat
     features = {kind: reader.index.features[kind] for kind in ("frames", "spectrogram")}
     with ShardWriter(strange, dataset="folder", classes=["a", "z"], features=features, samples_per_shard=9) as writer:
         writer.write("test", Sample("one", 1, {}, {"id": "one"}))
-    assert "does not know the classes z of" in evaluate(run, "--shards", strange, status=1).stderr
+    assert "was not trained on: z" in evaluate(run, "--shards", strange, status=1).stderr
 
 
 def test_a_set_written_anew_in_the_same_place_is_not_taken_for_the_old_one(
@@ -364,13 +364,13 @@ def test_a_set_written_anew_in_the_same_place_is_not_taken_for_the_old_one(
             "no checkpoint 'epoch-008': choose among best, epoch-000, epoch-001, last, all",
         ),
         (["--split", "dev"], "'dev' is not one of 'train', 'val', 'test'"),
-        (["--missing", "sound=0.1"], "'sound' is no modality"),
-        (["--missing", "flow=0.1"], "--missing names flow, which no run here has: audio, visual"),
-        (["--missing", "audio=2"], "no rates from 0 to 1"),
+        (["--missing", "sound=0.1"], "'sound' is not a modality"),
+        (["--missing", "flow=0.1"], "--missing names flow"),
+        (["--missing", "audio=2"], "not a list of rates from 0 to 1"),
         (["--export", "x.xlsx"], "x.xlsx must end with .csv or .parquet"),
         (["--export-features", "x.csv"], "x.csv must end with .npz or .parquet"),
         (["--export", "nowhere/x.csv"], "there is no folder"),
-        (["--checkpoint", "all", "--export", "x.csv"], "can hold what one checkpoint says, these are 4"),
+        (["--checkpoint", "all", "--export", "x.csv"], "one checkpoint, but there are 4"),
     ],
 )
 def test_what_is_not_there_is_told(joint: Path, words: list[str], message: str) -> None:

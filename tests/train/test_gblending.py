@@ -177,7 +177,7 @@ def test_weights_travel_with_the_state() -> None:
     head.load_state_dict(blended(Split()).state_dict())
     torch.testing.assert_close(head.weights, torch.tensor([0.5, 0.2, 0.3]))
     assert not any(parameter is head.weights for parameter in head.parameters())
-    with pytest.raises(ValueError, match="weights are of joint, audio, the losses of joint, audio, visual"):
+    with pytest.raises(ValueError, match="weights are of joint, audio, but the losses of joint, audio, visual"):
         blended(Split(), {JOINT: 0.5, "audio": 0.5})
 
 
@@ -212,7 +212,8 @@ def write_run(
 ) -> str:
     """A run of `epochs` epochs of two steps, of which it came to epoch `until`; the first batch's loss is 1.4."""
     modalities = list(NAMES) if name == "joint" else [name]
-    given = {"shards": "s", "out": str(folder), "modalities": modalities, "modulation": modulation, "epochs": epochs}
+    given = {"dataset": "folder", "shards": "s", "out": str(folder), "modalities": modalities}
+    given |= {"modulation": modulation, "epochs": epochs}
     folder.mkdir(parents=True)
     config = parse(given, "test").resolved().as_dict()
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
@@ -245,7 +246,7 @@ def test_weights_come_from_the_journals(
     assert set(weights) == {JOINT, *NAMES}
     np.testing.assert_allclose([weights[name] for name in (JOINT, *NAMES)], raw / raw.sum(), rtol=1e-9)
     for name in (JOINT, *NAMES):
-        assert f"{name} weighs {weights[name]:.3f} (G " in caplog.text
+        assert f"weight of {name} {weights[name]:.3f}" in caplog.text
     blended(Split(), weights)  # the head takes them whatever their order
 
 
@@ -261,7 +262,7 @@ def test_references_that_do_not_do(tmp_path: Path) -> None:
     refused(good[:2], r"no run of visual \(joint: audio, visual together, modulation none\)")
     refused([*good, write_run(tmp_path / "again", "audio")], "again is a second run of audio")
     refused([*good, str(tmp_path / "nowhere")], "nowhere holds no run")
-    refused(good[1:], "visual is a run of visual with modulation none, neither one of audio, flow", ("audio", "flow"))
+    refused(good[1:], "visual is a run of visual with modulation none, neither of one of audio, flow", ("audio", "flow"))
     opm = write_run(tmp_path / "opm", "joint", modulation="opm")
     refused([opm, *good[1:]], "opm is a run of audio, visual with modulation opm, neither")
     half = write_run(tmp_path / "half", "audio", until=2)

@@ -46,35 +46,24 @@ def test_sweeps_are_read(text: str, expected: list[dict[str, float]]) -> None:
 
 
 def test_eleven_rates_are_those_that_are_written() -> None:
-    assert [one["audio"] for one in parse_missing("audio=0:1:0.1")] == [
-        0,
-        0.1,
-        0.2,
-        0.3,
-        0.4,
-        0.5,
-        0.6,
-        0.7,
-        0.8,
-        0.9,
-        1,
-    ]
+    expected = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]
+    assert [one["audio"] for one in parse_missing("audio=0:1:0.1")] == expected
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("sound=0.1", "'sound' is no modality"),
+        ("sound=0.1", "'sound' is not a modality"),
         ("0.5", "names no modality"),
-        ("audio=1.5", "'1.5' are no rates from 0 to 1"),
-        ("audio=-0.1", "no rates"),
-        ("audio=0.5:0.1", "no rates"),
-        ("audio=0:1:0", "no rates"),
-        ("audio=0:1:nan", "no rates"),
-        ("audio=nan", "no rates"),
-        ("audio=0:1:0.1:2", "no rates"),
-        ("audio=", "no rates"),
-        ("audio=half", "no rates"),
+        ("audio=1.5", "'1.5' is not a list of rates"),
+        ("audio=-0.1", "not a list of rates"),
+        ("audio=0.5:0.1", "not a list of rates"),
+        ("audio=0:1:0", "not a list of rates"),
+        ("audio=0:1:nan", "not a list of rates"),
+        ("audio=nan", "not a list of rates"),
+        ("audio=0:1:0.1:2", "not a list of rates"),
+        ("audio=", "not a list of rates"),
+        ("audio=half", "not a list of rates"),
         ("audio=0.1,audio=0.2", "twice"),
         ("audio=0.1,audio+visual=0.2", "twice"),
         ("audio+audio=0.2", "twice"),

@@ -1,1 +1,1 @@
-"""The training loop: steps, optimisers, evaluation after each epoch, checkpoints."""
+"""The training loop: the trainer, its optimiser step and what it reports."""

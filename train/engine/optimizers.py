@@ -1,4 +1,4 @@
-"""Optimisers of a run and the learning rate of an epoch."""
+"""Optimisers, and the learning rate of an epoch."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Name = Literal["sgd", "adamw"]
 def make_optimizer(
     name: Name, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float, fused: bool
 ) -> Optimizer:
-    """An optimiser over all parameters.
+    """Make an optimiser.
 
     Args:
-        name: `sgd` (the paper's, with momentum) or `adamw` (the T-PAMI release's).
-        parameters: Of the model.
+        name: `sgd` (the paper, with momentum) or `adamw` (the T-PAMI release).
+        parameters: Parameters to train.
         lr: Learning rate of the first epoch.
-        momentum: Of SGD; AdamW keeps its own two averages.
-        weight_decay: Of SGD an L2 term in the gradient, of AdamW decoupled from it.
-        fused: One kernel for all parameters. Under loss scaling it also skips a step of infinite gradients on the
-            device, where the other implementations ask the host.
+        momentum: Momentum of SGD; AdamW does not use it.
+        weight_decay: For SGD the factor of an L2 term in the gradient, for AdamW of a decay decoupled from it.
+        fused: Update all parameters in one kernel. Under loss scaling the fused optimiser skips a step with infinite
+            gradients on the device, while the others have to wait for the host.
     """
     if name == "sgd":
         return torch.optim.SGD(parameters, lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
@@ -32,7 +32,15 @@ def make_optimizer(
 
 
 def set_lr(optimizer: Optimizer, *, lr: float, epoch: int, every: int, gamma: float) -> float:
-    """Set the learning rate of an epoch, lr · gamma^⌊epoch / every⌋ (`every` 0: constant); returns it."""
+    """Set the learning rate of an epoch to lr · gamma^⌊epoch / every⌋, and return it.
+
+    Args:
+        optimizer: All its parameter groups get the rate.
+        lr: Learning rate of epoch 0.
+        epoch: Epoch, from 0.
+        every: Number of epochs between two reductions; 0: the rate is constant.
+        gamma: Factor of a reduction.
+    """
     now = lr * gamma ** (epoch // every) if every else lr
     for group in optimizer.param_groups:
         group["lr"] = now

@@ -1,4 +1,4 @@
-"""SIGTERM as a request: finish the step, save, leave. Ctrl-C: leave."""
+"""Signals during training: SIGTERM asks to finish the step, save and end; Ctrl-C ends at once."""
 
 from __future__ import annotations
 
@@ -10,45 +10,45 @@ from types import FrameType
 
 
 class StopRequest:
-    """Whether this process was asked to stop.
+    """Records whether this process was asked to stop.
 
-    The ranks of a run are signalled at different moments; they agree on the step to stop after by summing their
-    requests in the step's collective.
+    The ranks of a run receive a signal at different moments. They agree on the step after which they stop by summing
+    `requested` over the ranks in the step's collective.
 
     Attributes:
-        requested: True from SIGTERM on.
-        interrupted: True from Ctrl-C on. It raises `KeyboardInterrupt` at once, but where that is raised inside a
-            destructor Python drops it: so a step begins with `check`.
+        requested: Whether SIGTERM has arrived.
+        interrupted: Whether Ctrl-C has arrived. Ctrl-C raises `KeyboardInterrupt` at once, but Python drops an
+            exception that is raised inside a destructor, so every step begins with `check`.
     """
 
     def __init__(self) -> None:
         self.requested = self.interrupted = False
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt after Ctrl-C."""
+        """Raise KeyboardInterrupt if Ctrl-C has arrived."""
         if self.interrupted:
             raise KeyboardInterrupt
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Listen to SIGTERM and Ctrl-C inside the block (in the main thread only, as Python demands).
+        """Handle SIGTERM and Ctrl-C inside the block. Python allows signal handlers in the main thread only.
 
         Raises:
-            KeyboardInterrupt: After Ctrl-C, also in the place of an error that a library has made of it.
+            KeyboardInterrupt: After Ctrl-C, even if a library has turned it into another exception.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
-        def ask(number: int, frame: FrameType | None) -> None:
+        def request(number: int, frame: FrameType | None) -> None:
             self.requested = True
 
         def interrupt(number: int, frame: FrameType | None) -> None:
             self.interrupted = True
             raise KeyboardInterrupt
 
-        before = {signal.SIGTERM: signal.signal(signal.SIGTERM, ask)}
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, or another one's
+        before = {signal.SIGTERM: signal.signal(signal.SIGTERM, request)}
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # otherwise SIGINT is ignored or handled
             before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
         try:
             yield

@@ -1,1 +1,1 @@
-"""Evaluate finished runs: metrics, missing modalities, linear probes, exports."""
+"""Evaluation of finished runs: predictions, missing modalities, linear probes, results, exports."""

@@ -1,1 +1,1 @@
-"""What lies in the folder of a run: checkpoints, journals, status."""
+"""The folder of a run: its files, and how they are written and read."""

@@ -1,7 +1,7 @@
-"""Reading the journals of a run: rows, or columns of a million of them, whatever a kill or a full disk left.
+"""Read the journals of a run as rows or as columns, even if a kill or a full disk has damaged them.
 
-A line that is no JSON object costs that line only and is reported with its number. orjson parses the lines: with the
-arrays made, that takes less than half of the time in which the standard library parses them (benchmarks/report.py).
+Lines that are no JSON objects are left out and reported by their numbers. orjson parses the lines: together with making
+the arrays it takes less than half the time that the standard library takes to parse them (benchmarks/report.py).
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ import orjson
 Row = dict[str, Any]
 Values = npt.NDArray[np.float64]
 
-_BLOCK = 160_000  # bytes parsed at once; with larger blocks the objects fall out of the processor's cache
-_LISTED = 5  # unreadable lines that are remembered one by one
+_BLOCK = 160_000  # bytes parsed at once; the objects of larger blocks do not fit into the processor's cache
+_LISTED = 5  # unreadable lines whose numbers are kept
 
 
 @dataclass
 class Faults:
-    """What of a file could not be read.
+    """Lines of a file that could not be read.
 
     Attributes:
-        lines: Number of lines left out, a last line without an end not counted.
-        first: Numbers of the first few of them, from 1.
-        cut: Number of the last line, where it is incomplete: its writer is at work, or was killed.
+        lines: Number of lines left out, without an incomplete last line.
+        first: Numbers of the first five of them, from 1.
+        cut: Number of the last line, if it is incomplete: it is being written, or its writer was killed.
     """
 
     lines: int = 0
@@ -47,32 +47,32 @@ class Faults:
 
 
 def read_rows(path: Path, faults: Faults | None = None) -> list[Row]:
-    """Rows of a journal; lines that a kill cut, that are being written or that are damaged are left out.
+    """Read the rows of a journal, without incomplete and damaged lines.
 
     Args:
-        path: A file of JSON lines.
-        faults: Told what was left out.
+        path: File of JSON lines.
+        faults: Receives the lines that are left out.
     """
     return list(each_row(path, faults))
 
 
 def each_row(path: Path, faults: Faults | None = None) -> Iterator[Row]:
-    """As `read_rows`, one after the other: the file need not fit into memory."""
+    """As `read_rows`, one row at a time, so that the file may be larger than memory."""
     for block in _blocks(path, Faults() if faults is None else faults):
         yield from block
 
 
 def read_columns(path: Path, faults: Faults | None = None) -> dict[str, Values]:
-    """The numbers of a journal, column by column.
+    """Read the numbers of a journal, column by column.
 
-    8 bytes a number: 160 MB for a million steps of two modalities, twice that while they are read.
+    A number takes 8 bytes: 160 MB for a million steps with two modalities, and twice that during reading.
 
     Args:
-        path: A file of JSON lines.
-        faults: Told what was left out.
+        path: File of JSON lines.
+        faults: Receives the lines that are left out.
 
     Returns:
-        Name → (N,), float64, in the file's order; NaN where a row lacks the name or holds null or no number.
+        Name → values of the N rows in the order of the file, (N,), float64; NaN where a row has no number of that name.
     """
     parts = [_matrix(rows) for rows in _blocks(path, Faults() if faults is None else faults)]
     names = tuple(dict.fromkeys(name for own, _ in parts for name in own))
@@ -86,14 +86,14 @@ def read_columns(path: Path, faults: Faults | None = None) -> dict[str, Values]:
 
 
 def _matrix(rows: list[Row]) -> tuple[tuple[str, ...], Values]:
-    """All names of the rows, and (rows, names); NaN for what is no number."""
+    """All names of the rows, and their values, (rows, names); NaN where a row has no number."""
     names = tuple(rows[0])
     if len(names) > 1 and sum(map(len, rows)) == len(rows) * len(names):
         pick = itemgetter(*names)
         try:
             return names, np.array([pick(row) for row in rows], dtype=np.float64)
         except (KeyError, TypeError, ValueError, OverflowError):
-            pass  # other names, or values that are no numbers
+            pass  # rows with other names, or values that are no numbers
     names = tuple(dict.fromkeys(name for row in rows for name in row))
     values = [_number(row.get(name)) for row in rows for name in names]
     return names, np.array(values).reshape(len(rows), len(names))
@@ -104,7 +104,7 @@ def _number(value: Any) -> float:
 
 
 def _blocks(path: Path, faults: Faults) -> Iterator[list[Row]]:
-    """Rows, some hundreds at a time; no list is empty."""
+    """Yield lists of some hundred rows; no list is empty."""
     number = 0
     with path.open("rb") as file:
         while lines := file.readlines(_BLOCK):
@@ -121,7 +121,7 @@ def _blocks(path: Path, faults: Faults) -> Iterator[list[Row]]:
 
 
 def _closed(line: bytes) -> bool:
-    """Whether a line is an object by its ends: halves of objects must not join with those of other lines."""
+    """Whether a line starts and ends like an object: two lines with half an object each must not parse as one."""
     return line.startswith(b"{") and line.endswith(b"}\n")
 
 
@@ -130,7 +130,7 @@ def _one_by_one(lines: list[bytes], before: int, faults: Faults) -> Iterator[Row
         if not line.strip():
             continue
         try:
-            row = json.loads(line)  # takes NaN and Infinity, which are not JSON but which others write
+            row = json.loads(line)  # accepts NaN and Infinity, which are not JSON but which other programs write
         except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict):

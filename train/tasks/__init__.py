@@ -1,1 +1,1 @@
-"""What a prediction is scored against: one task per kind of target."""
+"""What predictions are scored against: one task per kind of target."""
