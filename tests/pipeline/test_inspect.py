@@ -35,21 +35,15 @@ from bmlpipe.pipeline.inspection.samples import (
 )
 from bmlpipe.pipeline.inspection.sound import spectrogram_axes
 from bmlpipe.pipeline.inspection.tiles import tile_rows
-from bmlpipe.pipeline.store.ledger import LOG_FILE
+from bmlpipe.pipeline.store.folder import FeatureFolder
 from bmlpipe.pipeline.store.reasons import REASONS
 from bmlpipe.shards.index import SAMPLES_FILE
-from bmlpipe.shards.kinds import (
-    KINDS,
-    SPECTROGRAM_MEMBER,
-    WAVEFORM_MEMBER,
-    flow_member,
-    frame_member,
-    kind_of,
-    rgb_diff_member,
-)
+from bmlpipe.shards.kinds import KINDS, kind_of
 from bmlpipe.shards.reader import ShardReader
 from bmlpipe.shards.sample import Sample, key_of
 from bmlpipe.shards.writer import ShardWriter
+
+SPECTROGRAM, WAVEFORM = KINDS["spectrogram"].member, KINDS["waveform"].member
 
 
 def bmlpipe(*words: object) -> Result:
@@ -72,7 +66,7 @@ def heard(preset: str, sound: npt.NDArray[np.float64]) -> InspectedSample:
     """A sample with the spectrogram of this audio alone."""
     values = log_spectrogram(sound.astype(np.float32), preset)
     parameters = SpectrogramOptions(preset).parameters(3)
-    return InspectedSample("k", {SPECTROGRAM_MEMBER: npy(values)}, {}, {"spectrogram": parameters}, "")
+    return InspectedSample("k", {SPECTROGRAM: npy(values)}, {}, {"spectrogram": parameters}, "")
 
 
 @pytest.mark.parametrize("hertz", [440, 3000])
@@ -106,7 +100,7 @@ def test_a_mel_bin_is_drawn_around_its_own_centre(row: int) -> None:
     centre = low + (row + 1) * (high - low) / 129
     tone = np.sin(2 * np.pi * 700 * np.expm1(centre / 1127) * np.arange(48000) / 16000)
     sample = heard("kaldi-fbank", 0.5 * tone)
-    values = np.load(io.BytesIO(sample.members[SPECTROGRAM_MEMBER]))
+    values = np.load(io.BytesIO(sample.members[SPECTROGRAM]))
     assert values.mean(axis=1, dtype=np.float32).argmax() == row
     axes = spectrogram_axes(sample.features["spectrogram"], values.shape)
     assert axes is not None
@@ -120,11 +114,12 @@ def test_a_click_lies_at_its_time(preset: str) -> None:
     sound = np.random.default_rng(0).normal(0, 1e-4, 3 * layout.rate)
     sound[round(1.2345 * layout.rate)] = 0.9
     sample = heard(preset, sound)
-    values = np.load(io.BytesIO(sample.members[SPECTROGRAM_MEMBER])).astype(np.float32)
+    values = np.load(io.BytesIO(sample.members[SPECTROGRAM])).astype(np.float32)
     axes = spectrogram_axes(sample.features["spectrogram"], values.shape)
     assert axes is not None
     left, right, _, _ = axes.extent
-    level = values.mean(axis=0) - np.median(values)
+    level = values.mean(axis=0)
+    level -= np.median(level)
     width = (right - left) / values.shape[1]
     assert width == pytest.approx(layout.hop / layout.rate)
     loud = np.flatnonzero(level > level.max() / 2)
@@ -168,9 +163,9 @@ def test_motion_to_the_right_is_red_up_to_the_edge_of_its_wheel(tmp_path: Path) 
     """Uniform fields, stored as grey JPEGs: 6 pixels to the right and 2 upwards, bound 20."""
     members = {}
     for instant, (x, y) in enumerate([(6.0, 0.0), (0.0, -2.0)]):
-        for axis, pixels in (("x", x), ("y", y)):
+        for member, pixels in zip(KINDS["flow"].members_at(instant), (x, y)):
             levels = quantise(np.full((32, 48, 1), pixels, np.float32), 20)
-            members[flow_member(instant, 0, axis)] = simplejpeg.encode_jpeg(levels, 95, colorspace="GRAY")
+            members[member] = simplejpeg.encode_jpeg(levels, 95, colorspace="GRAY")
     meta = {"flow": {"times": [0.0, 1.0], "height": 32, "width": 48, "bound": 20}}
     (row,) = tile_rows(InspectedSample("k", members, meta, {"flow": {"stack": 3}}, ""))
     right, up, wheel = row.tiles
@@ -184,9 +179,9 @@ def test_motion_to_the_right_is_red_up_to_the_edge_of_its_wheel(tmp_path: Path) 
 def test_rgb_differences_are_grey_where_nothing_changes_and_stronger_than_stored(tmp_path: Path) -> None:
     levels = np.full((32, 48, 3), 128, np.uint8)
     levels[:, 24:] = 138  # a change by 20
-    member = simplejpeg.encode_jpeg(levels, 100, colorspace="RGB")
+    jpeg = simplejpeg.encode_jpeg(levels, 100, colorspace="RGB")
     meta = {"rgb_diff": {"times": [0.0], "height": 32, "width": 48}}
-    (row,) = tile_rows(InspectedSample("k", {rgb_diff_member(0): member}, meta, {}, ""))
+    (row,) = tile_rows(InspectedSample("k", {"rgb_diff_000.jpg": jpeg}, meta, {}, ""))
     (tile,) = row.tiles
     assert np.abs(tile.pixels[:, :16].astype(int) - 128).max() <= 4
     assert np.abs(tile.pixels[:, 32:].astype(int) - 168).max() <= 4  # 128 + 4 · 10
@@ -271,7 +266,7 @@ def test_a_png_and_a_page_of_shards(toy_shards: Path, tmp_path: Path) -> None:
     page = Page.of(tmp_path / "s.html")
     sample = ShardReader(toy_shards)[int(np.flatnonzero(ShardReader(toy_shards).index.samples["key"] == b"val-003")[0])]
     jpegs = [base64.b64decode(source.split(",")[1]) for source in page.sources if source.startswith("data:image/jpeg")]
-    assert jpegs == [bytes(sample.members[frame_member(at)]) for at in range(4)]
+    assert jpegs == [bytes(sample.members[f"frame_{at:03d}.jpg"]) for at in range(4)]
     assert "d · val3" in page.text  # class and id
     assert re.findall(r"\d\.\d\d s", page.text)[:4] == ["0.00 s", "1.00 s", "2.00 s", "3.00 s"]
 
@@ -307,8 +302,8 @@ def test_nothing_in_a_page_comes_from_the_names_or_the_network(tmp_path: Path) -
     evil = '"><script>alert(1)</script><img src=x onerror=alert(2)> $\\frac{{{ 7*7 }}{% x %}$ 音'
     jpeg = simplejpeg.encode_jpeg(np.full((40, 48, 3), 90, np.uint8), colorspace="RGB")
     sound = 0.3 * np.sin(np.arange(16000) / 5).astype(np.float32)
-    members = {frame_member(0): jpeg, WAVEFORM_MEMBER: encode_waveform(sound)}
-    members[SPECTROGRAM_MEMBER] = npy(log_spectrogram(sound))
+    members = {"frame_000.jpg": jpeg, WAVEFORM: encode_waveform(sound)}
+    members[SPECTROGRAM] = npy(log_spectrogram(sound))
     meta = {"id": evil, "label": evil, "split": "train", "flags": ["silent_audio", evil], "source": [evil]}
     meta |= {
         "frames": {"times": [0.0], "height": 40, "width": 48},
@@ -334,14 +329,14 @@ def test_nothing_in_a_page_comes_from_the_names_or_the_network(tmp_path: Path) -
     [
         (["--key", "nothing"], 1, "has no sample with the key or id 'nothing'"),
         (["--label", "e"], 1, "there is no class 'e'"),
-        (["--split", "tset"], 1, "there are no samples of split 'tset'"),
+        (["--split", "tset"], 1, "no samples of split 'tset'"),
         (["--flag", "silent"], 1, "no sample of"),
         (["--flag", "loud"], 2, "there is no flag 'loud'"),
-        (["--key", "val-003", "--random", "2"], 2, "--key names the samples: leave out --random"),
+        (["--key", "val-003", "--random", "2"], 2, "excludes --random"),
         (["--out", "sheet.pdf"], 2, "must end in .png or .html"),
-        (["--csv"], 2, "--csv is for --failed"),
-        (["--failed", "--split", "val"], 2, "leave out --split"),
-        (["--failed"], 2, "holds no ledger.csv: --failed is for the feature folder"),
+        (["--csv"], 2, "--csv needs --failed"),
+        (["--failed", "--split", "val"], 2, "excludes --split"),
+        (["--failed"], 2, "holds no ledger.csv"),
     ],
 )
 def test_wrong_options_are_reported(toy_shards: Path, words: list[str], status: int, message: str) -> None:
@@ -421,7 +416,7 @@ def test_failed_clips_are_counted_and_explained_with_examples(features: Path) ->
         assert f"remedy: {REASONS[reason].remedy}" in said
     assert "x/page0 x/page0.mp4" in said
     assert "x/page3" not in said
-    assert "… and 1 more: --csv lists all" in said
+    assert "… and 1 more" in said
     assert f"{features.parent}/videos/x/empty.mp4" in said
 
 
@@ -438,10 +433,10 @@ def test_failed_clips_as_csv(features: Path) -> None:
 
 def test_a_running_extraction_can_be_inspected(features: Path) -> None:
     row = ["x/page0", "train", "ok", "", "", "", "x/page0.mp4", "", ""]
-    (features / LOG_FILE).write_text(json.dumps(row) + "\n")
+    FeatureFolder(features).ledger_log.write_text(json.dumps(row) + "\n")
     try:
         result = bmlpipe("inspect", features, "--failed")
     finally:
-        (features / LOG_FILE).unlink()
-    assert "goes on or was interrupted" in result.stderr
+        FeatureFolder(features).ledger_log.unlink()
+    assert "running or was interrupted" in result.stderr
     assert result.stdout.startswith("9 clips: ok 4, failed 4, absent 1\n")
