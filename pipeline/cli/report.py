@@ -67,12 +67,13 @@ def report(runs: tuple[Path, ...], out: Path | None, reference: Path | None) -> 
     The page (--out report.html) opens from disk and needs no network. Its figures and tables are also written to
     report_files/ beside it.
     """
+    named = " ".join(["bmlpipe report", *map(str, runs)])
     runs = runs or _all_runs()
     if reference is not None and reference.resolve() not in {run.resolve() for run in runs}:
         raise click.BadParameter(f"{reference} must be one of RUNS.", param_hint="--reference")
     show(runs, out, reference=reference)
     if out is None:
-        log_next(f"bmlpipe report {' '.join(map(str, runs))} --out report.html")
+        log_next(f"{named} --out report.html")
     else:
         log_next(f"open {out}")
 

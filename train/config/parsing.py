@@ -25,23 +25,24 @@ def parse(values: Mapping[str, Any], where: str) -> TrainConfig:
 
     Args:
         values: Option → value.
-        where: Where the values stand, for messages.
+        where: Where the values stand, for messages; "": nothing to say.
 
     Raises:
         ConfigError: An option is unknown, a value has the wrong type or is impossible.
     """
     known = {item.name for item in dataclasses.fields(TrainConfig)}
+    where = f"{where}: " if where else ""
     given: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:
             close = difflib.get_close_matches(str(name), known, 1)
-            raise ConfigError(f"{where}: unknown option {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+            raise ConfigError(f"{where}unknown option {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
         given[name] = _converted(name, value, where)
     preset = PRESETS.get(given.get("preset", "paper"))
     try:
         return TrainConfig(**{**(preset.options if preset else {}), **given})
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{where}{error}") from error
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def read_options(file: Path | None, given: Mapping[str, Any]) -> TrainConfig:
     flags_given = {name: value for name, value in given.items() if value is not None}
     try:
         values = {**(read_file(file) if file else {}), **flags_given}
-        return parse(values, str(file) if file else "command line").resolved()
+        return parse(values, str(file) if file else "").resolved()
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
 
@@ -135,7 +136,7 @@ def _converted(name: str, value: Any, where: str) -> Any:
     except (TypeError, ValueError):
         pass
     expected = {str: "names", float: "numbers"}.get(value_type, value_type.__name__) if several else value_type.__name__
-    raise ConfigError(f"{where}: {name} is {value!r}: expected {expected}")
+    raise ConfigError(f"{where}{name} is {value!r}: expected {expected}")
 
 
 def _part(value_type: type, value: Any) -> Any:
