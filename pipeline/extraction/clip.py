@@ -129,7 +129,7 @@ class _ClipFiles:
                 if picture is not None and abs(begin - start_time(picture)) > OFFSET:
                     begin = start_time(picture)
                 found = found.updated(self._sound_features(self.video, sound, demuxer, begin, seek_time))
-            return found.updated(ClipFeatures(flags=["damaged_container"] * demuxer.damaged))
+            return found.updated(ClipFeatures(flags=_demuxer_flags(demuxer)))
 
     def _from_audio_file(self, path: Path, attempt: _Attempt) -> ClipFeatures:
         with open_media(path) as container:
@@ -139,8 +139,7 @@ class _ClipFiles:
             media = {"audio_container": container.format.name, **_describe_audio(sound)}
             demuxer, seek_time = self._open_streams(container, [sound], attempt)
             found = self._sound_features(path, sound, demuxer, start_time(sound), seek_time)
-            flags = ["damaged_container"] * demuxer.damaged
-            return ClipFeatures(media=media, flags=flags).updated(found)
+            return ClipFeatures(media=media, flags=_demuxer_flags(demuxer)).updated(found)
 
     def _open_streams(
         self, container: InputContainer, streams: list[Any], attempt: _Attempt
@@ -174,6 +173,13 @@ class _ClipFiles:
         if self.request.ffmpeg:
             read = partial(read_audio_with_ffmpeg, self.request.ffmpeg, path, seek_time=seek_time)
         return make_sound_features(decoder, self.span, self.request.sound_front_ends, read)
+
+
+def _demuxer_flags(demuxer: Demuxer) -> tuple[str, ...]:
+    flags = set()
+    if demuxer.damaged:
+        flags.add("damaged_container")
+    return tuple(flags)
 
 
 def _picture_stream(container: InputContainer) -> Any:

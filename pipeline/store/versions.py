@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
-_PACKAGES = ("bmlpipe", "av", "numpy", "scipy", "opencv-contrib-python-headless", "simplejpeg", "soundfile")
+_PACKAGES = ("bmlpipe", "av", "numpy", "scipy", "opencv-contrib-python-headless", "simplejpeg", "soundfile", "librosa")
 
 
 @cache

@@ -27,7 +27,7 @@ from bmlpipe.pipeline.cluster.worker_pool import ClusterError, ExistingScheduler
 from bmlpipe.pipeline.extraction import run as extract
 from bmlpipe.pipeline.extraction.clip_timeout import ClipTimeout
 from bmlpipe.pipeline.extraction.request import ExtractionRequest
-from bmlpipe.pipeline.extraction.shared_folders import OnSharedFolders, Seen, marked
+from bmlpipe.pipeline.extraction.shared_folders import OnSharedFolders, TaskFiles, run_marker
 from bmlpipe.pipeline.extraction.task import ClipTask
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
 from bmlpipe.pipeline.store.errors import StoreWriteError
@@ -231,7 +231,7 @@ def test_a_clip_that_kills_its_worker_becomes_a_row(
     """In the place of `extract_batch`, a function whose process dies on one clip."""
 
     def batch_function(
-        tasks: Sequence[ClipTask], request: ExtractionRequest, out: Path, videos: Path, limit: ClipTimeout | None
+        tasks: Sequence[ClipTask], request: ExtractionRequest, out: Path, videos: Path, timeout: ClipTimeout | None
     ) -> list[LedgerRow]:
         if any(task.clip.id == "7" for task in tasks):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -262,10 +262,10 @@ def test_a_clip_that_hangs_becomes_a_row_and_the_others_are_not_lost(
     """Clip 3 hangs inside a C call, as a decoder would; clip 5 only on the first try."""
 
     def batch_function(
-        tasks: Sequence[ClipTask], request: ExtractionRequest, out: Path, videos: Path, limit: ClipTimeout
+        tasks: Sequence[ClipTask], request: ExtractionRequest, out: Path, videos: Path, timeout: ClipTimeout
     ) -> list[LedgerRow]:
         for task in tasks:
-            with limit.watch(task.clip.id):
+            with timeout.watch(task.clip.id):
                 tried = videos / f"{task.clip.id}.tried"
                 if task.clip.id == "3" or (task.clip.id == "5" and not tried.exists()):
                     tried.touch()
@@ -278,7 +278,7 @@ def test_a_clip_that_hangs_becomes_a_row_and_the_others_are_not_lost(
     out = tmp_path / "out"
     with exclusive_folder(out, "extraction"):
         plan = extract.make_plan(manifest, videos, out, request)
-        counts = extract.run(plan, workers=2, batch=4, time_limit=0.5)
+        counts = extract.run(plan, workers=2, batch=4, clip_timeout=0.5)
     assert counts == {"ok": 7, "failed": 1}
     (row,) = [row for row in read_ledger(out) if row.status == "failed"]
     assert (row.id, row.reason) == ("3", "timeout")
@@ -305,21 +305,21 @@ def test_a_batch_is_given_back_where_the_folders_are_not_the_same(videos: Path, 
             for task, ok in zip(batch, readable)
         ]
 
-    with marked(out) as marker:
+    with run_marker(out) as marker:
         assert [path.name for path in out.iterdir()] == [marker.name]
         there = OnSharedFolders(work, request, marker)
-        batch = [Seen.now(task) for task in tasks]
+        batch = [TaskFiles.seen_now(task) for task in tasks]
         assert [row.status for row in there(batch)] == ["ok", "ok"]
         (videos / "0.mp4").write_bytes(b"longer")
         with pytest.raises(UnfitWorkerError, match=r"0\.mp4 has 1 bytes here, it sees 6: mount"):
             there(batch)
         assert [seen.again().sizes for seen in batch] == [(None,), (1,)]  # it is not the worker's fault
         assert [row.status for row in there([seen.again() for seen in batch])] == ["ok", "ok"]
-        batch = [Seen.now(task) for task in tasks]
+        batch = [TaskFiles.seen_now(task) for task in tasks]
         ends.append(StoreWriteError("a mount was lost"))
         with pytest.raises(UnfitWorkerError, match=r"1\.mp4 has 1 bytes here, it does not see it"):
             there(batch)
-        gone = [Seen.now(task) for task in tasks]  # gone for all: that clip fails, and no worker
+        gone = [TaskFiles.seen_now(task) for task in tasks]  # gone for all: that clip fails, and no worker
         ends.clear()
         assert [row.reason for row in there(gone)] == ["", "unreadable_file"]
         elsewhere = OnSharedFolders(work, request, tmp_path / "unmounted" / marker.name)

@@ -43,8 +43,8 @@ def test_the_estimate_is_near_what_the_run_writes_and_writes_nothing_itself(plan
     written = sum(path.stat().st_size for path in plan.out.rglob("*.h5"))
     assert judged.bytes == pytest.approx(written, rel=0.01)
     assert 0 < estimate(plan, sample=4).bytes < 1.5 * written
-    assert judged.seconds_a_clip > 0
-    assert "judged by 13 clips, not_media 1" in judged.text(2)
+    assert judged.seconds_per_clip > 0
+    assert "estimated from 13 clips, not_media 1" in judged.text(2)
 
 
 def test_a_disk_without_the_room_is_refused_with_both_numbers(
@@ -53,7 +53,7 @@ def test_a_disk_without_the_room_is_refused_with_both_numbers(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(0, 0, 10_000))
     with pytest.raises(
-        ExtractionError, match=r"need about 0\.00 GB \(13 clips of .* MB\), and .*out has 0\.00 GB free"
+        ExtractionError, match=r"need about 0\.00 GB \(13 clips of .* MB\), but .*out has only 0\.00 GB free"
     ):
         estimate(plan).check(plan.out)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(0, 0, 10**12))

@@ -17,14 +17,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.schema import Clip, Manifest, read_clips
 from bmlpipe.pipeline.extraction import worker as work
 from bmlpipe.pipeline.extraction.request import ExtractionRequest
 from bmlpipe.pipeline.extraction.run import ExtractionPlan, make_plan, run
-from bmlpipe.pipeline.front_ends.features import Features, Flow, Frames, RgbDiff, Spectrogram, Waveform
+from bmlpipe.pipeline.front_ends.features import ArrayFeature, ClipFeatures, Feature, FlacSound, JpegSeries
 from bmlpipe.pipeline.front_ends.flow import FlowOptions
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
+from bmlpipe.pipeline.front_ends.registry import FRONT_ENDS
 from bmlpipe.pipeline.front_ends.rgb_diff import RgbDiffOptions
 from bmlpipe.pipeline.front_ends.spectrogram import SpectrogramOptions
 from bmlpipe.pipeline.front_ends.waveform import WaveformOptions
@@ -36,7 +38,7 @@ from bmlpipe.shards.kinds import KINDS
 
 FRAMES = ExtractionRequest((FrameOptions(),), 3)
 BOTH = ExtractionRequest((FrameOptions(), SpectrogramOptions()), 3)
-ALL = replace(BOTH, flow=FlowOptions(), rgb_diff=RgbDiffOptions(), waveform=WaveformOptions())
+ALL = replace(BOTH, front_ends=(*BOTH.front_ends, FlowOptions(), RgbDiffOptions(), WaveformOptions()))
 
 CONTENTS = {
     "a/one.mp4": b"one",
@@ -54,9 +56,10 @@ class Decoder:
         self.calls: list[tuple[str, tuple[str, ...]]] = []
         self.before: Callable[[Path], None] = lambda path: None
 
-    def __call__(self, video: Path, *, start: float, duration: float | None, **wanted: Any) -> Features:
-        kinds = tuple(kind for kind in KINDS if wanted[kind] is not None)
-        self.calls.append((video.name, kinds))
+    def __call__(
+        self, video: Path, request: ExtractionRequest, *, audio: Path | None, start: float, duration: float | None
+    ) -> ClipFeatures:
+        self.calls.append((video.name, request.kinds))
         self.before(video)
         content = video.read_bytes()
         if content.startswith(b"bad"):
@@ -67,15 +70,18 @@ class Decoder:
             raise MemoryError
         seed = f"{content!r} {start} {duration}".encode()
         values = np.frombuffer(hashlib.sha512(seed).digest(), np.uint8).astype(np.float16)[None]
-        image = seed + bytes(wanted["frames"].short_side if wanted["frames"] else 0)
-        return Features(
-            frames=Frames((image,), (0.0,), 16, 16) if "frames" in kinds else None,
-            spectrogram=Spectrogram(values) if "spectrogram" in kinds else None,
-            flow=Flow((((seed, seed),),), (0.0,), 16, 16, 20.0) if "flow" in kinds else None,
-            rgb_diff=RgbDiff(((seed,),), (0.0,), 16, 16) if "rgb_diff" in kinds else None,
-            waveform=Waveform(seed) if "waveform" in kinds else None,
-            flags=("short_audio",) if "spectrogram" in kinds else (),
-            media={"rotation": 0, "width": 16} if "frames" in kinds else {"width": 16},
+        side = request.parameters["frames"]["short_side"] if "frames" in request.kinds else 0
+        made: dict[str, Feature] = {
+            "frames": JpegSeries((seed + bytes(side),), (0.0,), 16, 16),
+            "spectrogram": ArrayFeature(values),
+            "flow": JpegSeries((seed, seed), (0.0,), 16, 16, {"stack": 1, "bound": 20.0}),
+            "rgb_diff": JpegSeries((seed,), (0.0,), 16, 16, {"stack": 1}),
+            "waveform": FlacSound(seed),
+        }
+        return ClipFeatures(
+            {kind: made[kind] for kind in request.kinds},
+            flags=("short_audio",) if "spectrogram" in request.kinds else (),
+            media={"rotation": 0, "width": 16} if "frames" in request.kinds else {"width": 16},
         )
 
     def names(self) -> list[str]:
@@ -214,11 +220,11 @@ def test_other_parameters_redo_their_kind_alone(videos: Path, tmp_path: Path, de
     extract(videos, out, ALL)
     before = FeatureStore(out).read("a/one")
     decoder.calls.clear()
-    extract(videos, out, replace(ALL, frames=FrameOptions(short_side=128)))
+    extract(videos, out, replace(ALL, front_ends=(FrameOptions(short_side=128), *ALL.front_ends[1:])))
     assert set(decoder.calls) == {(name.rpartition("/")[2], ("frames",)) for name in CONTENTS} - {
         ("bad.mp4", ("frames",)),
         ("bug.mp4", ("frames",)),
-    } | {("bad.mp4", KINDS), ("bug.mp4", KINDS)}
+    } | {("bad.mp4", ALL.kinds), ("bug.mp4", ALL.kinds)}
     after = FeatureStore(out).read("a/one")
     assert after.parameters["frames"]["short_side"] == 128
     assert after.features["frames"] != before.features["frames"]
@@ -232,7 +238,7 @@ def test_a_kind_added_later_gives_the_same_file_as_all_at_once(videos: Path, tmp
     for request in (FRAMES, ExtractionRequest((SpectrogramOptions(),), 3), ALL):
         decoder.calls.clear()
         extract(videos, later, request)
-    assert ("one.mp4", KINDS[2:]) in decoder.calls
+    assert ("one.mp4", ALL.kinds[2:]) in decoder.calls
     for clip_id in ("a/one", "a/two", "b/four"):
         paths = [FeatureStore(folder).path(clip_id) for folder in (once, later)]
         assert paths[0].read_bytes() == paths[1].read_bytes()
@@ -252,8 +258,8 @@ def test_kept_features_that_are_damaged_do_not_fail_the_clip(videos: Path, tmp_p
     path.write_bytes(whole[:at] + b"X" + whole[at + 1 :])
     decoder.calls.clear()
     extract(videos, out, ALL)
-    assert ("one.mp4", KINDS) in decoder.calls
-    assert ("two.mp4", KINDS[1:]) in decoder.calls
+    assert ("one.mp4", ALL.kinds) in decoder.calls
+    assert ("two.mp4", ALL.kinds[1:]) in decoder.calls
     assert known_rows(out)["a/one"].status == "ok"
 
 
@@ -329,7 +335,7 @@ def test_a_run_that_is_stopped_leaves_a_full_ledger_and_goes_on_later(
         ("a/two", "failed", NOT_TRIED),
         ("b/bug", "failed", NOT_TRIED),
     ]
-    with pytest.raises(ExtractionError, match="goes on where it stopped"):
+    with pytest.raises(ExtractionError, match="continues where it stopped"):
         read_ledger(out)
     decoder.before = lambda path: None
     decoder.calls.clear()
@@ -404,12 +410,20 @@ def test_a_file_that_cannot_be_read_fails_alone(videos: Path, tmp_path: Path, de
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"seconds": 0, "frames": FrameOptions()}, "seconds is 0"),
-        ({"seconds": None, "spectrogram": SpectrogramOptions()}, "give it with --seconds"),
-        ({"seconds": None, "waveform": WaveformOptions()}, "give it with --seconds"),
-        ({"seconds": 10}, "no feature is wanted"),
+        (((FrameOptions(),), 0), "seconds is 0"),
+        (((SpectrogramOptions(),), None), "give --seconds"),
+        (((WaveformOptions(),), None), "give --seconds"),
+        (((), 10), "no feature kind"),
+        (((FrameOptions(), FrameOptions()), 10), "frames is named twice"),
     ],
 )
-def test_a_recipe_is_checked_where_it_is_made(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ExtractionRequest(**arguments)
+def test_a_request_is_checked_where_it_is_made(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        ExtractionRequest(*arguments)
+
+
+def test_a_request_lists_its_kinds_in_the_order_of_the_table() -> None:
+    request = ExtractionRequest((WaveformOptions(), FlowOptions(), FrameOptions()), 3)
+    assert request.kinds == tuple(request.parameters) == ("frames", "flow", "waveform")
+    assert request.only({"flow"}).kinds == ("flow",)
+    assert set(FRONT_ENDS) == set(KINDS)

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from bmlpipe.pipeline.cli import main
 from bmlpipe.pipeline.extraction.clip import extract_clip
 from bmlpipe.pipeline.extraction.request import ExtractionRequest
-from bmlpipe.pipeline.front_ends.features import Flow
+from bmlpipe.pipeline.front_ends.features import JpegSeries
 from bmlpipe.pipeline.front_ends.flow import FlowOptions, dequantise
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
 from bmlpipe.pipeline.media.errors import ClipError
@@ -48,17 +48,19 @@ def write(folder: Path, layout: str, name: str, *, count: int = PICTURES - 1, fi
     return folder
 
 
-def found(clip: Path, folder: Path, *, stack: int = 1, **arguments: object) -> Flow:
-    flow = extract_clip(clip, flow=FlowOptions(stack=stack, images=folder), **arguments)["flow"]  # type: ignore[arg-type]
-    assert flow is not None
+def found(clip: Path, folder: Path, *, stack: int = 1, seconds: int | None = 10, **span: float) -> JpegSeries:
+    request = ExtractionRequest((FlowOptions(stack=stack, images=folder),), seconds)
+    flow = extract_clip(clip, request, **span)["flow"]  # type: ignore[arg-type]
+    assert isinstance(flow, JpegSeries)
     return flow
 
 
-def shown(flow: Flow) -> list[list[int]]:
+def shown(flow: JpegSeries) -> list[list[int]]:
     """Numbers of the pictures whose fields stand at each instant."""
     numbers = []
-    for steps in flow.jpegs:
-        x, y = ([int(simplejpeg.decode_jpeg(pair[i], "GRAY").mean().round()) for pair in steps] for i in (0, 1))
+    for instant in range(len(flow.times)):
+        levels = [int(simplejpeg.decode_jpeg(jpeg, "GRAY").mean().round()) for jpeg in flow.at(instant)]
+        x, y = levels[::2], levels[1::2]
         assert [255 - level for level in y] == x
         numbers.append(x)
     return numbers
@@ -77,8 +79,8 @@ def test_the_images_of_each_instant_as_they_are(clip: Path, tmp_path: Path, layo
     flow = found(clip, folder, seconds=3, stack=2)
     assert shown(flow) == [[0, 1], [25, 26], [49, 50]]  # 51 images: the last window is moved back
     assert flow.times == (0.0, 1.0, 49 / 25)
-    assert (flow.height, flow.width, flow.bound) == (24, 32, 20.0)
-    assert flow.jpegs[1][0] == (image(25), image(230))
+    assert (flow.height, flow.width, flow.numbers) == (24, 32, {"stack": 2, "bound": 20.0})
+    assert flow.at(1)[:2] == (image(25), image(230))
 
 
 @pytest.mark.parametrize(("first", "count"), [(0, PICTURES - 1), (1, PICTURES), (0, PICTURES)])
@@ -158,9 +160,9 @@ def test_reading_the_makers_levels_as_ours_errs_as_stated() -> None:
 
 
 def test_the_parameters_name_no_folder() -> None:
-    one, other = (FlowOptions(images=Path(name)).parameters() for name in ("/a", "/b"))
+    one, other = (FlowOptions(images=Path(name)).parameters(10) for name in ("/a", "/b"))
     assert one == other
-    assert one != FlowOptions().parameters()
+    assert one != FlowOptions().parameters(10)
     assert one["algorithm"] == "images"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.schema import Clip, Manifest
 from bmlpipe.pipeline.extraction.request import ExtractionRequest
 from bmlpipe.pipeline.extraction.run import make_plan, run
-from bmlpipe.pipeline.front_ends.features import Features
+from bmlpipe.pipeline.front_ends.features import ClipFeatures
 from bmlpipe.pipeline.front_ends.flow import FlowOptions
 from bmlpipe.pipeline.front_ends.flow_images import identity, quick_check
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
@@ -58,13 +59,11 @@ class Runs:
             run(make_plan(self.manifest, self.videos, self.out, self.request(images)), workers=0)
         return read_ledger(self.out)[0].reason
 
-    def features(self) -> Features:
+    def features(self) -> ClipFeatures:
         return FeatureStore(self.out).read("one").features
 
     def level(self) -> int:
-        flow = self.features()["flow"]
-        assert flow is not None
-        return int(simplejpeg.decode_jpeg(flow.jpegs[0][0][0], "GRAY").mean().round())
+        return int(simplejpeg.decode_jpeg(self.features()["flow"].jpegs[0], "GRAY").mean().round())
 
     def written(self) -> int:
         return FeatureStore(self.out).path("one").stat().st_mtime_ns
@@ -104,7 +103,7 @@ def test_one_image_of_equal_size_is_seen_by_its_time(runs: Runs) -> None:
     assert runs.planned() == 1
     runs.again()
     assert runs.written() > before
-    assert FeatureStore(runs.out).read("one").flow_images == identity(runs.images, runs.videos / "one.mp4")
+    assert FeatureStore(runs.out).read("one").companions["flow"] == identity(runs.images, runs.videos / "one.mp4")
 
 
 def test_copies_of_the_images_are_known_by_their_content(runs: Runs, tmp_path: Path) -> None:
@@ -135,12 +134,11 @@ def test_features_without_the_images_identity_are_made_again(runs: Runs) -> None
     """As computed flow has none, and files of another version."""
     store = FeatureStore(runs.out)
     stored = store.read("one")
-    assert stored.flow_images is not None
-    assert stored.flow_images.name == f"{2 * IMAGES} images"
+    assert stored.companions["flow"].name == f"{2 * IMAGES} images"
     assert quick_check(runs.images, runs.videos / "one.mp4")[0] == 2 * IMAGES
-    store.write(type(stored)(**{**vars(stored), "flow_images": None}))
+    store.write(replace(stored, companions={}))
     (runs.out / "ledger.csv").unlink()
     before = runs.written()
     assert runs.again() == ""
     assert runs.written() > before
-    assert store.read("one").flow_images == stored.flow_images
+    assert store.read("one").companions == stored.companions

@@ -240,4 +240,4 @@ def test_options_are_checked():
     for wrong in ({"short_side": 8}, {"short_side": 5000}, {"quality": 0}, {"quality": 101}):
         with pytest.raises(ValueError, match="must be"):
             FrameOptions(**wrong)
-    assert FrameOptions().parameters() != FrameOptions(quality=90).parameters()
+    assert FrameOptions().parameters(10) != FrameOptions(quality=90).parameters(10)

@@ -19,7 +19,7 @@ from bmlpipe.pipeline.extraction.request import ExtractionRequest
 from bmlpipe.pipeline.extraction.worker import extract_batch
 
 if sys.argv[2] == "worker":
-    extract_batch([], ExtractionRequest(10, frames=FrameOptions()), Path(sys.argv[1]), Path(sys.argv[1]))
+    extract_batch([], ExtractionRequest((FrameOptions(),)), Path(sys.argv[1]), Path(sys.argv[1]))
 
 def clip():
     parts = [np.zeros(1 << 20, np.uint8) for _ in range(32)]

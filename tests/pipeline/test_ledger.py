@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bmlpipe.pipeline.store.errors import ExtractionError, StoreWriteError
-from bmlpipe.pipeline.store.ledger import LEDGER_FILE, LOG_FILE, NOT_TRIED, Ledger, LedgerRow, known_rows, read_ledger
+from bmlpipe.pipeline.store.folder import FeatureFolder
+from bmlpipe.pipeline.store.ledger import NOT_TRIED, Ledger, LedgerRow, known_rows, read_ledger
 
 
 def untried(*ids: str) -> list[LedgerRow]:
@@ -21,7 +22,7 @@ def untried(*ids: str) -> list[LedgerRow]:
 
 
 def ids_of(folder: Path) -> list[str]:
-    with (folder / LEDGER_FILE).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with FeatureFolder(folder).ledger.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         return [row["id"] for row in csv.DictReader(file)]
 
 
@@ -33,8 +34,8 @@ def test_rows_stand_in_the_manifests_order_whatever_order_they_finish_in(tmp_pat
         ledger.append([LedgerRow("a", "train", "ok", flags="short_video")])
     assert ledger.counts() == {"ok": 2, "failed": 1}
     assert [(row.id, row.status) for row in read_ledger(tmp_path)] == [("c", "failed"), ("a", "ok"), ("b", "ok")]
-    assert [path.name for path in tmp_path.iterdir()] == [LEDGER_FILE]
-    lines = (tmp_path / LEDGER_FILE).read_text().splitlines()
+    assert [path.name for path in tmp_path.iterdir()] == ["ledger.csv"]
+    lines = FeatureFolder(tmp_path).ledger.read_text().splitlines()
     assert lines[0].startswith("id,split,status,reason,message,")
     assert lines[1].startswith("c,train,failed,empty_file,x.mp4 holds no bytes,")
 
@@ -75,8 +76,8 @@ def test_a_kill_in_the_middle_of_a_line_costs_that_line_alone(tmp_path: Path, cu
     with pytest.raises(RuntimeError), Ledger(tmp_path, untried("a", "b", "c")) as ledger:
         ledger.append([LedgerRow("a", "train", "ok"), LedgerRow("b", "train", "ok")])
         raise RuntimeError("killed")
-    (tmp_path / LEDGER_FILE).unlink()  # its state after a kill: that of the start
-    log = tmp_path / LOG_FILE
+    FeatureFolder(tmp_path).ledger.unlink()  # its state after a kill: that of the start
+    log = FeatureFolder(tmp_path).ledger_log
     log.write_bytes(log.read_bytes()[:-cut])
     known = known_rows(tmp_path)
     assert known["a"] == LedgerRow("a", "train", "ok")
@@ -125,7 +126,7 @@ def test_newlines_quotes_and_commas_are_csv_and_messages_are_one_line(tmp_path: 
     )
     with Ledger(tmp_path, [row]):
         pass
-    with (tmp_path / LEDGER_FILE).open(newline="", encoding="utf-8") as file:
+    with FeatureFolder(tmp_path).ledger.open(newline="", encoding="utf-8") as file:
         (cells,) = list(csv.reader(file))[1:]
     assert cells[0] == 'a "quoted", name\r\nwith\rends'
     assert cells[4] == "first second third and last"
@@ -133,7 +134,7 @@ def test_newlines_quotes_and_commas_are_csv_and_messages_are_one_line(tmp_path: 
 
 
 def test_a_table_of_other_columns_is_looked_at_again(tmp_path: Path) -> None:
-    (tmp_path / LEDGER_FILE).write_text("id,split,status\na,train,ok\n")
+    FeatureFolder(tmp_path).ledger.write_text("id,split,status\na,train,ok\n")
     assert known_rows(tmp_path) == {}
 
 
@@ -144,7 +145,7 @@ def test_without_an_extraction_there_is_nothing_to_read(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
-    (tmp_path / LOG_FILE).mkdir()
+    FeatureFolder(tmp_path).ledger_log.mkdir()
     with pytest.raises(StoreWriteError, match="cannot be written"), Ledger(tmp_path, untried("a")):
         pass
 
@@ -152,7 +153,7 @@ def test_a_folder_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
 def test_a_full_disk_at_the_end_is_not_hidden(tmp_path: Path) -> None:
     with pytest.raises(StoreWriteError, match="cannot be written"), Ledger(tmp_path, untried("a")) as ledger:
         ledger.append([LedgerRow("a", "train", "ok")])
-        (tmp_path / f"{LEDGER_FILE}.writing").mkdir()  # stands in for it: the table's temporary file cannot be made
+        (tmp_path / "ledger.csv.writing").mkdir()  # stands in for it: the table's temporary file cannot be made
     assert known_rows(tmp_path)["a"].status == "ok"
     with pytest.raises(ExtractionError, match="interrupted"):
         read_ledger(tmp_path)

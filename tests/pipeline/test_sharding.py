@@ -32,7 +32,8 @@ from bmlpipe.pipeline.front_ends.waveform import WaveformOptions
 from bmlpipe.pipeline.sharding.write import write_shards
 from bmlpipe.pipeline.store.errors import ExtractionError, StoreError
 from bmlpipe.pipeline.store.feature_file import FeatureStore
-from bmlpipe.pipeline.store.ledger import LOG_FILE, read_ledger
+from bmlpipe.pipeline.store.folder import FeatureFolder
+from bmlpipe.pipeline.store.ledger import read_ledger
 from bmlpipe.shards.errors import ShardError
 from bmlpipe.shards.index import read_index
 from bmlpipe.shards.kinds import KINDS
@@ -139,8 +140,8 @@ def test_members_are_named_and_made_as_the_format_says(features: Path, shards: P
     assert "waveform" in kept.features
     assert bytes(sample.members["waveform.flac"]) == kept["waveform"].flac
     assert bytes(sample.members["frame_000.jpg"]) == kept["frames"].jpegs[0]
-    assert bytes(sample.members["flow_000_01_y.jpg"]) == kept["flow"].jpegs[0][1][1]
-    assert [bytes(sample.members[f"rgb_diff_000{step}.jpg"]) for step in ("", "_01")] == list(kept["rgb_diff"].jpegs[0])
+    assert bytes(sample.members["flow_000_01_y.jpg"]) == kept["flow"].at(0)[3]
+    assert [bytes(sample.members[f"rgb_diff_000{step}.jpg"]) for step in ("", "_01")] == list(kept["rgb_diff"].at(0))
     assert sample.meta["rgb_diff"] == {"times": [0.0], "height": 32, "width": 48}
     assert simplejpeg.decode_jpeg(bytes(sample.members["frame_000.jpg"])).shape == (32, 48, 3)
     assert simplejpeg.decode_jpeg(bytes(sample.members["flow_000_00_x.jpg"]), colorspace="GRAY").shape == (32, 48, 1)
@@ -241,14 +242,14 @@ def test_what_cannot_become_shards_is_refused(clips: Path, features: Path, tmp_p
     refused(ExtractionError, "holds features of folder, not of vggsound: correct --dataset", dataset="vggsound")
     frames = extract(clips, tmp_path / "frames", REQUEST.only({"frames"}))
     refused(ExtractionError, "has no flow, only frames: run bmlpipe extract", frames, kinds=("frames", "flow"))
-    (frames / LOG_FILE).write_text("")
+    FeatureFolder(frames).ledger_log.write_text("")
     refused(ExtractionError, "is running or was interrupted", frames)
-    (frames / LOG_FILE).unlink()
+    FeatureFolder(frames).ledger_log.unlink()
     # One clip whose features were made otherwise, as after a run that was stopped in the middle.
     store = FeatureStore(frames)
     other = store.read("cat/00")
     store.write(replace(other, parameters={"frames": {**other.parameters["frames"], "short_side": 99}}))
-    refused(StoreError, "frames was made with other parameters than the rest", frames)
+    refused(StoreError, "frames was made with other parameters than in the other clips", frames)
     store.path("cat/00").unlink()
     refused(StoreError, "is missing: run bmlpipe extract again", frames)
 
@@ -265,7 +266,7 @@ def test_clips_that_lack_a_kind_are_named_with_the_remedy(
     for request in (REQUEST.only({"frames"}), REQUEST.only({"spectrogram"})):
         with exclusive_folder(out, "extraction"):
             run(make_plan(manifest, folder, out, request), workers=0)
-    with pytest.raises(StoreError, match="holds spectrogram and no frames: extract these kinds in one command"):
+    with pytest.raises(StoreError, match="holds spectrogram but not frames: extract these kinds in one command"):
         write_shards("folder", out, tmp_path / "shards")
     assert sum(write_shards("folder", out, tmp_path / "shards", kinds=("spectrogram",)).values()) == 2
 

@@ -15,10 +15,9 @@ import pytest
 
 from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.schema import Clip, Manifest
-from bmlpipe.pipeline.extraction.run import make_plan, run
-from bmlpipe.pipeline.extraction.request import ExtractionRequest
 from bmlpipe.pipeline.extraction.clip import extract_clip
 from bmlpipe.pipeline.extraction.request import ExtractionRequest
+from bmlpipe.pipeline.extraction.run import make_plan, run
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
 from bmlpipe.pipeline.front_ends.spectrogram import SpectrogramOptions
 from bmlpipe.pipeline.media.errors import ClipError
@@ -82,8 +81,9 @@ def server():
 
 
 def refused(path, decoder, reasons=("not_media",), **wanted):
+    request = ExtractionRequest(tuple(wanted.values()) or (FRAMES,), 2, decoder)
     with pytest.raises(ClipError) as caught:
-        extract_clip(path, seconds=2, ffmpeg=decoder, **(wanted or {"frames": FRAMES}))
+        extract_clip(path, request)
     assert caught.value.reason in reasons
     return caught.value
 
