@@ -139,11 +139,18 @@ def write_index(folder: Path, index: Index) -> None:
         "seed": index.seed,
         "samples": {"file": SAMPLES_FILE, "count": len(index.samples), "sha256": sha256_of(folder / SAMPLES_FILE)},
         "shards": [asdict(shard) for shard in index.shards],
-        "sha256": _UNSIGNED,
     }
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    text = text[: text.rindex(_UNSIGNED)] + hashlib.sha256(text.encode()).hexdigest() + '"\n}\n'
-    (folder / INDEX_FILE).write_text(text, encoding="utf-8")
+    (folder / INDEX_FILE).write_text(index_text(content), encoding="utf-8")
+
+
+def index_text(content: Mapping[str, Any]) -> str:
+    """The text of `index.json`: this content, and as last key the SHA-256 of the text.
+
+    Args:
+        content: All other keys, as JSON values.
+    """
+    text = json.dumps({**content, "sha256": _UNSIGNED}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return text[: text.rindex(_UNSIGNED)] + hashlib.sha256(text.encode()).hexdigest() + '"\n}\n'
 
 
 def read_index(folder: Path) -> Index:
@@ -204,7 +211,7 @@ def _parsed(folder: Path, text: bytes) -> Index | ShardError:
         )
     own = str(content.get("sha256", ""))
     unsigned = text.replace(own.encode(), _UNSIGNED.encode()) if len(own) == 64 else b""
-    if "sha256" in content and own != hashlib.sha256(unsigned).hexdigest():
+    if own != hashlib.sha256(unsigned).hexdigest():
         return ShardError(f"{path} is damaged: its SHA-256 is not the one that it states; run bmlpipe shard again")
     try:
         count = int(content["samples"]["count"])
@@ -245,4 +252,4 @@ def was_replaced(folder: Path, index: Index) -> bool:
         now = read_index(folder)
     except ShardError:
         return True
-    return (now.sha256, now.samples_sha256) != (index.sha256, index.samples_sha256)
+    return now.sha256 != index.sha256

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Literal
 
@@ -188,13 +189,13 @@ _ROWS = (
     ),
 )
 
+_TABLE = {kind.name: kind for kind in _ROWS}
+
 #: Name → feature kind, in the order in which the members of a sample are written.
-KINDS: Mapping[str, FeatureKind] = MappingProxyType({kind.name: kind for kind in _ROWS})
+KINDS: Mapping[str, FeatureKind] = MappingProxyType(_TABLE)
 
 #: Modality → name of the feature kind that it reads by default.
 MODALITY_KIND: Mapping[str, str] = MappingProxyType({kind.modality: kind.name for kind in _ROWS if kind.default})
-
-_BY_STEM = {kind.member.partition("{")[0].partition(".")[0].rstrip("_"): kind.name for kind in _ROWS}
 
 
 def kind_named(name: str) -> FeatureKind:
@@ -232,24 +233,12 @@ def kind_of(member: str) -> str:
     >>> [kind_of(name) for name in ("frame_003.jpg", "flow_003_00_x.jpg", "rgb_diff_003.jpg", "spectrogram.npy", "cls")]
     ['frames', 'flow', 'rgb_diff', 'spectrogram', 'cls']
     """
+    stem = _stem(member)
+    return next((kind.name for kind in KINDS.values() if _stem(kind.member) == stem), stem)
+
+
+@lru_cache(maxsize=4096)
+def _stem(member: str) -> str:
+    """A member's name without its numbers, component and extension."""
     match = re.match(r"[a-z]+(_[a-z]+)*", member)
-    stem = match.group() if match else member
-    return _BY_STEM.get(stem, stem)
-
-
-SPECTROGRAM_MEMBER, WAVEFORM_MEMBER = "spectrogram.npy", "waveform.flac"
-
-
-def frame_member(instant: int) -> str:
-    """To be removed."""
-    return KINDS["frames"].members_at(instant)[0]
-
-
-def flow_member(instant: int, step: int, component: str) -> str:
-    """To be removed."""
-    return f"flow_{instant:03d}_{step:02d}_{component}.jpg"
-
-
-def rgb_diff_member(instant: int, step: int = 0) -> str:
-    """To be removed."""
-    return KINDS["rgb_diff"].members_at(instant, step + 1)[step]
+    return match.group() if match else member

@@ -87,8 +87,6 @@ def _compared(
         yield Fault(damaged, "", "", str(error).replace(f"{folder}/", redacted(url)) if url else str(error))
         return
     start(index)
-    if not index.sha256:
-        yield Fault(INDEX_FILE, "", "", "does not state its own SHA-256, so damage to it may go unseen: write it again")
     listed = {INDEX_FILE, SAMPLES_FILE, *(shard.file for shard in index.shards)}
     for stray in sorted(path.name for path in folder.iterdir() if path.name[0] != "." and path.name not in listed):
         yield Fault(stray, "", "", "is not in the index")

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from bmlpipe.shards.combined_reader import CombinedReader, merged_statistics
 from bmlpipe.shards.errors import ShardError
-from bmlpipe.shards.kinds import SPECTROGRAM_MEMBER, frame_member
 from bmlpipe.shards.mixture_order import Mixture, interleave
 from bmlpipe.shards.order import EpochOrder
 from bmlpipe.shards.reader import ShardReader
@@ -168,7 +167,7 @@ def write(out: Path, prefix: str, classes: str, counts: dict[str, int], **change
     with ShardWriter(out, dataset=prefix, classes=list(classes), features=features, samples_per_shard=3) as writer:  # type: ignore[arg-type]
         for split, count in counts.items():
             for n in range(count):
-                members = {frame_member(0): f"{prefix}{split}{n}".encode(), SPECTROGRAM_MEMBER: b"s"}
+                members = {"frame_000.jpg": f"{prefix}{split}{n}".encode(), "spectrogram.npy": b"s"}
                 label = n % len(classes)
                 writer.write(split, Sample(f"{prefix}-{split}-{n}", label, members, {"label": classes[label]}))
         writer.statistics = changed.get("statistics", {"spectrogram": {"mean": [0.0], "std": [1.0]}})  # type: ignore[assignment]

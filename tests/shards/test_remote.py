@@ -31,6 +31,7 @@ from fsspec.asyn import AsyncFileSystem
 from bmlpipe.manifests.common.locks import locked, release, try_lock
 from bmlpipe.shards.combined_reader import CombinedReader
 from bmlpipe.shards.errors import ShardError
+from bmlpipe.shards.index import index_text
 from bmlpipe.shards.order import EpochOrder
 from bmlpipe.shards.reader import ShardReader
 from bmlpipe.shards.remote import cache as cache_module
@@ -410,11 +411,11 @@ def test_an_index_that_lies_is_an_error(tmp_path: Path, cache: Cache) -> None:
 
 
 def change_index(folder: Path, change: Callable[[dict[str, object]], object]) -> None:
-    """Rewrite index.json; without the hash of itself, which is optional."""
+    """Rewrite index.json, with the right hash of itself."""
     content = json.loads((folder / "index.json").read_text())
-    content.pop("sha256", None)
+    del content["sha256"]
     change(content)
-    (folder / "index.json").write_text(json.dumps(content))
+    (folder / "index.json").write_text(index_text(content))
 
 
 @pytest.mark.parametrize(

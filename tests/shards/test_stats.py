@@ -12,7 +12,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from bmlpipe.pipeline.cli import main
-from bmlpipe.shards.kinds import SPECTROGRAM_MEMBER, frame_member, rgb_diff_member
 from bmlpipe.shards.reader import ShardReader
 from bmlpipe.shards.sample import Sample
 from bmlpipe.shards.stats import describe
@@ -29,8 +28,8 @@ def shards(tmp_path: Path) -> Path:
     classes = [f"c{n}" for n in range(12)]
     with ShardWriter(out, dataset="t", classes=classes, features=FEATURES, samples_per_shard=4) as writer:
         for n in range(20):
-            members = {frame_member(i): bytes(100) for i in range(n % 3 + 1)}
-            members |= {SPECTROGRAM_MEMBER: bytes(50), rgb_diff_member(0): bytes(7)}
+            members = {f"frame_{i:03d}.jpg": bytes(100) for i in range(n % 3 + 1)}
+            members |= {"spectrogram.npy": bytes(50), "rgb_diff_000.jpg": bytes(7)}
             meta: dict[str, Any] = {"flags": ["mono"] if n % 4 == 0 else [], "start": 0.0, "duration": float(n)}
             if n == 7:
                 meta["duration"] = None

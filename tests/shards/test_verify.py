@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from bmlpipe.shards.errors import ShardError
 from bmlpipe.shards.index import read_index, write_index
-from bmlpipe.shards.kinds import SPECTROGRAM_MEMBER, frame_member
 from bmlpipe.shards.sample import Sample
 from bmlpipe.shards.verify.compare import verify
 from bmlpipe.shards.writer import ShardWriter
@@ -29,8 +28,8 @@ TRAIN0, TRAIN1, VAL = "train-000000.tar", "train-000001.tar", "val-000000.tar"
 
 def sample(number: int, size: int = 300) -> Sample:
     random = np.random.default_rng(number)
-    members = {frame_member(i): random.bytes(size + 100 * i + number) for i in range(3)}
-    members[SPECTROGRAM_MEMBER] = random.bytes(size)
+    members = {f"frame_{i:03d}.jpg": random.bytes(size + 100 * i + number) for i in range(3)}
+    members["spectrogram.npy"] = random.bytes(size)
     return Sample(f"k{number:02d}", number % 4, members, {"id": f"{number}", "frames": {"times": [0.0, 1.0, 2.0]}})
 
 
@@ -273,7 +272,7 @@ def test_hidden_files_are_no_faults(shards: Path) -> None:
     assert rows(shards) == []
 
 
-def test_an_index_without_a_hash_of_its_own_is_read_but_not_called_sound(shards: Path) -> None:
+def test_an_index_without_a_hash_of_its_own_is_damaged(shards: Path) -> None:
     path = shards / "index.json"
     content = json.loads(path.read_text())
     del content["sha256"]

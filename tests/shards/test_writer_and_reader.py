@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from bmlpipe.shards.errors import ShardError
 from bmlpipe.shards.index import read_index
-from bmlpipe.shards.kinds import SPECTROGRAM_MEMBER, frame_member
 from bmlpipe.shards.reader import ShardReader
 from bmlpipe.shards.sample import Sample, key_of
 from bmlpipe.shards.verify.compare import verify
@@ -30,8 +29,8 @@ FEATURES = {"frames": {"short_side": 8, "version": 1}, "spectrogram": {"preset":
 
 def sample(number: int) -> Sample:
     random = np.random.default_rng(number)
-    members = {frame_member(i): random.bytes(200 + 100 * i + number) for i in range(3)}
-    members[SPECTROGRAM_MEMBER] = random.bytes(1024)
+    members = {f"frame_{i:03d}.jpg": random.bytes(200 + 100 * i + number) for i in range(3)}
+    members["spectrogram.npy"] = random.bytes(1024)
     return Sample(f"-clip_{number:03d}", number % 4, members, {"id": f"-clip.{number:03d}", "flags": []})
 
 
