@@ -12,7 +12,15 @@ import simplejpeg
 from PIL import Image
 
 from bmlpipe.train.data import decode as views
-from bmlpipe.train.data.decode import View, centre_view, choose, mirror_motion, random_view, spectrogram
+from bmlpipe.train.data.decode import (
+    DamagedMemberError,
+    View,
+    centre_view,
+    choose_instants,
+    mirror_motion,
+    random_view,
+    spectrogram,
+)
 
 
 def gradient(height: int, width: int) -> bytes:
@@ -37,11 +45,11 @@ def uniform_numbers(seed: int, epoch: int, number: int, count: int) -> list[floa
     [(10, 3, [1, 5, 8]), (10, 10, list(range(10))), (1, 3, [0, 0, 0]), (2, 3, [0, 1, 1]), (10, 1, [5])],
 )
 def test_frames_are_the_middles_of_equal_segments(available: int, count: int, expected: list[int]) -> None:
-    assert choose(available, count) == expected
+    assert choose_instants(available, count) == expected
 
 
 def test_random_frames_stay_in_their_segments() -> None:
-    seen = {tuple(choose(10, 3, [u, u, u])) for u in np.linspace(0, 0.999, 50)}
+    seen = {tuple(choose_instants(10, 3, [u, u, u])) for u in np.linspace(0, 0.999, 50)}
     assert len(seen) > 3
     assert all(0 <= a < 4 and 3 <= b < 7 and 6 <= c < 10 for a, b, c in seen)
 
@@ -139,5 +147,10 @@ def test_a_spectrogram_is_what_numpy_reads(shape: tuple[int, int], order: Litera
 def test_other_arrays_are_no_spectrogram(values: np.ndarray) -> None:
     file = io.BytesIO()
     np.save(file, values)
-    with pytest.raises(ValueError, match="must be float16"):
+    with pytest.raises(DamagedMemberError, match="its spectrogram"):
         spectrogram(file.getvalue())
+
+
+def test_other_bytes_are_no_picture() -> None:
+    with pytest.raises(DamagedMemberError, match="not a JPEG"):
+        picture(b"no picture at all", View(0, 0, 1, 1), 8)

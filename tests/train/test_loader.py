@@ -22,12 +22,12 @@ from torch.utils.data import default_collate
 
 from bmlpipe.shards.combined_reader import CombinedReader
 from bmlpipe.shards.errors import ShardError
-from bmlpipe.shards.kinds import SPECTROGRAM_MEMBER, flow_member, frame_member, rgb_diff_member
+from bmlpipe.shards.kinds import KINDS
 from bmlpipe.shards.reader import ShardReader
 from bmlpipe.shards.sample import Sample
 from bmlpipe.shards.writer import ShardWriter
 from bmlpipe.train.data.dataset import ClipDataset, make_loader, reading
-from bmlpipe.train.data.decode import View, centre_view, choose, random_view, uniform_numbers
+from bmlpipe.train.data.decode import View, centre_view, choose_instants, random_view, uniform_numbers
 from bmlpipe.train.data.normalise import Normaliser
 from bmlpipe.train.data.sampler import BatchItem
 
@@ -48,17 +48,17 @@ def sample(number: int, *, windows: int = 20, same: bool = False) -> Sample:
     """A sample of every kind; `same`: all its colour pictures are one."""
     random = np.random.default_rng(number)
     pictures = [textured(random) for _ in range(TIMES * (1 + FLOWS * 2 + CHANGES))]
-    names = [frame_member(i) for i in range(TIMES)]
-    names += [rgb_diff_member(i, step) for i in range(TIMES) for step in range(CHANGES)]
+    names = [f"frame_{i:03d}.jpg" for i in range(TIMES)]
+    names += KINDS["rgb_diff"].members(TIMES, CHANGES)
     members = {
         name: simplejpeg.encode_jpeg(pictures[0 if same else i], 90, colorspace="RGB") for i, name in enumerate(names)
     }
-    flows = [flow_member(i, step, axis) for i in range(TIMES) for step in range(FLOWS) for axis in "xy"]
+    flows = [f"flow_{i:03d}_{step:02d}_{axis}.jpg" for i in range(TIMES) for step in range(FLOWS) for axis in "xy"]
     for name, image in zip(flows, pictures[len(names) :], strict=True):
         members[name] = simplejpeg.encode_jpeg(np.ascontiguousarray(image[..., :1]), 90, colorspace="GRAY")
     file = io.BytesIO()
     np.save(file, random.normal(size=(257, windows)).astype(np.float16))
-    members[SPECTROGRAM_MEMBER] = file.getvalue()
+    members["spectrogram.npy"] = file.getvalue()
     size = {"times": [float(i) for i in range(TIMES)], "height": HEIGHT, "width": WIDTH}
     meta = {"id": f"clip{number}", "frames": size, "flow": size, "rgb_diff": size}
     return Sample(f"clip{number}", number % 3, members, meta)
@@ -104,7 +104,7 @@ def reference_sample(reader: ShardReader, item: BatchItem, size: int, frames: in
     stored = reader[number]
     drawn = uniform_numbers(5, np.array([epoch]), np.array([number]), 5 + frames)[0].tolist() if epoch >= 0 else None
     view = random_view(HEIGHT, WIDTH, drawn) if drawn else centre_view(HEIGHT, WIDTH)
-    chosen = choose(TIMES, frames, drawn[5:] if drawn else None)
+    chosen = choose_instants(TIMES, frames, drawn[5:] if drawn else None)
 
     def shown(name: str, *, grey: bool = False) -> np.ndarray:
         picture = reference_picture(stored.members[name], view, size, grey=grey)
@@ -112,14 +112,14 @@ def reference_sample(reader: ShardReader, item: BatchItem, size: int, frames: in
             picture = np.clip(256 - picture.astype(int), 0, 255).astype(np.uint8)
         return picture.transpose(2, 0, 1)
 
-    flows = [[flow_member(i, step, axis) for step in range(FLOWS) for axis in "xy"] for i in chosen]
-    changes = [[rgb_diff_member(i, step) for step in range(CHANGES)] for i in chosen]
+    flows = [[f"flow_{i:03d}_{step:02d}_{axis}.jpg" for step in range(FLOWS) for axis in "xy"] for i in chosen]
+    changes = [KINDS["rgb_diff"].members_at(i, CHANGES) for i in chosen]
     return {
         "label": stored.label,
         "number": number,
         "weight": torch.tensor(0.0 if padding else 1.0),
-        "audio": torch.from_numpy(np.load(io.BytesIO(stored.members[SPECTROGRAM_MEMBER])))[None],
-        "visual": torch.from_numpy(np.stack([shown(frame_member(i)) for i in chosen])),
+        "audio": torch.from_numpy(np.load(io.BytesIO(stored.members["spectrogram.npy"])))[None],
+        "visual": torch.from_numpy(np.stack([shown(f"frame_{i:03d}.jpg") for i in chosen])),
         "flow": torch.from_numpy(np.stack([np.concatenate([shown(n, grey=True) for n in names]) for names in flows])),
         "rgb_diff": torch.from_numpy(np.stack([np.concatenate([shown(n) for n in names]) for names in changes])),
     }
@@ -275,9 +275,7 @@ def test_an_error_among_the_batches_ends_the_workers_and_the_program(toy_shards:
 
 def test_spectrograms_of_unequal_length_are_refused(tmp_path: Path) -> None:
     shards = write(tmp_path / "shards", [sample(0), sample(1, windows=1)])  # 1 could be broadcast
-    with pytest.raises(
-        ShardError, match=r"clip1: its spectrogram .*\(257, 1\), .* \(257, 20\)"
-    ):
+    with pytest.raises(ShardError, match=r"clip1: its spectrogram .*\(257, 1\), .* \(257, 20\)"):
         dataset(shards).__getitems__([BatchItem(0, 0), BatchItem(0, 1)])
 
 
@@ -288,7 +286,7 @@ def test_an_incomplete_sample_is_named(tmp_path: Path) -> None:
     shards = write(tmp_path / "shards", [Sample("clip0", 0, members, meta)])
     for modality, lacking in (("flow", "flow_003_01_y.jpg"), ("rgb_diff", "rgb_diff")):
         data = ClipDataset(shards, [modality], frames=6, image_size=32, augment=False, seed=5)
-        with pytest.raises(ShardError, match=f"sample clip0 has no '{lacking}': run bmlpipe verify"):
+        with pytest.raises(ShardError, match=f"sample clip0: it has no {lacking}: run bmlpipe verify"):
             data[BatchItem(0, 0)]
 
 

@@ -1,7 +1,7 @@
-"""Shards → batches: a map-style data set over the index and torch's own DataLoader (which samples: `batches`).
+"""Load batches from shards: a map-style data set over the index, and torch's DataLoader.
 
-Shapes: B samples of a rank's batch, T frames, H = W the picture size, F frequency bins, N windows, L the stack: flow
-fields or RGB differences at an instant.
+Symbols of shapes: B samples of a rank's batch, T instants (frames), H = W the image size, F frequency bins, N windows,
+n sound samples, L the stack (number of flow fields or RGB differences per instant).
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from bmlpipe.shards.errors import ShardError
 from bmlpipe.shards.kinds import KINDS, MODALITY_KIND, Storage, kind_named
 from bmlpipe.shards.reader import ShardReader, StoredSample
 from bmlpipe.shards.remote.prefetch import BatchSampler, PrefetchingBatches
-from bmlpipe.train.data import decode as views
+from bmlpipe.train.data import decode
 from bmlpipe.train.data.sampler import BatchItem
-from bmlpipe.train.data.shared_memory import Allocate, Blocks, InWorkers
+from bmlpipe.train.data.shared_memory import Allocate, MemoryPool, SharedMemoryDataset
 
 Array = npt.NDArray[Any]
 
-_DECODE = {Storage.NPY: views.spectrogram, Storage.FLAC: views.waveform}
+_DECODE = {Storage.NPY: decode.spectrogram, Storage.FLAC: decode.waveform}
 _PER_SAMPLE = {"label", "number", "weight"}  # entries of a batch that are one number per sample
-_PREFETCH = 4  # batches a worker loads ahead
+_PREFETCH = 4  # batches that a loader process loads ahead
 
-#: What the DataLoader hands over; see `ClipDataset.__getitems__`.
+#: A batch; see `ClipDataset.__getitems__`.
 Batch = dict[str, Tensor]
 
 
 class ClipDataset(Dataset[Batch]):
-    """Samples as an encoder's raw input: pictures as uint8, spectrograms as stored (float16).
+    """The raw inputs of the encoders: pictures as uint8, spectrograms as stored (float16), sound as int16.
 
     Args:
-        shards: A set of shards, or its reader.
-        modalities: What to load.
-        kinds: Modality → feature kind that it is read from; audio from `waveform` comes as sound.
-        frames: T, frames (and flow stacks) of a sample.
-        image_size: H and W.
-        augment: Random views in training.
+        shards: Folder or address of a set of shards, or its reader.
+        modalities: Modalities to load.
+        kinds: Modality → feature kind that it reads.
+        frames: T, the number of instants per sample.
+        image_size: H = W, in pixels.
+        augment: Whether training sees random views.
         seed: Seed of the run.
 
     Attributes:
-        reader: Where samples come from.
+        reader: Reader of the shards.
 
     Raises:
         ShardError: The shards lack the feature of a modality.
@@ -72,7 +72,7 @@ class ClipDataset(Dataset[Batch]):
         self._kinds = {modality: kind_named(kinds[modality]) for modality in modalities}
         self._modalities, self._frames, self._size = tuple(modalities), frames, image_size
         self._augment, self._seed = augment, seed
-        self._blocks = Blocks(self.blocks)
+        self._pool = MemoryPool(self.pool_size)
         there = self.reader.index.features
         for modality, kind in self._kinds.items():
             if kind.name not in there:
@@ -83,37 +83,38 @@ class ClipDataset(Dataset[Batch]):
         self._stacks = {modality: int(there[kind.name].get("stack", 1)) for modality, kind in self._kinds.items()}
 
     @property
-    def blocks(self) -> int:
-        """Blocks of memory that a process needs: for batches loaded ahead, those in use, and the next one."""
+    def pool_size(self) -> int:
+        """Number of memory blocks that a process needs: for batches loaded ahead, batches in use, and the next one."""
         return len(self._modalities) * (_PREFETCH + 3)
 
     def __len__(self) -> int:
         return len(self.reader)
 
     def __getitem__(self, item: BatchItem) -> Batch:
-        """One sample: a batch of one, without its first axis."""
+        """Load one sample: a batch of one, without its first axis."""
         return {name: value[0] for name, value in self.__getitems__([item]).items()}
 
     def __getitems__(self, items: Sequence[BatchItem]) -> Batch:
-        """A whole batch: what the DataLoader calls. Each sample is decoded into its place and not copied again.
+        """Load a batch; the DataLoader calls this. Every sample is decoded into its place in the batch.
 
         Args:
             items: The samples to load.
 
         Returns:
-            `label` and `number` (B,), int64; `weight` (B,), float32; and what was asked for of `audio` (B, 1, F, N),
-            float16, or as sound (B, 1, n), int16, `visual` (B, T, 3, H, W), `flow` (B, T, 2L, H, W) and `rgb_diff`
-            (B, T, 3L, H, W), uint8. In memory the channels of `visual` come last, as they are decoded.
+            `label` and `number`, (B,), int64; `weight`, (B,), float32, 0 for padding, else 1; and one entry per
+            modality: `audio` (B, 1, F, N), float16, or as sound (B, 1, n), int16; `visual` (B, T, 3, H, W), `flow`
+            (B, T, 2L, H, W) and `rgb_diff` (B, T, 3L, H, W), uint8. The channels of pictures are last in memory, as
+            they are decoded.
 
         Raises:
-            ShardError: A sample is damaged or incomplete, or its spectrogram is not as long as the others'.
+            ShardError: A sample is damaged or incomplete, or its spectrogram is not as long as those of the batch.
         """
-        return _as_batch(self.arrays(items, self._blocks.array))
+        return _as_batch(self.arrays(items, self._pool.array))
 
     def arrays(self, items: Sequence[BatchItem], allocate: Allocate) -> dict[str, Array]:
-        """The arrays of a batch, as they are decoded; those of modalities in memory from `allocate`."""
+        """Load the arrays of a batch as they are decoded; those of modalities lie in memory from `allocate`."""
         epochs, numbers, padding = np.array(items, dtype=np.int64).T.copy()
-        random = views.uniform_numbers(self._seed, epochs, numbers, 5 + self._frames).tolist()
+        random = decode.uniform_numbers(self._seed, epochs, numbers, 5 + self._frames).tolist()
         labels = np.empty(len(items), dtype=np.int64)
         arrays = dict[str, Array]()
         for row, number in enumerate(numbers.tolist()):
@@ -123,10 +124,8 @@ class ClipDataset(Dataset[Batch]):
                 if row == 0:
                     arrays = {m: allocate(m, *self._layout(m, len(items), sample)) for m in self._modalities}
                 self._load(sample, random[row] if self._augment and epochs[row] >= 0 else None, arrays, row)
-            except KeyError as error:
-                raise ShardError(f"sample {sample.key} has no {error}: run bmlpipe verify") from error
-            except ValueError as error:
-                raise ShardError(f"sample {sample.key}: {error}") from error
+            except decode.DamagedMemberError as error:
+                raise ShardError(f"sample {sample.key}: {error}: run bmlpipe verify") from error
         return {
             "label": labels,
             "number": numbers,
@@ -146,39 +145,47 @@ class ClipDataset(Dataset[Batch]):
     def _values(self, modality: str, sample: StoredSample) -> Array:
         """The array or sound of a modality that does not read pictures."""
         kind = self._kinds[modality]
-        return _DECODE[kind.storage](sample.members[kind.member])
+        return _DECODE[kind.storage](_member(sample, kind.member))
 
     def _load(
         self, sample: StoredSample, random: Sequence[float] | None, arrays: Mapping[str, Array], row: int
     ) -> None:
-        """Write one sample into its row of the batch."""
-        view: views.View | None = None
+        """Decode one sample into its row of the batch."""
+        view: decode.View | None = None
         for modality, array in arrays.items():
             kind = self._kinds[modality]
             if not kind.is_pictures:
                 values = self._values(modality, sample)
                 if values.shape != array.shape[1:]:
-                    raise ValueError(
-                        f"its {kind.name} has the shape {values.shape}, but another sample of the batch has "
-                        f"{array.shape[1:]}: extract all clips with the same --seconds"
+                    raise ShardError(
+                        f"sample {sample.key}: its {kind.name} has the shape {values.shape}, but another sample of the "
+                        f"batch has {array.shape[1:]}: extract all clips with the same --seconds"
                     )
                 array[row] = values
                 continue
+            if kind.name not in sample.meta:
+                raise decode.DamagedMemberError(f"it has no {kind.name}")
             view = view or _view(sample, random)
             instants = len(sample.meta[kind.name]["times"])
-            chosen = views.choose(instants, self._frames, random and random[5:])
+            chosen = decode.choose_instants(instants, self._frames, random and random[5:])
             for planes, instant in zip(array[row], chosen):
                 for out, member in zip(planes, kind.members_at(instant, self._stacks[modality])):
-                    views.picture(sample.members[member], view, out)
+                    decode.picture(_member(sample, member), view, out)
                     if view.flip and kind.changes_sign(member):
-                        views.mirror_motion(out)
+                        decode.mirror_motion(out)
 
 
-def _view(sample: StoredSample, random: Sequence[float] | None) -> views.View:
-    """One view for all pictures of a sample, whatever is loaded of them."""
+def _member(sample: StoredSample, name: str) -> bytes | memoryview:
+    if name not in sample.members:
+        raise decode.DamagedMemberError(f"it has no {name}")
+    return sample.members[name]
+
+
+def _view(sample: StoredSample, random: Sequence[float] | None) -> decode.View:
+    """The view of all pictures of a sample, independent of which modalities are loaded."""
     about = next(sample.meta[kind.name] for kind in KINDS.values() if kind.is_pictures and kind.name in sample.meta)
     height, width = about["height"], about["width"]
-    return views.random_view(height, width, random) if random else views.centre_view(height, width)
+    return decode.random_view(height, width, random) if random else decode.centre_view(height, width)
 
 
 def _as_batch(arrays: Mapping[str, Array]) -> Batch:
@@ -195,9 +202,13 @@ def _as_batch(arrays: Mapping[str, Array]) -> Batch:
 def make_loader(
     dataset: ClipDataset, batches: BatchSampler[list[BatchItem]], *, workers: int, pin_memory: bool = False
 ) -> DataLoader[Batch]:
-    """A DataLoader over batches of items; workers keep nothing between samples but open files.
+    """Make a DataLoader. Shards at an address are downloaded ahead of the batches that need them.
 
-    Shards at an address are fetched ahead of the batches that need them.
+    Args:
+        dataset: The samples.
+        batches: Batches of items.
+        workers: Number of loader processes; 0: load in this process.
+        pin_memory: Whether to copy batches to pinned memory, for asynchronous copies to CUDA devices.
     """
     if dataset.reader.remote:
         in_flight = max(1, _PREFETCH * workers)
@@ -205,7 +216,7 @@ def make_loader(
             batches, lambda batch: dataset.reader.remote_shards_of(_numbers(batch)), in_flight=in_flight
         )
     return DataLoader(
-        InWorkers(dataset.arrays, _as_batch, keep=dataset.blocks) if workers else dataset,
+        SharedMemoryDataset(dataset.arrays, _as_batch, keep=dataset.pool_size) if workers else dataset,
         batch_sampler=batches,
         collate_fn=_as_it_is,
         num_workers=workers,
@@ -217,9 +228,10 @@ def make_loader(
 
 @contextmanager
 def reading(loader: DataLoader[Batch]) -> Iterator[Iterator[Batch]]:
-    """The batches of a loader whose workers end with the block, and by nothing else.
+    """Iterate over the batches of a loader; its loader processes end with the block.
 
-    An error's traceback would keep the batches, and with them workers that nobody can end, for longer than the program.
+    Without the block the traceback of an error would keep the iterator alive, and with it the loader processes, beyond
+    the end of the program. SIGTERM does not reach the loader processes: this process ends them.
     """
     with sigterm_blocked():
         batches = iter(loader)
@@ -235,7 +247,7 @@ def _numbers(batch: Sequence[BatchItem]) -> list[int]:
 
 
 def _as_it_is(batch: Any) -> Any:
-    return batch  # nothing is left to collate
+    return batch  # the data set has collated it
 
 
 def _one_thread(worker: int) -> None:

@@ -1,7 +1,7 @@
-"""From stored bytes to what an encoder sees: frame choice, crop, flip, decode, resize.
+"""Decode stored bytes into the inputs of encoders: choice of instants, crop, flip, decoding, resizing.
 
-All random choices are a pure function of (seed, epoch, sample number): the same on any number of ranks and workers
-and after any restart. Evaluation has none.
+All random choices are a pure function of (seed, epoch, sample number), so they are the same on any number of ranks and
+loader processes and after any restart. Evaluation makes no random choices.
 """
 
 from __future__ import annotations
@@ -17,24 +17,29 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
+from bmlpipe.manifests.common.errors import BmlpipeError
 from bmlpipe.shards.order import keyed_uniform
 
 Image = npt.NDArray[np.uint8]
 
-# Grey level of a horizontal motion → that of the opposite one: 128 is none.
+# Grey level of a horizontal motion → grey level of the opposite motion; 128 is no motion.
 _MIRRORED = np.clip(256 - np.arange(256), 0, 255).astype(np.uint8)
+
+
+class DamagedMemberError(BmlpipeError):
+    """A member of a sample cannot be decoded. The message states what is wrong with it."""
 
 
 @dataclass(frozen=True)
 class View:
-    """Which part of each picture is seen.
+    """A part of a picture, relative to the size of the picture.
 
     Attributes:
-        top: Upper edge of the square or box, as a fraction of the height.
+        top: Upper edge of the box, as a fraction of the picture's height.
         left: Left edge, as a fraction of the width.
-        height: Its height as a fraction of the height.
-        width: Its width as a fraction of the width.
-        flip: Mirror left and right.
+        height: Height of the box, as a fraction of the height.
+        width: Width of the box, as a fraction of the width.
+        flip: Whether the box is mirrored left to right.
     """
 
     top: float
@@ -45,16 +50,21 @@ class View:
 
 
 def centre_view(height: int, width: int) -> View:
-    """The largest centred square: what evaluation sees, and training without augmentation."""
+    """The largest centred square, for evaluation and for training without augmentation."""
     side = min(height, width)
     return View((height - side) / 2 / height, (width - side) / 2 / width, side / height, side / width)
 
 
 def random_view(height: int, width: int, numbers: Sequence[float]) -> View:
-    """A random box of 8 % to 100 % of the area and an aspect ratio of 3:4 to 4:3, flipped half of the time.
+    """A random box with 8% to 100% of the area and an aspect ratio from 3:4 to 4:3, flipped with probability ½.
 
-    The training crop of Inception and ResNet (Szegedy et al. 2015, Sec. 6), from five uniform numbers. A box that
-    does not fit is cut to the picture.
+    This is the training crop of Inception and ResNet (Szegedy et al. 2015, Sec. 6). A box that is larger than the
+    picture is cut to it.
+
+    Args:
+        height: Height of the picture, in pixels.
+        width: Width of the picture, in pixels.
+        numbers: Five uniform numbers in [0, 1).
     """
     area = height * width * (0.08 + 0.92 * numbers[0])
     ratio = math.exp(math.log(3 / 4) + numbers[1] * math.log(16 / 9))
@@ -67,54 +77,52 @@ def random_view(height: int, width: int, numbers: Sequence[float]) -> View:
 def uniform_numbers(
     seed: int, epochs: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64], count: int
 ) -> npt.NDArray[np.float64]:
-    """Uniform numbers of samples (stream 2; streams 0 and 1 are the order's).
+    """Uniform numbers of samples. They use stream 2 of the keyed generator; the order of samples uses streams 0 and 1.
 
     Args:
         seed: Seed of the run.
         epochs: Epoch of each sample, (B,).
         numbers: Sample numbers, (B,).
-        count: How many each.
+        count: Number of numbers per sample.
 
     Returns:
-        (B, count), in [0, 1); a row depends on its own epoch and number only, and more of them begin with the same.
+        (B, count), in [0, 1). A row depends only on its own epoch and number, and a larger `count` extends it.
     """
     return keyed_uniform(seed, epochs[:, None], 2, numbers[:, None], np.arange(count))
 
 
-def choose(available: int, count: int, numbers: Sequence[float] | None = None) -> list[int]:
-    """Indices of `count` of `available` instants, one from each of `count` equal segments.
+def choose_instants(available: int, count: int, numbers: Sequence[float] | None = None) -> list[int]:
+    """Choose one instant from each of `count` equal segments of a sample.
 
     Args:
-        available: Instants that the sample has, at least 1.
-        count: Instants wanted; with fewer available some come twice.
-        numbers: A uniform number a segment, for a random instant of it (TSN's sampling); None: its middle.
+        available: Number of instants of the sample, at least 1.
+        count: Number of instants to choose; if fewer are available some are chosen twice.
+        numbers: One uniform number in [0, 1) per segment, for a random instant (the sampling of TSN); None: choose the
+            middle of each segment.
+
+    Returns:
+        Indices of the chosen instants, ascending.
     """
     inside = numbers if numbers is not None else [0.5] * count
     return [min(available - 1, int((segment + inside[segment]) * available / count)) for segment in range(count)]
 
 
 def picture(jpeg: bytes | memoryview, view: View, out: Image) -> None:
-    """Decode a JPEG and show a view of it.
+    """Decode a JPEG file, crop it to a view and resize it.
 
-    The decoder halves the picture (in the DCT domain; once, twice or three times) as long as the view stays at least
-    as large as `out`. It could scale by any n/8, but what lies between two halvings takes longer than the larger of
-    them. What is left to shrink is less than twofold and bilinear; an axis of a long box that shrinks more is averaged.
+    The decoder halves the picture in the DCT domain, up to three times, as long as the view stays at least as large as
+    `out`. It could scale by any n/8, but scales between two halvings take longer than the larger of the two. The rest
+    is resized bilinearly, by less than a factor of two; an axis of a long box that shrinks more is averaged.
 
     Args:
-        jpeg: A JPEG of any size.
-        view: Part to show.
-        out: Where to, contiguous: (height, width, 3) for RGB or (height, width, 1) for grey.
+        jpeg: Content of a JPEG file.
+        view: Part of the picture to show.
+        out: Receives the result; contiguous, (height, width, 3) for RGB or (height, width, 1) for grey, uint8.
+
+    Raises:
+        DamagedMemberError: The bytes are not a JPEG file.
     """
-    height, width = simplejpeg.decode_jpeg_header(jpeg)[:2]
-    spare = min(round(view.height * height) / out.shape[0], round(view.width * width) / out.shape[1])
-    reduction = next(factor for factor in (8, 4, 2, 1) if spare >= factor or factor == 1)
-    image = simplejpeg.decode_jpeg(
-        jpeg,
-        "RGB" if out.shape[2] == 3 else "GRAY",
-        min_height=math.ceil(height / reduction),
-        min_width=math.ceil(width / reduction),
-        min_factor=1,
-    )
+    image = _reduced(jpeg, view, out)
     rows, columns = image.shape[:2]
     top, left = round(view.top * rows), round(view.left * columns)
     tall, wide = max(1, round(view.height * rows)), max(1, round(view.width * columns))
@@ -127,43 +135,66 @@ def picture(jpeg: bytes | memoryview, view: View, out: Image) -> None:
         cv2.resize(part, size, dst=out, interpolation=interpolation)
 
 
+def _reduced(jpeg: bytes | memoryview, view: View, out: Image) -> Image:
+    """Decode a JPEG file at the smallest scale at which the view is at least as large as `out`."""
+    try:
+        height, width = simplejpeg.decode_jpeg_header(jpeg)[:2]
+        spare = min(round(view.height * height) / out.shape[0], round(view.width * width) / out.shape[1])
+        reduction = next(factor for factor in (8, 4, 2, 1) if spare >= factor or factor == 1)
+        image: Image = simplejpeg.decode_jpeg(
+            jpeg,
+            "RGB" if out.shape[2] == 3 else "GRAY",
+            min_height=math.ceil(height / reduction),
+            min_width=math.ceil(width / reduction),
+            min_factor=1,
+        )
+    except ValueError as error:
+        raise DamagedMemberError(f"a picture is not a JPEG file ({error})") from error
+    return image
+
+
 def mirror_motion(x: Image) -> None:
-    """Turn the horizontal component of a flow field, which a flip has mirrored, to the other side; in place."""
+    """Reverse the sign of the horizontal component of a flow field that was mirrored; in place."""
     np.take(_MIRRORED, x, out=x)
 
 
 def spectrogram(npy: bytes | memoryview) -> npt.NDArray[np.float16]:
-    """A stored spectrogram, (bins, windows), float16: a view into the bytes.
+    """Read a stored spectrogram, (bins, windows), float16, without copying the bytes.
 
     Raises:
-        ValueError: It is not one.
+        DamagedMemberError: The bytes are not a spectrogram.
     """
     start = 10 + int.from_bytes(npy[8:10], "little")
-    shape, fortran = _npy_layout(bytes(npy[:start]))
-    values = np.frombuffer(npy, "<f2", math.prod(shape), start)
+    try:
+        shape, fortran = _npy_layout(bytes(npy[:start]))
+        values = np.frombuffer(npy, "<f2", math.prod(shape), start)
+    except ValueError as error:
+        raise DamagedMemberError(f"its spectrogram is not an array of NumPy ({error})") from error
     return values.reshape(shape, order="F" if fortran else "C")
 
 
 def waveform(flac: bytes | memoryview) -> npt.NDArray[np.int16]:
-    """Stored sound: (n,) 16-bit samples.
+    """Decode stored sound into samples, (n,), int16.
 
     Raises:
-        ValueError: It is not FLAC.
+        DamagedMemberError: The bytes are not FLAC.
     """
-    import soundfile  # a tenth of a second, and only sound needs it
+    import soundfile  # takes a tenth of a second, and only sound needs it
 
     try:
         samples: npt.NDArray[np.int16] = soundfile.read(io.BytesIO(flac), dtype="int16")[0]
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"its waveform is not FLAC: {error}") from error
+        raise DamagedMemberError(f"its waveform is not FLAC ({error})") from error
     return samples
 
 
-@lru_cache(maxsize=64)  # parsing costs more than copying the spectrogram, and a set has few lengths
+@lru_cache(maxsize=64)  # parsing takes longer than copying the spectrogram, and a set has few lengths
 def _npy_layout(header: bytes) -> tuple[tuple[int, ...], bool]:
     file = io.BytesIO(header)
     np.lib.format.read_magic(file)
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     if dtype != np.dtype("<f2") or len(shape) != 2:
-        raise ValueError(f"a spectrogram of type {dtype} and shape {shape}: must be float16, (bins, windows)")
+        raise DamagedMemberError(
+            f"its spectrogram has type {dtype} and shape {shape}: must be float16, (bins, windows)"
+        )
     return shape, fortran
