@@ -18,31 +18,47 @@ from bmlpipe.train.config.options import GROUPS, TYPES, ConfigError, TrainConfig
 from bmlpipe.train.modulation.presets import PRESETS
 
 
-def parse(values: Mapping[str, Any], where: str) -> TrainConfig:
-    """Make a configuration from plain values, as a file or a checkpoint holds them.
-
-    The options of the preset hold where `values` does not override them.
+def convert(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Convert plain values to the types of their options.
 
     Args:
-        values: Option → value.
+        values: Option → value, as a file or a checkpoint holds them.
         where: Where the values stand, for messages; "": nothing to say.
 
     Raises:
-        ConfigError: An option is unknown, a value has the wrong type or is impossible.
+        ConfigError: An option is unknown, or a value has the wrong type.
     """
     known = {item.name for item in dataclasses.fields(TrainConfig)}
-    where = f"{where}: " if where else ""
-    given: dict[str, Any] = {}
+    converted: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:
             close = difflib.get_close_matches(str(name), known, 1)
-            raise ConfigError(f"{where}unknown option {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
-        given[name] = _converted(name, value, where)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"{_prefix(where)}unknown option {name!r}{hint}")
+        converted[name] = _converted(name, value, where)
+    return converted
+
+
+def parse(values: Mapping[str, Any], where: str) -> TrainConfig:
+    """Make a configuration from plain values. The options of its preset hold where `values` does not override them.
+
+    Args:
+        values: Option → value, as a file or a checkpoint holds them.
+        where: Where the values stand, for messages; "": nothing to say.
+
+    Raises:
+        ConfigError: An option is unknown, or a value has the wrong type or is impossible.
+    """
+    given = convert(values, where)
     preset = PRESETS.get(given.get("preset", "paper"))
     try:
         return TrainConfig(**{**(preset.options if preset else {}), **given})
     except ConfigError as error:
-        raise ConfigError(f"{where}{error}") from error
+        raise ConfigError(f"{_prefix(where)}{error}") from error
+
+
+def _prefix(where: str) -> str:
+    return f"{where}: " if where else ""
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -136,7 +152,7 @@ def _converted(name: str, value: Any, where: str) -> Any:
     except (TypeError, ValueError):
         pass
     expected = {str: "names", float: "numbers"}.get(value_type, value_type.__name__) if several else value_type.__name__
-    raise ConfigError(f"{where}{name} is {value!r}: expected {expected}")
+    raise ConfigError(f"{_prefix(where)}{name} is {value!r}: expected {expected}")
 
 
 def _part(value_type: type, value: Any) -> Any:
