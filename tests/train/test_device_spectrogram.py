@@ -12,7 +12,6 @@ from scipy.signal import spectrogram
 from bmlpipe.pipeline.front_ends.spectrogram import log_spectrogram
 from bmlpipe.pipeline.front_ends.waveform import WaveformOptions, encode_waveform, quantise
 from bmlpipe.shards.errors import ShardError
-from bmlpipe.shards.kinds import WAVEFORM_MEMBER
 from bmlpipe.shards.reader import ShardReader
 from bmlpipe.shards.sample import Sample
 from bmlpipe.shards.writer import ShardWriter
@@ -46,7 +45,7 @@ def of_sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with ShardWriter(out, dataset="folder", classes=list("abc"), features=features) as writer:
         for split, count in (("train", 48), ("val", 12), ("test", 12)):
             for number in range(count):
-                members = {WAVEFORM_MEMBER: encode_waveform(tone(number % 3, number))}
+                members = {"waveform.flac": encode_waveform(tone(number % 3, number))}
                 writer.write(split, Sample(f"{split}-{number:03d}", number % 3, members, {"id": f"{split}{number}"}))
     return out
 
@@ -110,7 +109,7 @@ def test_normalising_makes_the_spectrogram() -> None:
 def test_damaged_sound_is_named(of_sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = ClipDataset(of_sound, ["audio"], kinds=KINDS, frames=1, image_size=16, augment=False, seed=0)
     sample = data.reader[0]
-    broken = type(sample)(sample.key, sample.label, {WAVEFORM_MEMBER: memoryview(b"fLaC, but not really")})
+    broken = type(sample)(sample.key, sample.label, {"waveform.flac": memoryview(b"fLaC, but not really")})
     monkeypatch.setattr(type(data.reader), "__getitem__", lambda reader, number: broken)
     with pytest.raises(ShardError, match=f"sample {sample.key}: its waveform is not FLAC"):
         data[BatchItem(-1, 0)]

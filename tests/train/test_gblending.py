@@ -238,7 +238,7 @@ def test_weights_come_from_the_journals(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, until: Any, epoch: int
 ) -> None:
     folders = [write_run(tmp_path / name, name) for name in ("visual", "joint", "audio")]
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "bmlpipe"):
         weights = reference_weights(folders, NAMES, until)
     val = np.array([VAL[name][epoch] for name in ("joint", *NAMES)])
     train = np.array([TRAIN[name][epoch] for name in ("joint", *NAMES)])
@@ -266,7 +266,7 @@ def test_references_that_do_not_do(tmp_path: Path) -> None:
     opm = write_run(tmp_path / "opm", "joint", modulation="opm")
     refused([opm, *good[1:]], "opm is a run of audio, visual with modulation opm, neither")
     half = write_run(tmp_path / "half", "audio", until=2)
-    refused([good[0], half, good[2]], "half has not been trained to the end of its 3 epochs: resume it")
+    refused([good[0], half, good[2]], "half has not been trained to the end of its 3 epochs: finish it")
     for lost in ("steps", "metrics"):
         old = write_run(tmp_path / f"old {lost}", "audio", lost=lost)
         refused([good[0], old, good[2]], f"old {lost} has rows without a finite loss: train it again")

@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from bmlpipe.train.data import shared_memory as buffers
-from bmlpipe.train.data.shared_memory import Allocate, Blocks, InWorkers
+from bmlpipe.train.data.shared_memory import Allocate, MemoryPool, SharedMemoryDataset
 
 SHM = Path("/dev/shm")
 SHAPE = (64, 250)  # of 4-byte numbers: more than a page
@@ -47,19 +47,19 @@ def whole(batch: dict[str, torch.Tensor]) -> bool:
     return bool((batch["large"] == batch["number"][:, None, None]).all())
 
 
-def arrived(workers: InWorkers, items: Sequence[int]) -> dict[str, torch.Tensor]:
+def arrived(workers: SharedMemoryDataset, items: Sequence[int]) -> dict[str, torch.Tensor]:
     """A batch as the training process gets it, without a worker between."""
     make, parts = workers.__getitems__(items).__reduce__()
     return make(*parts)  # type: ignore[no-any-return]
 
 
 def private() -> Callable[[list[int]], dict[str, torch.Tensor]]:
-    blocks = Blocks(3)
+    blocks = MemoryPool(3)
     return lambda items: finish(load(items, blocks.array))
 
 
 def shared() -> Callable[[list[int]], dict[str, torch.Tensor]]:
-    workers = InWorkers(load, finish, keep=3)
+    workers = SharedMemoryDataset(load, finish, keep=3)
     return lambda items: arrived(workers, items)
 
 
@@ -122,7 +122,7 @@ def test_all_batches_may_be_kept_and_only_so_many_blocks_are(loaded: Loaded) -> 
 
 
 def test_sizes_may_change_from_batch_to_batch() -> None:
-    blocks = Blocks(2)
+    blocks = MemoryPool(2)
     for count in (4, 3, 4, 1, 9, 4, 9, 1):
         batches = [finish(load([number] * count, blocks.array)) for number in range(3)]
         assert all(map(whole, batches))
@@ -136,22 +136,22 @@ def test_a_batch_that_fails_gives_its_memory_back() -> None:
         load([items[0]], allocate)
         raise ValueError("a damaged sample")
 
-    workers = InWorkers(failing, finish, keep=3)
+    workers = SharedMemoryDataset(failing, finish, keep=3)
     for _ in range(3):
         with pytest.raises(ValueError, match="damaged"):
             workers.__getitems__([1])
-    assert [int(block[0]) for block in workers._blocks._blocks] == [0]
+    assert [int(block[0]) for block in workers._pool._blocks] == [0]
 
 
 def test_copies_begin_empty() -> None:
-    blocks = Blocks(3)
+    blocks = MemoryPool(3)
     held = blocks.array("large", (3,), np.uint8)
     copy = pickle.loads(pickle.dumps(blocks))
     assert not np.shares_memory(copy.array("large", (3,), np.uint8), held)
 
 
 def test_a_forked_process_gives_nothing_back_that_its_parent_holds() -> None:
-    blocks = Blocks(3, shared=True)
+    blocks = MemoryPool(3, shared=True)
     batch = finish(load([5], blocks.array))
     place = batch["large"].data_ptr()
     child = os.fork()
@@ -170,7 +170,7 @@ def test_a_forked_process_gives_nothing_back_that_its_parent_holds() -> None:
 def test_too_little_shared_memory_is_an_error_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(buffers.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 4, 5))
-    workers = InWorkers(load, finish, keep=3)
+    workers = SharedMemoryDataset(load, finish, keep=3)
     with pytest.raises(
         RuntimeError, match=r"/dev/shm has 5 bytes left, .* takes 128064: .*--shm-size.* fewer --workers"
     ):
@@ -182,7 +182,7 @@ def test_too_little_shared_memory_is_an_error_with_the_numbers(monkeypatch: pyte
 
 def loader(count: int, **options: Any) -> DataLoader[dict[str, torch.Tensor]]:
     batches = [[number, number + 1] for number in range(count)] + [[count]]  # the last one is smaller
-    workers = InWorkers(load, finish, keep=4)
+    workers = SharedMemoryDataset(load, finish, keep=4)
     return DataLoader(
         workers, batch_sampler=batches, collate_fn=_as_it_is, **({"num_workers": 2, "timeout": 60} | options)
     )
@@ -251,7 +251,9 @@ def test_a_killed_worker_ends_the_loop_and_harms_nothing() -> None:
 @pytest.mark.usefixtures("nothing_left")
 def test_an_error_in_a_worker_is_raised_here() -> None:
     options = {"batch_sampler": None, "num_workers": 1, "timeout": 60}
-    damaged = DataLoader(InWorkers(load, finish, keep=4), collate_fn=_as_it_is, **(options | {"batch_sampler": [[-1]]}))
+    damaged = DataLoader(
+        SharedMemoryDataset(load, finish, keep=4), collate_fn=_as_it_is, **(options | {"batch_sampler": [[-1]]})
+    )
     with pytest.raises(ValueError, match="a damaged sample"):
         list(damaged)
     del damaged
@@ -286,5 +288,5 @@ assert all(map(whole, held))
 
 
 def test_what_is_sent_holds_no_array_of_the_batch() -> None:
-    sent = InWorkers(load, finish, keep=2).__getitems__(list(range(100)))
+    sent = SharedMemoryDataset(load, finish, keep=2).__getitems__(list(range(100)))
     assert len(ForkingPickler.dumps(sent)) < 3000 < 100 * 4 * np.prod(SHAPE)

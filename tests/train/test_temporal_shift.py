@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bmlpipe.train.data.decode import choose
+from bmlpipe.train.data.decode import choose_instants
 from bmlpipe.train.models.encoders.registry import make_encoder
 from bmlpipe.train.models.encoders.resnet18 import BasicBlock, ResNet18
 from bmlpipe.train.models.encoders.temporal_shift import temporal_shift
@@ -120,12 +120,12 @@ def test_tsm18_loads_what_resnet18_does() -> None:
 def test_resnet18_with_one_frame_a_segment_is_tsn() -> None:
     """Wang et al. 2016, Eq. 1: one snippet from each of K equal segments, a shared network, the mean of the scores."""
     available, segments = 10, 3
-    lower = choose(available, segments, [0.0] * segments)
-    upper = choose(available, segments, [0.999] * segments)
+    lower = choose_instants(available, segments, [0.0] * segments)
+    upper = choose_instants(available, segments, [0.999] * segments)
     for k in range(segments):
         begin, end = k * available / segments, (k + 1) * available / segments
         assert int(begin) <= lower[k] <= upper[k] < end
-    assert choose(available, segments) == [1, 5, 8]  # evaluation: the middle of each
+    assert choose_instants(available, segments) == [1, 5, 8]  # evaluation: the middle of each
     encoder = randomised(ResNet18(3, width=4))
     head = Concatenation({"visual": encoder.feature_dim}, 5)
     clip = torch.randn(2, available, 3, 40, 36)[:, lower]

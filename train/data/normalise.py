@@ -1,4 +1,4 @@
-"""Raw batches → what encoders take: floating, with mean 0 and deviation 1 over the training samples, on the device."""
+"""Normalise raw batches, on the device, to mean 0 and standard deviation 1 over the training samples."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from bmlpipe.shards.errors import ShardError
 from bmlpipe.shards.kinds import MODALITY_KIND, Storage, kind_named
 from bmlpipe.train.data.spectrogram import LogSpectrogram
 
-# ImageNet's channel means and deviations (RGB, of pixels in 0 … 255), which torchvision's weights were trained with.
+# Channel means and standard deviations of ImageNet (RGB, pixels from 0 to 255), which torchvision's weights expect.
 _IMAGENET: Mapping[str, Sequence[float]] = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
 
-# Spectrograms made of sound have these by themselves, each clip for itself.
+# Spectrograms computed from sound are standardised per clip.
 _STANDARDISED: Mapping[str, Sequence[float]] = {"mean": [0.0], "std": [1.0]}
 
 
 class Normaliser(nn.Module):
-    """Normalises raw batches; the numbers it does that with are buffers, so a checkpoint keeps them.
+    """Normalises raw batches. The means and deviations are buffers, so a checkpoint holds them.
 
     Args:
         modalities: Modalities of the batches.
         statistics: Feature kind → `mean` and `std` of each channel, as the index of the shards has them.
-        kinds: Modality → feature kind that it is read from; audio from `waveform` arrives as sound.
-        imagenet: Normalise visual with ImageNet's numbers, as its weights expect.
+        kinds: Modality → feature kind that it reads; sound is turned into spectrograms first.
+        imagenet: Normalise kinds with the channels of ImageNet by its statistics, as pretrained encoders expect.
 
     Raises:
         ShardError: The statistics of a modality are missing.
@@ -49,7 +49,7 @@ class Normaliser(nn.Module):
             if imagenet and kind.imagenet:
                 numbers = _IMAGENET
             if numbers is None:
-                raise ShardError(f"the shards have no statistics of {kinds[m]}: write them again (bmlpipe shard)")
+                raise ShardError(f"the shards have no statistics of {kinds[m]}: write them again with bmlpipe shard")
             for name in ("mean", "std"):
                 values = torch.tensor(numbers[name], dtype=torch.float32)
                 self.register_buffer(f"{m}_{name}", values.clamp(min=1e-6) if name == "std" else values)
@@ -58,11 +58,11 @@ class Normaliser(nn.Module):
         """Normalise a batch.
 
         Args:
-            raw: audio (B, 1, F, N) float16, or as sound (B, 1, n) int16; visual (B, T, 3, H, W) uint8; flow
-                (B, T, 2L, H, W) uint8.
+            raw: Modality → arrays (B, 1, F, N), float16; sound (B, 1, n), int16; pictures (B, T, C, H, W), uint8.
 
         Returns:
-            {m: (B, T, C, height, width)}, float32; audio with T = C = 1. A flow stack repeats the numbers of x and y.
+            {m: (B, T, C, height, width)}, float32; T = C = 1 for audio. The statistics of x and y apply to every field
+            of a flow stack.
         """
         return {m: self._one(m, raw[m]) for m in self.modalities}
 

@@ -1,12 +1,14 @@
-"""Memory of batches that is used again, in the training process and between it and its workers.
+"""Memory of batches that is reused, within the training process and between it and its loader processes.
 
-New memory is dear: the kernel clears each page of it. A batch of 64 samples is tens of megabytes, and torch's
-DataLoader copies each one that comes from a worker into new shared memory, at half the cost of the loading itself. Here
-an array of a batch lies in a block that is used again when nobody holds the array, or a part of it, any more. The first
-byte of a block says whether somebody does. Where all blocks are in use another one is made, so nothing ever waits, and
-a batch may be kept for any time. Only one who forks must copy what the new process is to keep.
+New memory is expensive, because the kernel clears every page of it. A batch of 64 samples is tens of megabytes, and
+torch's DataLoader copies each batch of a loader process into new shared memory, at half the cost of the loading itself.
+Here the arrays of a batch live in blocks of a pool. The first byte of a block says whether it is in use; a block is
+reused when nothing refers to its array, or to a part of it, any more. If all blocks are in use a new one is created, so
+nothing ever waits, and a batch may be kept for any time. Only a process that forks must copy the arrays that the new
+process is to keep.
 
-Shared blocks are torch's own shared memory: they have no name that could be left behind when processes are killed.
+Shared blocks are torch's own shared memory. They have no name in the file system, so killed processes leave nothing
+behind.
 """
 
 from __future__ import annotations
@@ -29,19 +31,19 @@ from torch.utils.data import Dataset
 
 Array = npt.NDArray[Any]
 
-#: Makes an array of this name, shape and type, with any contents.
+#: Creates an array of a name, shape and type, with any content.
 Allocate = Callable[[str, tuple[int, ...], npt.DTypeLike], Array]
 
-_HEAD = 64  # bytes before the array: whether the block is in use, and alignment
-_SHM = "/dev/shm"  # noqa: S108  (only asked for its size)
+_HEAD = 64  # bytes before the array: the first says whether the block is in use, the others align the array
+_SHM = "/dev/shm"  # noqa: S108  (only its size is read)
 
 
-class Blocks:
-    """Blocks of memory for arrays; safe to use from several threads, to fork and to pickle (copies begin empty).
+class MemoryPool:
+    """Blocks of memory for arrays. It may be used from several threads, forked and pickled; copies start empty.
 
     Args:
-        keep: Blocks that are kept for later use.
-        shared: Make them of shared memory.
+        keep: Number of blocks that are kept for reuse.
+        shared: Whether the blocks are shared memory.
     """
 
     def __init__(self, keep: int, *, shared: bool = False) -> None:
@@ -55,13 +57,13 @@ class Blocks:
         self.__init__(state[0], shared=state[1])  # type: ignore[misc]
 
     def take(self, shape: tuple[int, ...], kind: npt.DTypeLike) -> Tensor:
-        """A block for such an array, marked as in use.
+        """Take a block that is large enough for an array, and mark it as in use.
 
         Raises:
             RuntimeError: There is not enough shared memory.
         """
         size = _HEAD + math.prod(shape) * np.dtype(kind).itemsize
-        if self._owner != os.getpid():  # those in use are the other process's, and it will not say when they are free
+        if self._owner != os.getpid():  # blocks in use belong to the parent, which will not tell when they become free
             self.__setstate__(self.__getstate__())
         with self._lock:
             fitting = [block for block in self._blocks if not block[0] and size <= len(block) <= 2 * size]
@@ -71,7 +73,7 @@ class Blocks:
                 block = self._new(size)
                 self._blocks.append(block)
             block[0] = 1
-            if len(self._blocks) > self._keep:  # the oldest one that is free goes, or the new one as soon as it is
+            if len(self._blocks) > self._keep:  # forget the oldest free block, or else the new one
                 del self._blocks[next((n for n, one in enumerate(self._blocks) if not one[0]), -1)]
         return block
 
@@ -84,16 +86,17 @@ class Blocks:
 
     def array(self, _name: str, shape: tuple[int, ...], kind: npt.DTypeLike) -> Array:
         """An array in a block that becomes free with the last reference to its memory; an `Allocate`."""
-        return _lent(self.take(shape, kind), shape, kind)
+        return _array_in(self.take(shape, kind), shape, kind)
 
 
-class InWorkers(Dataset[Any]):
-    """What workers of a DataLoader read instead of a data set; the DataLoader yields what `finish` returns.
+class SharedMemoryDataset(Dataset[Any]):
+    """Loads batches in the processes of a DataLoader and passes them on in shared memory, without a copy.
 
     Args:
-        load: Items of a batch and where to make the large ones of its arrays → all its arrays.
-        finish: Arrays → batch, in the process that gets it, in the same memory. A function of a module.
-        keep: Blocks that a worker keeps for later batches.
+        load: Items of a batch, and an `Allocate` for its large arrays → all arrays of the batch.
+        finish: Arrays → batch; called in the process that receives them, on the same memory. It must be a function of a
+            module, since it is pickled.
+        keep: Number of blocks that a loader process keeps for later batches.
     """
 
     def __init__(
@@ -103,56 +106,56 @@ class InWorkers(Dataset[Any]):
         *,
         keep: int,
     ) -> None:
-        self._load, self._finish, self._blocks = load, finish, Blocks(keep, shared=True)
+        self._load, self._finish, self._pool = load, finish, MemoryPool(keep, shared=True)
 
-    def __getitems__(self, items: Sequence[Any]) -> _Sent:
-        lent: dict[str, tuple[Tensor, tuple[int, ...], str]] = {}
+    def __getitems__(self, items: Sequence[Any]) -> _SharedBatch:
+        shared: dict[str, tuple[Tensor, tuple[int, ...], str]] = {}
         with contextlib.ExitStack() as undo:
 
             def allocate(name: str, shape: tuple[int, ...], kind: npt.DTypeLike) -> Array:
-                block = self._blocks.take(shape, kind)
+                block = self._pool.take(shape, kind)
                 undo.callback(block.__setitem__, 0, 0)
-                lent[name] = block, shape, np.dtype(kind).str
+                shared[name] = block, shape, np.dtype(kind).str
                 return np.ndarray(shape, kind, block.numpy(), _HEAD)
 
             arrays = self._load(items, allocate)
             undo.pop_all()
-        return _Sent(self._finish, {name: array for name, array in arrays.items() if name not in lent}, lent)
+        return _SharedBatch(self._finish, {name: array for name, array in arrays.items() if name not in shared}, shared)
 
 
-class _Sent:
-    """A batch on its way: it is pickled as what makes it in the process that gets it."""
+class _SharedBatch:
+    """A batch on its way to another process: it is pickled as the call that makes the batch there."""
 
     def __init__(self, *parts: Any) -> None:
         self._parts = parts
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _received, self._parts
+        return _receive, self._parts
 
 
-def _received(
+def _receive(
     finish: Callable[[dict[str, Array]], Any],
     arrays: Mapping[str, Array],
-    lent: Mapping[str, tuple[Tensor, tuple[int, ...], str]],
+    shared: Mapping[str, tuple[Tensor, tuple[int, ...], str]],
 ) -> Any:
-    return finish({**arrays, **{name: _lent(*parts) for name, parts in lent.items()}})
+    return finish({**arrays, **{name: _array_in(*parts) for name, parts in shared.items()}})
 
 
-def _lent(block: Tensor, shape: tuple[int, ...], kind: npt.DTypeLike) -> Array:
-    memory = block.numpy()  # what every view of the array, and every tensor made of one, keeps alive
-    weakref.finalize(memory, _give_back, block, os.getpid()).atexit = False
+def _array_in(block: Tensor, shape: tuple[int, ...], kind: npt.DTypeLike) -> Array:
+    memory = block.numpy()  # every view of the array, and every tensor made of one, keeps this object alive
+    weakref.finalize(memory, _free, block, os.getpid()).atexit = False
     return np.ndarray(shape, kind, memory, _HEAD)
 
 
-def _give_back(block: Tensor, holder: int) -> None:
-    if os.getpid() == holder:  # a forked process has copies of arrays that its parent goes on using
+def _free(block: Tensor, holder: int) -> None:
+    if os.getpid() == holder:  # a forked process has copies of arrays that its parent still uses
         block[0] = 0
 
 
 def _check_room(size: int) -> None:
-    """Who writes to shared memory that is not there is ended by the system, without an error."""
+    """Raise an error before shared memory runs out: a process that writes beyond it is killed without one."""
     if sys.platform == "linux" and (free := shutil.disk_usage(_SHM).free) < size:
         raise RuntimeError(
-            f"{_SHM} has {free} bytes left, and the next part of a batch takes {size}: give the container more shared "
+            f"{_SHM} has {free} bytes left, but the next part of a batch takes {size}: give the container more shared "
             "memory (docker run --ipc=host, or --shm-size), or choose fewer --workers or a smaller --batch-size"
         )
