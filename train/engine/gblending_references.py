@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.train.config.options import ConfigError
 from bmlpipe.train.modulation.rules.gblending import JOINT, Losses, Until, blend_weights
 from bmlpipe.train.runs.folder import RunFolder
@@ -48,7 +49,7 @@ def reference_weights(folders: Sequence[str], modalities: Sequence[str], until: 
         )
     try:
         weights = blend_weights(losses)
-    except ValueError as error:
+    except OptionError as error:
         raise ConfigError(f"references: {error}") from error
     for name, weight in weights.items():
         one = losses[name]

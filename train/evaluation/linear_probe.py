@@ -20,6 +20,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.train.tasks.registry import Task
 
 _logger = logging.getLogger(__name__)
@@ -53,8 +54,10 @@ def fit_probe(task: Task, splits: Mapping[str, Split], strengths: Sequence[float
         strengths: Inverse regularisation strengths to choose from, ascending.
 
     Raises:
-        ValueError: The training split has a single class.
+        OptionError: The training split has a single class.
     """
+    if len(np.unique(splits["train"][1])) < 2:
+        raise OptionError("the training split has a single class: a linear probe needs two or more; leave out --probe")
     splits = {name: (features.astype(np.float64), targets) for name, (features, targets) in splits.items()}
     best: tuple[float, float, Pipeline] | None = None
     for strength in strengths:
