@@ -11,7 +11,6 @@ import numpy as np
 import simplejpeg
 import soundfile
 
-from bmlpipe.shards.kinds import SPECTROGRAM_MEMBER, frame_member
 from bmlpipe.shards.sample import Sample
 from bmlpipe.shards.writer import ShardWriter
 
@@ -58,8 +57,8 @@ def make_set(folder: Path, clips: int, loose: int) -> None:
             sound = (0.1 * rng.normal(size=10 * RATE)).astype(np.float32)
             file = io.BytesIO()
             np.save(file, spectrogram(sound).astype(np.float16, order="C"))
-            members = {frame_member(i): jpeg for i, jpeg in enumerate(jpegs)}
-            members[SPECTROGRAM_MEMBER] = file.getvalue()
+            members = {f"frame_{i:03d}.jpg": jpeg for i, jpeg in enumerate(jpegs)}
+            members["spectrogram.npy"] = file.getvalue()
             times = {"times": [float(second) for second in range(FRAMES)], "height": SMALL[0], "width": SMALL[1]}
             meta = {"id": key, "label": "a", "split": "train", "start": 0.0, "duration": 10.0, "frames": times}
             writer.write("train", Sample(key, number % 2, members, meta))

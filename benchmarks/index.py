@@ -26,7 +26,6 @@ from _clips import RATE, SMALL, encode, spectrogram, texture
 from _measure import ratios, show, write
 
 from bmlpipe.shards.index import SAMPLE_DTYPE, Index, Shard, read_index, write_index
-from bmlpipe.shards.kinds import SPECTROGRAM_MEMBER, frame_member
 from bmlpipe.shards.sample import Sample
 from bmlpipe.shards.writer import ShardWriter
 from bmlpipe.train.data.dataset import ClipDataset, make_loader
@@ -41,7 +40,7 @@ def make_real(folder: Path) -> Index:
     rng = np.random.default_rng(0)
     buffer = folder / "sound.npy"
     np.save(buffer, spectrogram(rng.normal(size=RATE // 2).astype(np.float32)).astype(np.float16, order="C"))
-    members = {frame_member(0): encode(texture(rng, *SMALL)), SPECTROGRAM_MEMBER: buffer.read_bytes()}
+    members = {"frame_000.jpg": encode(texture(rng, *SMALL)), "spectrogram.npy": buffer.read_bytes()}
     meta = {"id": "clip", "frames": {"times": [0.0], "height": SMALL[0], "width": SMALL[1]}}
     with ShardWriter(
         folder / "real", dataset="folder", classes=["a"], features={"frames": {}, "spectrogram": {}}

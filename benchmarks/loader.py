@@ -49,7 +49,6 @@ from _measure import cpu, ratios, show, write
 from PIL import Image
 
 from bmlpipe.shards import reader
-from bmlpipe.shards.kinds import SPECTROGRAM_MEMBER, frame_member
 from bmlpipe.train.data import decode as views
 from bmlpipe.train.data.dataset import ClipDataset, make_loader
 from bmlpipe.train.data.sampler import BatchItem, TrainBatches
@@ -89,10 +88,10 @@ class Limit:
         part = np.s_[top : top + tall, left : left + wide]
         method = cv2.INTER_AREA if max(tall, wide) > 2 * SIZE else cv2.INTER_LINEAR
         for instant in views.choose(FRAMES, TAKEN, drawn[5:]):
-            jpeg = bytes(sample.members[frame_member(instant)])
+            jpeg = bytes(sample.members[f"frame_{instant:03d}.jpg"])
             start = whole.index(jpeg)
             pictures.append((start, start + len(jpeg), rows, columns, part, method, view.flip))
-        start = whole.index(bytes(sample.members[SPECTROGRAM_MEMBER])) + 128  # the header of a .npy file
+        start = whole.index(bytes(sample.members["spectrogram.npy"])) + 128  # the header of a .npy file
         return int(record["shard"]), offset, length, pictures, start
 
     def run(self, count: int, epochs: int = 1) -> None:

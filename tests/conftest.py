@@ -31,7 +31,6 @@ def toy_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     import simplejpeg
 
-    from bmlpipe.shards.kinds import SPECTROGRAM_MEMBER, flow_member, frame_member, rgb_diff_member
     from bmlpipe.shards.sample import Sample
     from bmlpipe.shards.writer import ShardWriter
 
@@ -50,17 +49,17 @@ def toy_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 file = io.BytesIO()
                 np.save(file, sound)
                 members = {
-                    frame_member(i): simplejpeg.encode_jpeg(image, 95, colorspace="RGB")
+                    f"frame_{i:03d}.jpg": simplejpeg.encode_jpeg(image, 95, colorspace="RGB")
                     for i, image in enumerate(pixels)
                 }
-                members[SPECTROGRAM_MEMBER] = file.getvalue()
+                members["spectrogram.npy"] = file.getvalue()
                 for i, image in enumerate(pixels):
                     for axis in "xy":
                         grey = np.ascontiguousarray(image[..., :1])
-                        members[flow_member(i, 0, axis)] = simplejpeg.encode_jpeg(grey, 95, colorspace="GRAY")
+                        members[f"flow_{i:03d}_00_{axis}.jpg"] = simplejpeg.encode_jpeg(grey, 95, colorspace="GRAY")
                 for i, image in enumerate(pixels):
                     change = np.clip(128 + (pixels[(i + 1) % 4].astype(int) - image) / 2, 0, 255).astype(np.uint8)
-                    members[rgb_diff_member(i)] = simplejpeg.encode_jpeg(change, 95, colorspace="RGB")
+                    members[f"rgb_diff_{i:03d}.jpg"] = simplejpeg.encode_jpeg(change, 95, colorspace="RGB")
                 size = {"times": [0.0, 1.0, 2.0, 3.0], "height": 40, "width": 48}
                 meta = {"id": f"{split}{number}", "label": "abcd"[label], "frames": size}
                 meta |= {"flow": {**size, "bound": 20}, "rgb_diff": size}

@@ -215,27 +215,10 @@ def extract(
 def _request(kinds: Sequence[str], seconds: int | None, options: Mapping[str, Any]) -> ExtractionRequest:
     """The extraction request of the command line."""
     from bmlpipe.pipeline.extraction.request import ExtractionRequest
-    from bmlpipe.pipeline.front_ends.flow import FlowOptions
-    from bmlpipe.pipeline.front_ends.frames import FrameOptions
-    from bmlpipe.pipeline.front_ends.rgb_diff import RgbDiffOptions
-    from bmlpipe.pipeline.front_ends.spectrogram import SpectrogramOptions
-    from bmlpipe.pipeline.front_ends.waveform import WaveformOptions
+    from bmlpipe.pipeline.front_ends.registry import FRONT_ENDS
 
-    side, images = options["short_side"], options["flow_images"]
-    front_ends = {
-        "frames": FrameOptions(short_side=side),
-        "spectrogram": SpectrogramOptions(preset=options["spectrogram_preset"]),
-        "flow": FlowOptions(
-            options["flow_algorithm"],
-            options["flow_stack"],
-            options["flow_bound"],
-            short_side=side,
-            images=images and images.absolute(),
-        ),
-        "rgb_diff": RgbDiffOptions(stack=options["rgb_diff_stack"], short_side=side),
-        "waveform": WaveformOptions(),
-    }
-    return ExtractionRequest(tuple(front_ends[kind] for kind in kinds), seconds, _ffmpeg(options))
+    front_ends = tuple(FRONT_ENDS[kind].from_command_line(options) for kind in kinds)
+    return ExtractionRequest(front_ends, seconds, _ffmpeg(options))
 
 
 def _ffmpeg(options: Mapping[str, Any]) -> FFmpeg | None:

@@ -11,7 +11,7 @@ from typing import Any
 from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.pipeline.front_ends.front_end import FrontEndOptions, PictureOptions, SoundOptions
 from bmlpipe.pipeline.media.ffmpeg_program import FFmpeg
-from bmlpipe.shards.kinds import KINDS, kind_named
+from bmlpipe.shards.kinds import KINDS, kind_named, ordered
 from bmlpipe.shards.sample import digest
 
 
@@ -45,10 +45,8 @@ class ExtractionRequest:
         fixed = [kind for kind in kinds if kind_named(kind).fixed_length]
         if fixed and self.seconds is None:
             raise OptionError(f"feature kind {fixed[0]} has a fixed length: give --seconds, for example 10")
-        order = list(KINDS)
-        object.__setattr__(
-            self, "front_ends", tuple(sorted(self.front_ends, key=lambda options: order.index(options.kind)))
-        )
+        by_kind = {options.kind: options for options in self.front_ends}
+        object.__setattr__(self, "front_ends", tuple(by_kind[kind] for kind in ordered(by_kind)))
 
     @property
     def kinds(self) -> tuple[str, ...]:

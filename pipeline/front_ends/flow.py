@@ -13,7 +13,7 @@ short side 256 in one thread (medians): `tvl1` takes 830 ms per pair, `tvl1-fast
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -65,6 +65,18 @@ class FlowOptions(PictureOptions):
     quality: int = 90
     short_side: int = 256
     images: Path | None = None
+
+    @classmethod
+    def from_command_line(cls, values: Mapping[str, Any]) -> FlowOptions:
+        """See `FrontEndOptions.from_command_line`."""
+        images = values["flow_images"]
+        return cls(
+            algorithm=values["flow_algorithm"],
+            stack=values["flow_stack"],
+            bound=values["flow_bound"],
+            short_side=values["short_side"],
+            images=images and images.absolute(),
+        )
 
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -51,6 +52,11 @@ class FrameOptions(PictureOptions):
 
     short_side: int = 256
     quality: int = 95
+
+    @classmethod
+    def from_command_line(cls, values: Mapping[str, Any]) -> FrameOptions:
+        """See `FrontEndOptions.from_command_line`."""
+        return cls(short_side=values["short_side"])
 
     def __post_init__(self) -> None:
         check_short_side(self.short_side)

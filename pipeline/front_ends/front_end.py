@@ -9,6 +9,7 @@ sound of a clip into a feature. `registry.FRONT_ENDS` lists all of them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,6 +29,18 @@ class FrontEndOptions(ABC):
     """
 
     kind: ClassVar[str]
+
+    @classmethod
+    def from_command_line(cls, values: Mapping[str, Any]) -> FrontEndOptions:
+        """The options that `bmlpipe extract` was given.
+
+        Args:
+            values: Name of a command-line option, with underscores → its value; names that the front end does not know are ignored.
+
+        Raises:
+            OptionError: A value is out of range.
+        """
+        return cls()
 
     @abstractmethod
     def parameters(self, seconds: int | None) -> dict[str, Any]:

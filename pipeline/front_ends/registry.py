@@ -12,10 +12,10 @@ from bmlpipe.pipeline.front_ends.rgb_diff import RgbDiffOptions
 from bmlpipe.pipeline.front_ends.spectrogram import SpectrogramOptions
 from bmlpipe.pipeline.front_ends.waveform import WaveformOptions
 
+_TABLE: dict[str, type[FrontEndOptions]] = {
+    options.kind: options
+    for options in (FrameOptions, SpectrogramOptions, FlowOptions, RgbDiffOptions, WaveformOptions)
+}
+
 #: Feature kind → the options of its front end.
-FRONT_ENDS: Mapping[str, type[FrontEndOptions]] = MappingProxyType(
-    {
-        options.kind: options
-        for options in (FrameOptions, SpectrogramOptions, FlowOptions, RgbDiffOptions, WaveformOptions)
-    }
-)
+FRONT_ENDS: Mapping[str, type[FrontEndOptions]] = MappingProxyType(_TABLE)

@@ -14,7 +14,7 @@ clipped before the difference is taken.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -50,6 +50,11 @@ class RgbDiffOptions(PictureOptions):
     stack: int = 1
     quality: int = 95
     short_side: int = 256
+
+    @classmethod
+    def from_command_line(cls, values: Mapping[str, Any]) -> RgbDiffOptions:
+        """See `FrontEndOptions.from_command_line`."""
+        return cls(stack=values["rgb_diff_stack"], short_side=values["short_side"])
 
     def __post_init__(self) -> None:
         if not 1 <= self.stack <= 10:

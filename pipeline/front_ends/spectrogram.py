@@ -34,6 +34,7 @@ in natural logarithms (-16 to 8). For `log-mel`, in decibels, the bound is 0.03 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
@@ -69,6 +70,11 @@ class SpectrogramOptions(SoundOptions):
     kind: ClassVar[str] = "spectrogram"
 
     preset: str = "vggsound"
+
+    @classmethod
+    def from_command_line(cls, values: Mapping[str, Any]) -> SpectrogramOptions:
+        """See `FrontEndOptions.from_command_line`."""
+        return cls(preset=values["spectrogram_preset"])
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:

@@ -16,7 +16,6 @@ import simplejpeg
 import torch
 
 from bmlpipe.shards.index import SAMPLE_DTYPE, Index, Shard, read_index, write_index
-from bmlpipe.shards.kinds import frame_member
 from bmlpipe.shards.sample import Sample
 from bmlpipe.shards.writer import ShardWriter
 from bmlpipe.train.data.dataset import ClipDataset, make_loader
@@ -37,7 +36,7 @@ def make_set(folder: Path, shards: int) -> Path:
     picture = simplejpeg.encode_jpeg(np.full((16, 16, 3), 99, np.uint8), 90, colorspace="RGB")
     meta = {"frames": {"times": [0.0], "height": 16, "width": 16}}
     with ShardWriter(folder / "real", dataset="folder", classes=["a"], features={"frames": {}}) as writer:
-        writer.write("train", Sample("clip", 0, {frame_member(0): picture}, meta))
+        writer.write("train", Sample("clip", 0, {"frame_000.jpg": picture}, meta))
     real = read_index(folder / "real")
     samples = np.tile(np.asarray(real.samples), shards * PER_SHARD)
     samples["shard"] = np.arange(len(samples)) // PER_SHARD
