@@ -1,4 +1,4 @@
-"""The names of networks that an option can choose, and where each is made; nothing of them is imported here.
+"""The names of the networks that an option can choose, and where each is made. No network is imported here.
 
 `--help` lists these names, plug-ins included, without importing torch.
 """
@@ -11,13 +11,13 @@ _ENCODERS = "bmlpipe.train.models.encoders.registry"
 _FUSION = "bmlpipe.train.models.fusion"
 _INTERMEDIATE = "bmlpipe.train.models.intermediate"
 
-#: Makers of an encoder from (modality, channels). Those built of stages also take the keyword `pyramid`.
+#: Makers of an encoder from (modality, channels). Those of staged encoders also take the keyword `all_stages`.
 ENCODERS = Registry(
     "bmlpipe.encoders",
     {"resnet18": f"{_ENCODERS}:resnet18", "cnn4": f"{_ENCODERS}:cnn4", "tsm18": f"{_ENCODERS}:tsm18"},
 )
 
-#: Makers of a fusion head from (dims, classes). They may take the keywords `classifier_layers` and `widths`.
+#: Makers of a fusion head from (dims, classes). They may take the keywords `classifier_layers` and `stage_channels`.
 FUSIONS = Registry(
     "bmlpipe.fusions",
     {

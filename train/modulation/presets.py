@@ -1,6 +1,6 @@
 """Published settings by name: the paper's, and those of the two releases of its authors where they differ.
 
-One thing of the releases is not offered: choosing the best epoch on the test split.
+The releases also choose the best epoch on the test split. No preset does that.
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ class Preset:
     summation_gamma: float | None = None
 
     def gamma(self, fusion: str, modalities: int) -> tuple[float, ...] | None:
-        """γ of each modality (Eq. 6) where the setting fixes it for this fusion, else None."""
+        """γ of each modality (Eq. 6) if the setting fixes it for this fusion, else None.
+
+        Args:
+            fusion: Name of the fusion.
+            modalities: Number of modalities M.
+        """
         if fusion != "sum" or self.summation_gamma is None:
             return None
         return (self.summation_gamma,) * modalities
@@ -46,8 +51,8 @@ _RELEASED_OGM = {"form": "cvpr", "parameters": "convolutions"}
 PRESETS: dict[str, Preset] = {
     # Sec. 3 and 4.1: the defaults of the options and of the rules.
     "paper": Preset(options=_PAPER),
-    # The release drops by the ratio of the same step, which for an input takes a second pass through the encoders.
-    # Here the ratio of the previous step drives the drop.
+    # The release drops by the ρ of the same step, which for an input takes a second pass through the encoders. Here the
+    # ρ of the last step is used.
     "tpami-release": Preset(
         options={**_PAPER, "optimizer": "adamw", "lr": 5e-5, "weight_decay": 0.01, "lr_step": 40, "lr_gamma": 0.1},
         rules={

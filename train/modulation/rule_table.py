@@ -1,4 +1,4 @@
-"""The names of modulation rules, and where each is made; nothing of them is imported here."""
+"""The names of the rules, and where each is made. No rule is imported here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from bmlpipe.manifests.common.plugins import Registry
 
 _RULES = "bmlpipe.train.modulation.rules"
 
-#: Makers of a rule. Their keyword arguments are the rule's options.
+#: Names of rules → what makes them, plug-ins included. The keyword arguments of a maker are the options of the rule.
 MODULATIONS = Registry(
     "bmlpipe.modulations",
     {
