@@ -43,6 +43,7 @@ def run(
     batch: int = 8,
     clip_timeout: float | None = None,
     progress: OnBatch = lambda rows: None,
+    extract: Callable[..., list[LedgerRow]] = extract_batch,
 ) -> Counter[str]:
     """Carry out a plan. Make the plan and call this inside `exclusive_folder`.
 
@@ -55,6 +56,7 @@ def run(
         clip_timeout: Seconds that a clip may take on a cluster; a clip that takes longer twice fails with the reason
             `timeout`. Without a cluster there is no limit, since the process to end would be this one.
         progress: Called with the ledger rows of each finished batch.
+        extract: Extracts one batch, in a worker; see `extract_batch`.
 
     Returns:
         Number of clips of the whole manifest per status.
@@ -69,7 +71,7 @@ def run(
         _write_description(plan)
         FeatureStore(out).remove_leftovers()
     timeout = ClipTimeout(FeatureFolder(out).hung, clip_timeout) if clip_timeout and (scheduler or workers) else None
-    function = partial(extract_batch, request=plan.request, out=out, videos=plan.videos, timeout=timeout)
+    function = partial(extract, request=plan.request, out=out, videos=plan.videos, timeout=timeout)
     starts = range(0, len(plan.tasks), batch)
     batches = (plan.tasks[start : start + batch] for start in starts)
     with ExitStack() as stack:
