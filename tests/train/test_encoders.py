@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.train.config.registries import ENCODERS
 from bmlpipe.train.models.encoders.cnn4 import CNN4
 from bmlpipe.train.models.encoders.registry import make_encoder
@@ -143,13 +144,13 @@ def test_the_cnn4_of_audio_averages_its_spectrogram_down() -> None:
 
 
 def test_refusals_name_the_value() -> None:
-    with pytest.raises(ValueError, match=r"'vgg'.*cnn4, resnet18"):
+    with pytest.raises(OptionError, match=r"'vgg'.*cnn4, resnet18"):
         make_encoder("vgg", "visual", channels=3)
-    with pytest.raises(ValueError, match="channels must be at least 1, not 0"):
+    with pytest.raises(OptionError, match="channels must be at least 1, not 0"):
         ResNet18(0)
-    with pytest.raises(ValueError, match="downsample must be at least 1, not 0"):
+    with pytest.raises(OptionError, match="downsample must be at least 1, not 0"):
         CNN4(1, downsample=0)
-    with pytest.raises(ValueError, match=r"\(B, T, C, H, W\), not the shape \(2, 3, 64, 64\)"):
+    with pytest.raises(OptionError, match=r"\(B, T, C, H, W\), not the shape \(2, 3, 64, 64\)"):
         CNN4(3)(torch.randn(2, 3, 64, 64))
 
 

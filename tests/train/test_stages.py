@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.train.config.registries import ENCODERS
 from bmlpipe.train.models.encoders.cnn4 import CNN4
 from bmlpipe.train.models.encoders.registry import make_encoder
@@ -135,9 +136,9 @@ def test_encoders_without_stages_fuse_late_but_are_refused_for_more(name: str) -
     given = {"audio": Whole(), "visual": CNN4(3, width=1)}
     head = make_fusion("concat", {"audio": 4, "visual": 4}, 3)
     assert MultimodalModel(given, head)(INPUTS).shape == (2, 3)
-    with pytest.raises(ValueError, match=rf"'{name}' works between the stages.*Whole of 'audio' is not made of stages"):
+    with pytest.raises(OptionError, match=rf"'{name}' works between the stages.*Whole of 'audio' is not made of stages"):
         make_intermediate(name, given)
-    with pytest.raises(ValueError, match="Whole of 'audio'"):
+    with pytest.raises(OptionError, match="Whole of 'audio'"):
         MultimodalModel(given, head, nn.Identity())
 
 
@@ -146,9 +147,9 @@ def test_an_encoder_of_another_package_is_made_by_its_name(monkeypatch: pytest.M
     plugins = {name: SimpleNamespace(load=lambda maker=maker: maker) for name, maker in makers.items()}
     monkeypatch.setattr(ENCODERS, "plugins", lambda: plugins)
     assert make_encoder("whole", "text", channels=1).feature_dim == 4
-    with pytest.raises(ValueError, match=r"'whole' does not offer features.*cnn4, resnet18, tsm18"):
+    with pytest.raises(OptionError, match=r"'whole' does not offer features.*cnn4, resnet18, tsm18"):
         make_encoder("whole", "text", channels=1, all_stages=True)
-    with pytest.raises(ValueError, match="'bare' must have the attribute `feature_dim`"):
+    with pytest.raises(OptionError, match="'bare' must have the attribute `feature_dim`"):
         make_encoder("bare", "text", channels=1)
 
 
