@@ -1,7 +1,4 @@
-"""What a sample is: the fields, the names of their tar members, keys, and the version of the format.
-
-The written specification is docs/format.md; this module is its only implementation of names.
-"""
+"""What a sample is: its fields, its key, and the version of the format. docs/format.md is the specification."""
 
 from __future__ import annotations
 
@@ -19,16 +16,15 @@ from bmlpipe.shards.targets import CLASS
 FORMAT = "bmlpipe-shards"
 VERSION = 1
 
-
-_MAX_KEY = 64  # leaves room for ".flow_000_09_x.jpg" in USTAR's 100 characters
+_MAX_KEY = 64  # leaves room for ".flow_000_09_x.jpg" in the 100 characters of a USTAR name
 _SAFE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def key_of(clip_id: str) -> str:
-    """The sample key of a clip: its id where that is a safe file name, else a readable, collision-free stand-in.
+    """The sample key of a clip: its id if that is a valid key, otherwise a readable replacement without collisions.
 
-    Keys hold letters, digits, `_` and `-` only (WebDataset splits names at the first dot and drops folders), at
-    most 64 of them.
+    A key consists of at most 64 letters, digits, `_` and `-`, because WebDataset splits member names at the first dot
+    and drops folders.
 
     >>> key_of("-Qowmc0P9ic_000034")
     '-Qowmc0P9ic_000034'
@@ -43,18 +39,23 @@ def key_of(clip_id: str) -> str:
 
 
 def digest(parameters: Mapping[str, Any]) -> str:
-    """SHA-256 of parameters as canonical JSON: equal hashes mean features made in the same way."""
+    """SHA-256 of parameters as canonical JSON. Equal hashes mean that features were made in the same way."""
     canonical = json.dumps(parameters, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def differences(one: Any, other: Any, name: str = "") -> list[str]:
-    """What differs between two sets of parameters, in words.
+    """Describe the differences between two sets of parameters, one line per parameter.
+
+    Args:
+        one: The first set, or one value of it.
+        other: The second set, or one value of it.
+        name: Name of the parameter that the values belong to; empty for whole sets.
 
     >>> differences({"frames": {"short_side": 256, "fps": 1}}, {"frames": {"short_side": 224, "fps": 1}})
     ['frames.short_side: 256 and 224']
     >>> differences({"a": 1}, {"b": None})
-    ['a: 1 and not there', 'b: not there and None']
+    ['a: 1 and missing', 'b: missing and None']
     """
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         absent = object()
@@ -73,7 +74,7 @@ def differences(one: Any, other: Any, name: str = "") -> list[str]:
 
 
 def _shown(value: Any, absent: object) -> str:
-    return "not there" if value is absent else repr(value)
+    return "missing" if value is absent else repr(value)
 
 
 #: Name of the member that holds what is known of the sample, as JSON.
@@ -85,10 +86,10 @@ class Sample:
     """One sample as bytes, ready to be written.
 
     Attributes:
-        key: See `key_of`.
+        key: Sample key; see `key_of`.
         label: Class id.
-        members: Member suffix → bytes, without `cls` and `json`.
-        meta: What the JSON member holds (id, label name, flags, times…); values must be JSON.
+        members: Member suffix → contents of the feature kinds' members, without those of the target and the JSON.
+        meta: Content of the JSON member (id, label name, flags, times …), as JSON values.
     """
 
     key: str
@@ -97,9 +98,9 @@ class Sample:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def files(self) -> list[tuple[str, bytes]]:
-        """All members of the sample, full names, sorted: the order in which they stand in the tar.
+        """Full names and contents of all members, sorted by name: their order in the tar.
 
-        The JSON member also lists the size and CRC-32 of each of `members`, so that damage can be named.
+        The JSON member also lists the size and CRC-32 of each of `members`, so that damage can be located.
         """
         listed = {suffix: [len(data), crc32(data)] for suffix, data in self.members.items()}
         text = json.dumps({**self.meta, "members": listed}, sort_keys=True, ensure_ascii=False, allow_nan=False)

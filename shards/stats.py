@@ -1,4 +1,4 @@
-"""What a set of shards holds, in numbers."""
+"""Count what a set of shards holds."""
 
 from __future__ import annotations
 
@@ -11,39 +11,40 @@ import numpy as np
 from bmlpipe.shards.kinds import kind_of
 from bmlpipe.shards.reader import ShardReader, StoredSample
 from bmlpipe.shards.sample import VERSION
+from bmlpipe.shards.targets import CLASS
 
-_CHUNK = 1 << 20  # records
+_CHUNK = 1 << 20  # records per step
 
 
 def describe(reader: ShardReader, *, samples: int = 1000) -> dict[str, Any]:
-    """Count what is in a set.
+    """Describe a set of shards in numbers.
 
-    Samples, classes, bytes and flags of splits, parameters and statistics are in the index. Bytes of members and
-    lengths are in the samples: so many of them are read whole, evenly spread over the set.
+    Samples, classes, bytes and flags per split, parameters and statistics come from the index. Sizes of members and
+    lengths of clips come from samples, which are read whole, evenly spaced over the set.
 
     Args:
         reader: The set.
-        samples: Samples that are read; 0: all.
+        samples: Number of samples to read; 0: all.
 
     Returns:
-        Values of JSON: `dataset`, `version`, `samples`, `bytes`; `splits` (split → shards, samples, bytes, `classes`:
-        name → samples, and `flags`: flag → samples, None in a set whose index does not say); `dropped` (flag → clips
-        left out for it); `features` and `statistics` as in the index; `read`: `samples` looked at, `kinds`
-        (feature kind → members and bytes of a sample, on average), `flags` (flag → samples), `seconds` (length of
-        clips: shortest, median, mean, longest; None where no sample knows its length).
+        JSON values: `dataset`, `version`, `samples` and `bytes`; `splits`: split → `shards`, `samples`, `bytes`,
+        `classes` (name → samples) and `flags` (flag → samples; None if the index does not state them); `dropped`: flag
+        → clips left out for it; `features` and `statistics` as in the index; `read`: number of `samples` read, `kinds`
+        (feature kind → mean number of `members` and `bytes` per sample), `flags` (flag → samples) and `seconds` (the
+        `shortest`, `median`, `mean` and `longest` clip; None if no sample states its length).
     """
     index, total = reader.index, len(reader)
     splits: dict[str, dict[str, Any]] = {}
     for split in dict.fromkeys(shard.split for shard in index.shards):
-        there, numbers = index.split_shards(split), index.split_range(split)
+        shards, numbers = index.split_shards(split), index.split_range(split)
         counts = np.zeros(len(index.classes), np.int64)
         for at in range(numbers.start, numbers.stop, _CHUNK):
-            labels = index.samples["label"][at : min(at + _CHUNK, numbers.stop)]
+            labels = index.samples[CLASS.field][at : min(at + _CHUNK, numbers.stop)]
             counts += np.bincount(labels, minlength=len(counts))
         splits[split] = {
-            "shards": len(there),
+            "shards": len(shards),
             "samples": len(numbers),
-            "bytes": sum(shard.bytes for shard in there),
+            "bytes": sum(shard.bytes for shard in shards),
             "classes": dict(zip(index.classes, counts.tolist(), strict=True)),
             "flags": None if index.flags is None else dict(index.flags.get(split, {})),
         }
@@ -90,7 +91,7 @@ def _read(reader: ShardReader, numbers: list[int]) -> dict[str, Any]:
 
 
 def _seconds(sample: StoredSample) -> list[float]:
-    """Length of a sample's clip, if it is known: what its annotation says, or the rest of its file."""
+    """Length of a sample's clip, if it is known: that of its annotation, or the rest of its file."""
     length, whole = sample.meta.get("duration"), (sample.meta.get("media") or {}).get("duration_s")
     if length is None and whole is not None:
         length = whole - sample.meta.get("start", 0.0)

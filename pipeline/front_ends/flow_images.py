@@ -1,16 +1,16 @@
-"""Ready-made optical flow: one image a picture and component, as UCF-101's and TSN's users have them.
+"""Precomputed optical flow: one image per picture and component, in the layouts that UCF-101 and TSN have made common.
 
-Two layouts are read, with or without a folder of the class in between; upper and lower case are not told apart:
+Two layouts are read, with or without a folder of the class in between; upper and lower case count as equal:
 
 - `<video>/flow_x_0001.jpg`, `<video>/flow_y_0001.jpg` (or `x_0001.jpg`, `y_0001.jpg`);
 - `u/<video>/frame000001.jpg` for x, `v/<video>/frame000001.jpg` for y.
 
-Numbers run without gaps from 0 or 1, in any number of digits. The n-th image is taken for the field from the n-th
-picture of the video to the next: a video of N pictures has N - 1 images, or N, the last of which is not used.
+Numbers run without gaps from 0 or 1, with any number of digits. The n-th image is the field from the n-th picture of
+the video to the next: a video of N pictures has N - 1 images, or N, the last of which is not used.
 
-The images are stored as they are, without another encoding. Their makers usually write a displacement v as
-round(255 · (v + bound) / (2 · bound)), with bound 20; reading that as this package's own 128 + v · 127 / bound errs by
-bound / 127 at most (0.16 pixels), beside half a level of rounding (0.08 pixels) and their JPEG.
+The images are stored unchanged. Programs that make them usually store a displacement v as
+round(255 · (v + bound) / (2 · bound)), with bound 20. Reading this as this package's own 128 + v · 127 / bound adds an
+error of at most bound / 127 (0.16 pixels) to those of rounding (half a level, 0.08 pixels) and of JPEG.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ class FlowImages:
     """The flow images of one video.
 
     Args:
-        folder: Where all videos' images are.
-        video: The video file; its stem and the name of its folder (the class) are looked for.
+        folder: Folder of the images of all videos.
+        video: The video file; a folder is searched that has its stem, perhaps in one with the name of its own folder
+            (the class).
 
     Attributes:
-        size: Rows and columns of the images; (0, 0) before the first is read.
+        size: Rows and columns of the images; (0, 0) before the first one is read.
 
     Raises:
-        ClipError: `missing_flow_images`: there is no folder of this video, or images are missing in it.
+        ClipError: `missing_flow_images`: there is no folder for this video, or images are missing in it.
     """
 
     def __init__(self, folder: Path, video: Path) -> None:
@@ -56,33 +57,34 @@ class FlowImages:
         self._pairs = list(zip(x, y))
 
     def fields(self, number: int, stack: int) -> tuple[tuple[bytes, bytes], ...]:
-        """The fields from a picture on, as (x, y) JPEGs.
+        """Consecutive fields as (x, y) pairs of JPEGs.
 
         Args:
-            number: Number of the first field's first picture in the video, from 0.
-            stack: Fields wanted.
+            number: Number of the first picture in the video, from 0.
+            stack: Number of fields.
 
         Raises:
-            ClipError: `missing_flow_images`: there are too few; `bad_flow_images`: one cannot be read, or is of another
-                size than the others.
+            ClipError: `missing_flow_images`: there are too few images. `bad_flow_images`: an image cannot be read, or
+                differs in size from the others.
         """
         if number + stack > len(self._pairs):
             raise ClipError(
                 "missing_flow_images",
-                f"picture {number + stack} of the video follows another, but there are {len(self._pairs)} images",
+                f"field {number + stack} of the video is needed, but there are only {len(self._pairs)} images",
             )
         return tuple((self._read(x), self._read(y)) for x, y in self._pairs[number : number + stack])
 
     def check_count(self, pictures: int) -> None:
-        """Refuse images that do not fit a video of so many pictures.
+        """Check that the number of images matches the number of pictures of the video.
 
         Raises:
-            ClipError: `missing_flow_images`.
+            ClipError: `missing_flow_images`: it does not.
         """
         if len(self._pairs) not in (pictures - 1, pictures):
             raise ClipError(
                 "missing_flow_images",
-                f"there are {len(self._pairs)} images for {pictures} pictures: made of another version of the video?",
+                f"there are {len(self._pairs)} images for {pictures} pictures: they may belong to another version of "
+                "the video",
             )
 
     def _read(self, path: Path) -> bytes:
@@ -90,15 +92,15 @@ class FlowImages:
         try:
             size = simplejpeg.decode_jpeg(data, "GRAY").shape[:2]
         except ValueError as error:
-            raise ClipError("bad_flow_images", f"{path} is no JPEG or damaged: {error}") from error
+            raise ClipError("bad_flow_images", f"{path} is not a JPEG or is damaged: {error}") from error
         if self.size not in ((0, 0), size):
-            raise ClipError("bad_flow_images", f"{path} is of {size} rows and columns, others of {self.size}")
+            raise ClipError("bad_flow_images", f"{path} has {size} rows and columns, the others have {self.size}")
         self.size = size
         return data
 
 
 def quick_check(folder: Path, video: Path) -> tuple[int, int, int]:
-    """Number of a video's images, their size in bytes and their newest modification time in ns; zeros: none.
+    """Number of a video's images, total size in bytes and newest modification time in ns; zeros if there are none.
 
     Equal numbers mean that the images have not changed.
     """
@@ -107,7 +109,7 @@ def quick_check(folder: Path, video: Path) -> tuple[int, int, int]:
 
 
 def identity(folder: Path, video: Path) -> SourceFile:
-    """What tells a video's images from others: the quick check's numbers, and a SHA-256 of all names and bytes."""
+    """Identity of a video's images: the numbers of `quick_check`, and a SHA-256 of all names and contents."""
     count, size, newest = quick_check(folder, video)
     whole = hashlib.sha256()
     for place in _places(folder, video):
@@ -119,7 +121,7 @@ def identity(folder: Path, video: Path) -> SourceFile:
 
 
 def same_images(old: SourceFile | None, folder: Path, video: Path) -> bool:
-    """Whether a video's images are still those of an identity; they are read only where their newest time differs."""
+    """Whether a video's images still have an identity; they are read only where their newest time has changed."""
     count, size, newest = quick_check(folder, video)
     if old is None or (old.name, old.bytes) != (f"{count} images", size):
         return False
@@ -127,7 +129,7 @@ def same_images(old: SourceFile | None, folder: Path, video: Path) -> bool:
 
 
 def _places(folder: Path, video: Path) -> tuple[Path, ...]:
-    """Where a video's images are: one folder, or that of x and that of y; empty: nowhere."""
+    """The folder of a video's images, or the folders of x and of y; empty if there are none."""
     for names in ((video.stem,), (video.parent.name, video.stem)):
         if both := _below(folder, *names):
             return (both,)
@@ -143,7 +145,7 @@ def _files(place: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _in_order(folder: Path, pattern: str) -> list[Path]:
-    """Images of the pattern by their number."""
+    """The images whose names match a pattern, ordered by their number."""
     found = {
         int(match[1]): path for path in folder.iterdir() if (match := re.fullmatch(pattern, path.name, re.IGNORECASE))
     }
@@ -151,12 +153,14 @@ def _in_order(folder: Path, pattern: str) -> list[Path]:
     first = min(1, *numbers) if numbers else 1
     if not numbers or numbers != list(range(first, first + len(numbers))):
         there = f"numbers {numbers[0]} to {numbers[-1]}, {len(numbers)} in all" if numbers else "none"
-        raise ClipError("missing_flow_images", f"{folder}: images must be numbered from 0 or 1 on: there are {there}")
+        raise ClipError(
+            "missing_flow_images", f"{folder}: images must be numbered from 0 or 1 without gaps, but there are {there}"
+        )
     return [found[number] for number in numbers]
 
 
 def _below(folder: Path, *names: str) -> Path | None:
-    """A folder below another by its names, in upper or lower case; None: it is not there."""
+    """A sub-folder by its names, in upper or lower case; None if it does not exist."""
     place: Path | None = folder
     for name in names:
         place = None if place is None else _folders(place).get(name.casefold())
@@ -164,7 +168,7 @@ def _below(folder: Path, *names: str) -> Path | None:
 
 
 def _folders(folder: Path) -> dict[str, Path]:
-    """Name, in lower case → what is in a folder; listed anew only when it has changed."""
+    """Lower-case name → entry of a folder; the folder is listed again only when it has changed."""
     return _listed(folder, folder.stat().st_mtime_ns) if folder.is_dir() else {}
 
 

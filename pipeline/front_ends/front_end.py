@@ -35,7 +35,8 @@ class FrontEndOptions(ABC):
         """The options that `bmlpipe extract` was given.
 
         Args:
-            values: Name of a command-line option, with underscores → its value; names that the front end does not know are ignored.
+            values: Name of a command-line option, with underscores → its value. Options of other front ends are
+                ignored.
 
         Raises:
             OptionError: A value is out of range.

@@ -1,18 +1,19 @@
-"""Quality of a clip's pictures and sound, measured on what is decoded anyway; thresholds become flags.
+"""Quality of a clip's pictures and sound, measured on what is decoded for the features; thresholds turn it into flags.
 
-What is measured is a property of the source: it does not depend on which feature kinds are wanted, on their sizes, or
-on the decoder. So it is no parameter of any feature, and stands in `media` beside codec and frame rate:
+The measurements are properties of the source: they do not depend on the feature kinds, their sizes or the decoder. So
+they are not parameters of any feature, and are recorded in `media` with codec and frame rate:
 
-- `sound`: `peak`, the largest |x| of the mono mix at the front end's rate, 1 being full scale, and `clipped`, the share
-  of samples with |x| ≥ 0.99; before the sound is tiled, cut to ±1 or standardised;
-- `pictures`, those shown at the instants: `instants`, how many; `black`, how many are black; `change`, the largest
-  difference of a block's mean luma from the same block's in the first picture, in levels of full range (0 … 255).
+- `sound`: `peak`, the largest |x| of the mono mix at the front end's rate (full scale is 1), and `clipped`, the share
+  of samples with |x| ≥ 0.99; both before the sound is tiled, limited to ±1 or standardised;
+- `pictures`, those shown at the instants: `instants`, their number; `black`, the number of black ones; `change`, the
+  largest difference between the mean luma of a block and that of the same block in the first picture, in levels of full
+  range (0 … 255).
 
-Pixels are looked at in a grid of at least 48 lines across the short side; a block is 4 × 4 of them. In their mean the
-noise of sensors and compression cancels out, and small things that move do not. Measured on a VGGSound picture of 480 ×
-360 shown for 10 s: `change` is 1.4 encoded by x264 at crf 23, 4.1 at crf 35, 5.8 at crf 35 with strong noise, and 54
-where a square of 12 × 12 pixels blinks. The calmest of 24 real clips, a talking head, has 9.2. Of those with sound
-`clipped` is 9e-5 at most; it is 1.2e-3 for a crying baby amplified to 5 dB above full scale.
+Pixels are sampled on a grid of at least 48 lines across the short side; a block is 4 × 4 of these. In the mean of a
+block, noise of sensors and compression cancels out, but small moving objects do not. Measured on a VGGSound picture of
+480 × 360 shown for 10 s: `change` is 1.4 encoded by x264 at crf 23, 4.1 at crf 35, 5.8 at crf 35 with strong noise, and
+54 where a square of 12 × 12 pixels blinks. The calmest of 24 real clips, a talking head, has 9.2. In those with sound,
+`clipped` is at most 9e-5; it is 1.2e-3 for a crying baby amplified to 5 dB above full scale.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from bmlpipe.pipeline.front_ends.spectrogram import Floats
 #: Sound whose peak is below this is silent: −60 dBFS, where FFmpeg's silencedetect has its default.
 SILENT_PEAK = 1e-3
 
-#: |x| from here on counts as full scale. Not 1: resampling and lossy codecs let the flat tops of clipped sound ripple.
+#: |x| at and above this counts as full scale. It is below 1 because resampling and lossy codecs add ripple to clipped
+#: peaks.
 FULL_SCALE = 0.99
 
 #: Sound with at least this share of samples at full scale is clipped: 5 ms of 10 s, between the two figures above.
@@ -38,13 +40,13 @@ CLIPPED_SHARE = 5e-4
 #: A picture is black if no block is brighter than this share of the luma range: pix_th of FFmpeg's blackdetect.
 BLACK_LEVEL = 0.1
 
-#: A clip is black if at least this share of its pictures is: one picture of a fade-in is no reason to drop a clip.
+#: A clip is black if at least this share of its pictures is: one picture of a fade-in is not enough.
 BLACK_SHARE = 0.5
 
-#: A clip stands still if no block changes by more levels than this: above what compression does to a still picture.
+#: A clip is still if no block changes by more levels than this: more than compression changes a still picture.
 STILL_CHANGE = 6.0
 
-#: Flag → the part of `media` that it follows from: without it nobody has looked.
+#: Flag → the part of `media` that it follows from. Where that part is missing, the flag was not looked for.
 MEASURED_IN = {
     "silent_audio": "sound",
     "clipped_audio": "sound",
@@ -52,8 +54,8 @@ MEASURED_IN = {
     "still_video": "pictures",
 }
 
-_LINES = 48  # of pixels looked at across the short side, at least
-_BLOCK = 4  # of these lines a block
+_LINES = 48  # smallest number of lines of the grid across the short side
+_BLOCK = 4  # lines per block
 _FULL = 2  # libavutil's number of the range
 _LUMA_FIRST = {f"yuv{j}{s}p" for j in ("", "j") for s in (420, 422, 444)} | {"nv12", "gray"}  # 8 bits, plane 0
 
@@ -61,17 +63,17 @@ _Levels = npt.NDArray[Any]
 
 
 def measure_sound(samples: Floats) -> dict[str, float]:
-    """Peak and share of samples at full scale of mono sound, (n,), n ≥ 1; see the module."""
+    """Peak and share of samples at full scale of mono sound (n,), n ≥ 1; see the module."""
     peak = max(float(samples.max()), -float(samples.min()))
     clipped = np.count_nonzero(np.abs(samples) >= FULL_SCALE) / samples.size if peak >= FULL_SCALE else 0.0
     return {"peak": float(f"{peak:.3g}"), "clipped": float(f"{clipped:.3g}")}
 
 
 class PictureQuality:
-    """Measures the pictures of a clip.
+    """Measures the quality of a clip's pictures.
 
-    Taking a picture in copies a few thousand pixels and no more: between two decoded pictures every call finds cold
-    caches; all are measured together in the end.
+    `add` only copies a few thousand pixels, since between two decoded pictures every call finds cold caches. `result`
+    measures all of them together.
     """
 
     def __init__(self) -> None:
@@ -79,7 +81,7 @@ class PictureQuality:
         self._full = False
 
     def add(self, frame: av.VideoFrame) -> None:
-        """Take the picture of the next instant in; it is not altered."""
+        """Add the picture of the next instant, which is not altered."""
         name = frame.format.name
         self._full = (frame.color_range == _FULL or name.startswith("yuvj")) and not frame.format.is_rgb
         if name not in _LUMA_FIRST:
@@ -91,7 +93,7 @@ class PictureQuality:
 
     def result(self) -> dict[str, float]:
         """See the module."""
-        if len({grid.shape for grid in self._grids}) > 1:  # a video that changes its size does not stand still
+        if len({grid.shape for grid in self._grids}) > 1:  # a video that changes its size is not still
             means = [self._means(grid[None]) for grid in self._grids]
             black, change = sum(int(self._black(mean)) for mean in means), 255.0
         else:
@@ -103,7 +105,7 @@ class PictureQuality:
         """Mean of each block, in levels of full range: (pictures, lines, columns) → (pictures, blocks down, across)."""
         side = min(_BLOCK, *grids.shape[1:])
         rows, columns = (size // side * side for size in grids.shape[1:])
-        # Sums of slices: ten times as fast as a mean over two axes of such small blocks.
+        # Sums of slices are ten times as fast as a mean over two axes of such small blocks.
         lines = sum(
             (grids[:, i:rows:side, :columns] for i in range(1, side)), grids[:, :rows:side, :columns].astype("u2")
         )
@@ -116,7 +118,7 @@ class PictureQuality:
 
 
 def quality_flags(media: Mapping[str, Any]) -> set[str]:
-    """The flags (docs/reasons.md) that follow from what was measured."""
+    """The flags (docs/reasons.md) that follow from the measurements in `media`."""
     flags = set()
     if sound := media.get("sound"):
         if sound["peak"] < SILENT_PEAK:

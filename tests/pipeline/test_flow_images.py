@@ -122,7 +122,7 @@ def test_images_that_are_missing_or_do_not_fit(clip: Path, tmp_path: Path) -> No
     )
     cases = {
         "empty": (0, "there are none"),
-        "short": (40, "picture 51 of the video follows another, but there are 40 images"),
+        "short": (40, "field 51 of the video is needed, but there are only 40 images"),
     }
     for name, (count, message) in cases.items():
         (folder / name / clip.stem).mkdir(parents=True)

@@ -276,10 +276,10 @@ def test_shards_made_with_other_parameters_are_refused_by_name() -> None:
     checkpoint.check_same_features(old, made, ["frames", "spectrogram"], Path("last.pt"))
     checkpoint.check_same_features(old, other, ["spectrogram"], Path("last.pt"))  # what is not used may differ
     with pytest.raises(
-        ConfigError, match=r"last.pt .*\(frames.crop: not there and 3; frames.short_side: 256 and 224\): use"
+        ConfigError, match=r"last.pt .*\(frames.crop: missing and 3; frames.short_side: 256 and 224\): use"
     ):
         checkpoint.check_same_features(old, other, ["spectrogram", "frames"], Path("last.pt"))
-    with pytest.raises(ConfigError, match=r"\(spectrogram: \{'rate': 16000\} and not there\)"):
+    with pytest.raises(ConfigError, match=r"\(spectrogram: \{'rate': 16000\} and missing\)"):
         checkpoint.check_same_features(old, {"frames": made["frames"]}, ["spectrogram"], Path("last.pt"))
 
 
