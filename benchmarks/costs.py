@@ -25,11 +25,7 @@ from bmlpipe.manifests.schema import Clip
 from bmlpipe.pipeline.extraction.request import ExtractionRequest
 from bmlpipe.pipeline.extraction.task import ClipTask
 from bmlpipe.pipeline.extraction.worker import extract_batch
-from bmlpipe.pipeline.front_ends.flow import FlowOptions
-from bmlpipe.pipeline.front_ends.frames import FrameOptions
-from bmlpipe.pipeline.front_ends.rgb_diff import RgbDiffOptions
-from bmlpipe.pipeline.front_ends.spectrogram import SpectrogramOptions
-from bmlpipe.pipeline.front_ends.waveform import WaveformOptions
+from bmlpipe.pipeline.front_ends.registry import FRONT_ENDS
 from bmlpipe.pipeline.sharding.write import sample_of
 from bmlpipe.pipeline.store.feature_file import FeatureStore
 
@@ -46,21 +42,12 @@ Times = dict[str, list[float]]
 
 
 def request_of(dataset: str, kinds: tuple[str, ...]) -> ExtractionRequest:
-    """The command's defaults for these kinds; waveform and spectrogram need a length, which UCF-101 has none of."""
-    return ExtractionRequest(
-        (
-            FrameOptions() if "frames" in kinds else None,
-            SpectrogramOptions() if "spectrogram" in kinds else None,
-            FlowOptions() if "flow" in kinds else None,
-            RgbDiffOptions() if "rgb_diff" in kinds else None,
-            WaveformOptions() if "waveform" in kinds else None,
-        ),
-        DATASETS[dataset].seconds,
-    )
+    """The command's defaults for these kinds; waveform and spectrogram need a length, and UCF-101 has none."""
+    return ExtractionRequest(tuple(FRONT_ENDS[kind]() for kind in kinds), DATASETS[dataset].seconds)
 
 
 def extracted(clips: list[Path], request: ExtractionRequest, out: Path) -> float:
-    """Extract clips; CPU seconds a clip."""
+    """Extract clips; returns CPU seconds per clip."""
     tasks = [ClipTask(Clip(clip.stem, "train", "a"), Source(clip)) for clip in clips]
     before = cpu()
     rows = extract_batch(tasks, request, out, clips[0].parent)
