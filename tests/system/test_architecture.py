@@ -41,9 +41,11 @@ ORDER = {
     "manifests": """
         common
         schema
+        video_files
         readers
-        locate splits places
+        locate splits
         datasets
+        places
     """,
     "shards": """
         errors
