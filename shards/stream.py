@@ -34,12 +34,14 @@ import tarfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
+from random import Random
 from typing import Any, BinaryIO
 
 import numpy as np
 import simplejpeg
 import webdataset as wds
 from isal.isal_zlib import crc32
+from webdataset.compat import FluidInterface
 from webdataset.tariterators import group_by_keys, tar_file_expander
 from webdataset.utils import pytorch_worker_info
 
@@ -53,7 +55,7 @@ from bmlpipe.shards.targets import CLASS
 _Sample = dict[str, Any]
 
 
-class ShardPipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[misc]  # webdataset has no types
+class ShardPipeline(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # webdataset has no types
     """A webdataset pipeline over one split; `map`, `to_tuple`, `batched`, `compose` … work as on `wds.WebDataset`.
 
     Attributes:
@@ -138,7 +140,7 @@ def webdataset_pipeline(
         wds.split_by_node,
         wds.split_by_worker,
         _ReadShards(reader, urls, wanted),
-        wds.shuffle(shuffle, seed=int(keyed_bits(seed, epoch, 3)[0])) if shuffle else None,
+        _Shuffle(shuffle, int(keyed_bits(seed, epoch, 3)[0])) if shuffle else None,
         wds.map(_decoded) if decode else None,
         _Equal(sizes) if equal else None,
         sizes=sizes,
@@ -200,6 +202,17 @@ class _EnoughShards:
                 f"{ranks * workers}: use fewer workers, or shard again with a smaller --samples-per-shard"
             )
         yield from sources
+
+
+class _Shuffle:
+    """webdataset's shuffle buffer with the same random numbers in every iteration."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self._size, self._seed = size, seed
+
+    def __call__(self, samples: Iterable[_Sample]) -> Iterator[_Sample]:
+        shuffled: Iterator[_Sample] = wds.shuffle(self._size, rng=Random(self._seed))(samples)
+        return shuffled
 
 
 class _Equal:

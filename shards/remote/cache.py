@@ -124,7 +124,7 @@ class Cache:
                 seen, since = now, time.monotonic()
             if time.monotonic() - since > self.patience:
                 raise ShardError(
-                    f"{self.path(entry)}: waited {self.patience:g} s for another process that fetches this file or "
+                    f"{self.path(entry)}: waited {self.patience:g} s for another process that downloads this file or "
                     f"takes up the cache of {self.limit} bytes, and it made no progress: end that process, or use "
                     "another --cache"
                 )

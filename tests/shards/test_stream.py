@@ -134,6 +134,8 @@ def test_the_order_depends_on_seed_and_epoch_alone(shards: Path) -> None:
         for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0))
     ]
     assert orders[0] == orders[3]
+    pipeline = webdataset_pipeline(shards, "train", shuffle=8)
+    assert keys(pipeline) == keys(pipeline) == orders[0]
     assert len({tuple(order) for order in orders}) == 3
     assert len({tuple(sorted(order)) for order in orders}) == 1
 
