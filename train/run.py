@@ -24,7 +24,6 @@ import yaml
 
 from bmlpipe.manifests.common.command import Program, log_options
 from bmlpipe.manifests.common.logs import configure_for_rank
-from bmlpipe.manifests.common.percent import percent
 from bmlpipe.train.config.options import ConfigError, TrainConfig
 from bmlpipe.train.config.parsing import read_options, train_options
 from bmlpipe.train.runs.folder import RunFolder
@@ -91,8 +90,7 @@ def train(config: TrainConfig) -> int:
         _logger.info("stopped on request after saving: continue with --resume")
         return 143
     if metrics:
-        about = (metrics["split"], metrics["epoch"], percent(metrics["accuracy"]), config.out)
-        _logger.info("finished: %s after epoch %d, accuracy %s, in %s", *about)
+        _logger.info("finished: %s of epoch %d, in %s", metrics["split"], metrics["epoch"], config.out)
     else:
         _logger.info("nothing is left to do: all %d epochs of %s are trained", config.epochs, config.out)
     _logger.info("Next: bmlpipe report %s", config.out)
