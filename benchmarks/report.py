@@ -29,9 +29,8 @@ def make(folder: Path, steps: int) -> None:
 
     from bmlpipe.train.config.parsing import parse
 
-    config = parse(
-        {"dataset": "folder", "shards": "s", "out": "o", "modulation": "opm", "epochs": 100}, "here"
-    ).resolved()
+    options = {"dataset": "folder", "shards": "s", "out": "o", "modulation": "opm", "epochs": 100}
+    config = parse(options, "here").resolved()
     (folder / "config.yaml").write_text(yaml.safe_dump(config.as_dict()))
     random = np.random.default_rng(0)
     names = ["data_s", "step_s", "samples_per_s", "loss"]
