@@ -97,34 +97,34 @@ def sweep(
     from bmlpipe.train.config.parsing import parse
     from bmlpipe.train.config.places import located
     from bmlpipe.train.runs.trackers import check_installed
-    from bmlpipe.train.sweep.devices import make_slots, visible_gpus
+    from bmlpipe.train.sweep.devices import share_devices, visible_gpus
     from bmlpipe.train.sweep.folder import check_shards, state_of
-    from bmlpipe.train.sweep.recipe_file import find_recipe, overrides, read_recipe, whole_numbers
+    from bmlpipe.train.sweep.recipe_file import find_recipe, parse_overrides, parse_seeds, read_recipe
     from bmlpipe.train.sweep.run_jobs import run_jobs
 
     plan = read_recipe(find_recipe(recipe))
     given = {key: value for key, value in {"dataset": dataset, "shards": shards}.items() if value is not None}
-    base = overrides(pairs)
+    base = parse_overrides(pairs)
     common = located(parse({**plan.base, **base, **given}, f"{plan.path}, base"))
-    given = {"dataset": common.dataset, "shards": list(common.shards)}
+    given = {"dataset": common.dataset, "shards": ",".join(common.shards)}
     out = out or places.RUNS / common.dataset / plan.path.stem
     log_places(shards=", ".join(common.shards), runs=out)
-    planned = plan.jobs(out, given=given, base=base, seeds=whole_numbers(seeds) if seeds else ())
-    plan.numbers(planned)
+    planned = plan.jobs(out, given=given, base=base, seeds=parse_seeds(seeds) if seeds else ())
+    plan.published(planned)
     on_cpu = all(job.config.device == "cpu" for job in planned)
     gpus = devices.split(",") if devices else [] if on_cpu else visible_gpus()
-    slots = make_slots(gpus, jobs=jobs, processes=nproc_per_node or 0)
+    groups = share_devices(gpus, jobs=jobs, processes=nproc_per_node or 0)
     check_installed(planned[0].config.trackers)
     check_shards(planned)
     states = [state_of(job) for job in planned]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in ("finished", "begun", "missing"))
-    _logger.info("%d runs in %s: %s; %d at a time", len(planned), out, counts, len(slots))
+    counts = ", ".join(f"{states.count(state)} {state}" for state in ("finished", "unfinished", "new"))
+    _logger.info("%d runs in %s: %s; %d at a time", len(planned), out, counts, len(groups))
     if dry_run:
         for job, state in zip(planned, states):
-            click.echo(f"{state:9} {job}")
+            click.echo(f"{state:10} {job}")
         return
     with exclusive_folder(out, "sweep") as lock:
-        failed = run_jobs(planned, slots, inherit=[] if lock is None else [lock])
+        failed = run_jobs(planned, groups, inherit=[] if lock is None else [lock])
     _tell(plan, planned, failed, out=out, pairs=pairs, picture=picture, page=page)
     if failed:
         names = "; ".join(map(str, failed))
@@ -146,19 +146,19 @@ def _tell(
 ) -> None:
     """Print the tables and the next commands, and write the page and the picture."""
     from bmlpipe.manifests.common.tables import print_table
-    from bmlpipe.train.sweep.folder import result_of
-    from bmlpipe.train.sweep.paper_table import side_by_side
+    from bmlpipe.train.sweep.folder import final_metrics
+    from bmlpipe.train.sweep.paper_table import paper_table
 
     succeeded = [job for job in jobs if job not in failed]
     if not succeeded:
         return
     show([job.folder for job in succeeded], picture, page)
-    if paper := plan.numbers(jobs):
+    if paper := plan.published(jobs):
         rows: dict[str, list[Row]] = {job.name: [] for job in jobs}
         for job in succeeded:
-            rows[job.name] += filter(None, [result_of(job.folder)])
-        click.echo(f"\nThe paper on {DATASETS[jobs[0].config.dataset].title}, and these runs, test split, %:\n")
-        print_table(*side_by_side(paper, rows))
+            rows[job.name] += filter(None, [final_metrics(job.folder)])
+        table = paper_table(paper, rows)
+        print_table(table.header, table.rows, caption=f"{DATASETS[jobs[0].config.dataset].title}. {table.caption}")
         if pairs:
             click.echo(f"\nThese runs are not in the paper's setting: {', '.join(pairs)}.")
     for line in plan.commands(out, jobs):

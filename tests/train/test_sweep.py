@@ -1,4 +1,4 @@
-"""Sweeps: only what is missing runs, on its own share of the machine, through failures, stops and kills."""
+"""Sweeps: only unfinished runs are trained, on devices of their own, through failures, signals and kills."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from bmlpipe.pipeline.cli import main
 from bmlpipe.train.config.options import ConfigError
 from bmlpipe.train.run import train
 from bmlpipe.train.runs import checkpoint
-from bmlpipe.train.sweep import devices as slots
-from bmlpipe.train.sweep.devices import Slot, make_slots
+from bmlpipe.train.sweep import devices
+from bmlpipe.train.sweep.devices import DeviceGroup, share_devices
 from bmlpipe.train.sweep.folder import state_of
 from bmlpipe.train.sweep.recipe import Job
 from bmlpipe.train.sweep.recipe_file import bundled, read_recipe
@@ -67,14 +67,14 @@ time.sleep(0.3 * name.startswith("slow"))
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "stand_in.py"
     script.write_text(STAND_IN)
-    monkeypatch.setattr(slots, "PYTHON", (sys.executable, str(script)))
+    monkeypatch.setattr(devices, "PYTHON", (sys.executable, str(script)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
 def planned(folder: Path, runs: dict[str, Any], shards: Path | str = "here", **base: Any) -> list[Job]:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump({"base": {**BASE, "epochs": 1, **base}, "runs": runs}, sort_keys=False))
-    return read_recipe(path).jobs(folder / "runs", given={"shards": str(shards)})
+    return read_recipe(path).jobs(folder / "runs", given={"dataset": "folder", "shards": str(shards)})
 
 
 def different(*names: str) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def shape(jobs: Sequence[Job]) -> list[str]:
 @pytest.mark.usefixtures("stand_in")
 def test_runs_share_the_gpus_out_and_only_what_is_missing_runs(tmp_path: Path) -> None:
     jobs = planned(tmp_path, different("slow1", "slow2", "slow3", "slow4", "slow5"))
-    places = make_slots(["3", "GPU-ab", "7"], jobs=None)
+    places = share_devices(["3", "GPU-ab", "7"], jobs=None)
     assert run_jobs(jobs, places) == []
     begun = [started(job) for job in jobs]
     assert [one["gpus"] for one in begun[:3]] == ["3", "GPU-ab", "7"]
@@ -115,7 +115,7 @@ def test_runs_share_the_gpus_out_and_only_what_is_missing_runs(tmp_path: Path) -
 @pytest.mark.usefixtures("stand_in")
 def test_torchrun_gets_as_many_gpus_as_it_has_processes(tmp_path: Path) -> None:
     jobs = planned(tmp_path, different("slow1", "slow2"))
-    assert run_jobs(jobs, make_slots(["0", "1", "2", "3"], processes=2)) == []
+    assert run_jobs(jobs, share_devices(["0", "1", "2", "3"], processes=2)) == []
     assert [started(job)["gpus"] for job in jobs] == ["0,1", "2,3"]
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "bmlpipe.train.run"]
     assert started(jobs[0])["arguments"][:6] == launcher
@@ -123,14 +123,14 @@ def test_torchrun_gets_as_many_gpus_as_it_has_processes(tmp_path: Path) -> None:
 
 def test_the_machine_is_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
-    assert make_slots([]) == [Slot((), 0, 16)]
-    assert make_slots([], jobs=3, processes=2) == [Slot((), 2, 2)] * 3
-    assert make_slots(["0", "1"], jobs=4) == [Slot(("0",), 0, 4), Slot(("1",), 0, 4)] * 2
-    assert make_slots(["0", "1", "2"], processes=2) == [Slot(("0", "1"), 2, 8)]
-    with pytest.raises(ConfigError, match="--nproc-per-node is 2 and there are 1 GPUs"):
-        make_slots(["0"], processes=2)
+    assert share_devices([]) == [DeviceGroup((), 0, 16)]
+    assert share_devices([], jobs=3, processes=2) == [DeviceGroup((), 2, 2)] * 3
+    assert share_devices(["0", "1"], jobs=4) == [DeviceGroup(("0",), 0, 4), DeviceGroup(("1",), 0, 4)] * 2
+    assert share_devices(["0", "1", "2"], processes=2) == [DeviceGroup(("0", "1"), 2, 8)]
+    with pytest.raises(ConfigError, match="--nproc-per-node is 2, but there are only 1 GPUs"):
+        share_devices(["0"], processes=2)
     with pytest.raises(ConfigError, match="name each GPU once"):
-        make_slots(["0", "0"])
+        share_devices(["0", "0"])
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -140,14 +140,14 @@ def test_a_failed_run_stops_only_those_that_refer_to_it(tmp_path: Path, caplog: 
     runs["needs-bad"]["references"] = ["good", "fails"]
     jobs = planned(tmp_path, runs)
     with caplog.at_level(logging.INFO, "bmlpipe"):
-        failed = run_jobs(jobs, [Slot(), Slot()])
+        failed = run_jobs(jobs, [DeviceGroup(), DeviceGroup()])
     assert [job.name for job in failed] == ["fails", "needs-bad"]
-    assert shape(jobs) == ["finished", "missing", "missing", "finished"]
+    assert shape(jobs) == ["finished", "new", "new", "finished"]
     assert started(jobs[0])["time"] > float((jobs[3].folder / "ended").read_text())
     log = jobs[2].folder / "log.txt"
-    assert f"fails, seed 0: failed with status 1, see {log}: … that cannot be" in caplog.text
-    assert "needs-bad, seed 0: not run, since it refers to fails, seed 0, which failed" in caplog.text
-    assert "good, seed 0: finished in 0 min 00 s, test accuracy 50.0 %" in caplog.text
+    assert f"fails, seed 0 failed with status 1, see {log}: … that cannot be" in caplog.text
+    assert "needs-bad, seed 0 was not started, since it refers to fails, seed 0, which failed" in caplog.text
+    assert "good, seed 0 finished in 0 min 00 s, test accuracy 50.0%" in caplog.text
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -160,17 +160,17 @@ def test_a_stopped_sweep_lets_its_runs_save(tmp_path: Path, number: signal.Signa
 
     inherited = signal.signal(number, before)
 
-    class Interrupting(list[Slot]):
-        """Slots that send the signal to this process as soon as both runs wait."""
+    class Interrupting(list[DeviceGroup]):
+        """Groups of devices that send the signal to this process as soon as both runs wait."""
 
-        def __iter__(self) -> Iterator[Slot]:
+        def __iter__(self) -> Iterator[DeviceGroup]:
             if all((job.folder / "started.json").is_file() for job in jobs[:2]):
                 os.kill(os.getpid(), number)
             return super().__iter__()
 
     try:
         with pytest.raises(SignalInterrupt) as stopped:
-            run_jobs(jobs, Interrupting([Slot(), Slot()]))
+            run_jobs(jobs, Interrupting([DeviceGroup(), DeviceGroup()]))
         assert signal.getsignal(number) is before
     finally:
         signal.signal(number, inherited)
@@ -194,7 +194,7 @@ def test_a_folder_is_one_sweep_s_as_long_as_any_of_its_runs_goes_on(tmp_path: Pa
     def other() -> None:
         with exclusive_folder(out, "sweep") as lock:
             assert lock is not None
-            there.send(Slot().start(options, log, inherit=[lock]).pid)
+            there.send(DeviceGroup().start(options, log, inherit=[lock]).pid)
             time.sleep(600)
 
     sweep = forked.Process(target=other, daemon=True)
@@ -231,7 +231,7 @@ def running(pid: int) -> bool:
 
 def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
     jobs = planned(tmp_path, different("a"), epochs=3)
-    assert shape(jobs) == ["missing"]
+    assert shape(jobs) == ["new"]
     folder = jobs[0].folder
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "last.pt").touch()
@@ -241,19 +241,19 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
         (folder / "config.yaml").write_text(yaml.safe_dump({**config, **changes}))
 
     left(workers=5, shards=["elsewhere"], epochs=2)
-    assert shape(jobs) == ["begun"]
+    assert shape(jobs) == ["unfinished"]
     (folder / "metrics.jsonl").write_text('{"split": "val"}\n{"split": "test"}\n')
-    assert shape(jobs) == ["begun"]  # more epochs are wanted than it has
+    assert shape(jobs) == ["unfinished"]  # more epochs are wanted than it has
     left(epochs=3)
     assert shape(jobs) == ["finished"]
     for changes, message in (
-        ({"lr": 0.5}, r"other options \(lr: 0.5 there, 0.001 wanted\)"),
-        ({"epochs": 4}, "epochs: 4 there, 3 wanted"),
+        ({"lr": 0.5}, r"other options \(lr: 0.5 there, 0.001 in the recipe\)"),
+        ({"epochs": 4}, "epochs: 4 there, 3 in the recipe"),
         ({"epochs": None}, "damaged"),
     ):
         left(**changes)
         with pytest.raises(ConfigError, match=message):
-            run_jobs(jobs, [Slot()])
+            run_jobs(jobs, [DeviceGroup()])
     assert not (folder / "options.yaml").exists()
 
 
@@ -291,18 +291,21 @@ def test_the_command_prints_paper_and_measured_side_by_side(toy_shards: Path, tm
         pretend(job, 0.5 + 0.1 * job.seed)
     planned = CliRunner().invoke(main, [*command, "--dry-run"])
     assert planned.exit_code == 0, planned.output
-    assert planned.stdout.splitlines()[-2:] == ["finished  ogm, seed 1", "missing   opm+ogm, seed 1"]
+    assert planned.stdout.splitlines()[-2:] == ["finished   ogm, seed 1", "new        opm+ogm, seed 1"]
     pretend(jobs[-1], 0.6)
     before = content(out)
     done = CliRunner().invoke(main, [*command, "--report", str(tmp_path / "report.html")])
     assert done.exit_code == 0, done.output
     assert {name: one for name, one in content(out).items() if not name.endswith(".lock")} == before
-    assert "| run | seeds | accuracy, paper | accuracy | accuracy, difference | mAP, paper | mAP |" in done.stdout
+    assert (
+        "| run | seeds | accuracy in the paper, % | accuracy, % | accuracy difference, points | mAP in the paper, % |"
+        in done.stdout
+    )
     assert "| opm+ogm | 2 | 76.7 | 55.0 ± 7.1 | -21.7 | 83.6 | 65.0 ± 7.1 | -18.6 |" in done.stdout
     assert "| audio | 2 | 61.4 | 55.0 ± 7.1 | -6.4 |" in done.stdout
     assert "These runs are not in the paper's setting: epochs=1." in done.stdout
     assert (tmp_path / "report.html").stat().st_size > 1000
-    assert done.stderr.count("holds shards of folder, the setting is that of cremad") == 1
+    assert done.stderr.count("holds shards of folder, but the runs have the setting of cremad") == 1
 
 
 def test_the_command_says_what_is_wrong_before_anything_runs(toy_shards: Path, tmp_path: Path) -> None:
@@ -313,14 +316,14 @@ def test_the_command_says_what_is_wrong_before_anything_runs(toy_shards: Path, t
         return done.output
 
     here = ("--shards", str(toy_shards))
-    assert "--shards is missing" in refused("table-2")
+    assert "bmlpipe shard" in refused("table-2")
     assert "neither a file nor a bundled recipe" in refused("table-3", *here)
     assert "nowhere" in refused("table-2", "--shards", str(tmp_path / "nowhere"))
-    assert "is for the data sets ucf101-three" in refused("three-modalities", "--dataset", "cremad", *here)
+    assert "is for ucf101-three" in refused("three-modalities", "--dataset", "cremad", *here)
     assert "did you mean 'epochs'" in refused("table-2", *here, "--set", "epoch=1")
     assert "must be at least 1" in refused("table-2", *here, "--set", "epochs=0")
-    assert "'comet' is not known" in refused("table-2", *here, "--set", "trackers=comet")
-    assert "each process needs one" in refused("table-2", *here, "--devices", "0", "--nproc-per-node", "2")
+    assert "trackers: 'comet'" in refused("table-2", *here, "--set", "trackers=comet")
+    assert "each process needs a GPU" in refused("table-2", *here, "--devices", "0", "--nproc-per-node", "2")
     assert "name it .html" in refused("table-2", *here, "--report", "report.pdf")
 
 
@@ -349,8 +352,8 @@ def test_a_sweep_killed_in_the_middle_finishes_only_what_is_missing(toy_shards: 
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
     assert ended.returncode == 0, ended.stderr
     assert "2 runs in" in ended.stderr
-    assert "1 finished, 1 begun, 0 missing" in ended.stderr
-    assert "second, seed 0: goes on" in ended.stderr
+    assert "1 finished, 1 unfinished, 0 new" in ended.stderr
+    assert "second, seed 0 continues" in ended.stderr
     assert "first" not in ended.stderr.replace(str(tmp_path), "")
     assert content(first) == finished
     (whole,) = planned(tmp_path, {"whole": runs["second"]}, toy_shards, epochs=4)
@@ -382,7 +385,7 @@ def test_the_runs_of_the_paper_s_recipes_train(toy_shards: Path, tmp_path: Path)
         chosen = {"modalities": "visual,flow,rgb_diff"} if name == "three-modalities" else {}
         given = {"dataset": "folder", "shards": str(toy_shards)}
         for job in read_recipe(path).jobs(tmp_path / name, given=given, base={**SMALL, **chosen}, seeds=[0]):
-            options = {**job.config.as_dict(), "out": "", "keep_every": 0, "alpha": 0, "q_base": 0, "lam": 0}
+            options = {**job.config.as_dict(), "out": "", "keep_every": 0}
             if str(options) not in seen and not job.name.endswith((",modulation=opm", ",modulation=ogm")):
                 seen.add(str(options))
                 assert in_this_process(job) == 0, (name, str(job))

@@ -1,4 +1,4 @@
-"""Recipes: read strictly, what is wrong told by file and key; the bundled ones fit the data sets that they name."""
+"""Recipes: errors name file and key; the bundled ones fit the data sets that they are for."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import pytest
 from click.testing import CliRunner
 
 from bmlpipe.manifests.datasets import DATASETS
+from bmlpipe.manifests.places import PlaceError
 from bmlpipe.pipeline.cli import main
 from bmlpipe.train.config.options import ConfigError
-from bmlpipe.train.sweep.paper_table import side_by_side
+from bmlpipe.train.sweep.paper_table import paper_table
 from bmlpipe.train.sweep.recipe import Job
-from bmlpipe.train.sweep.recipe_file import bundled, find_recipe, overrides, read_recipe, whole_numbers
+from bmlpipe.train.sweep.recipe_file import bundled, find_recipe, parse_overrides, parse_seeds, read_recipe
 
 BASE = "base: {encoder: cnn4, epochs: 2}\n"
 
@@ -26,12 +27,12 @@ def jobs(folder: Path, text: str, **about: Any) -> list[Job]:
 
 
 def test_a_recipe_gives_a_run_for_each_name_point_and_seed(tmp_path: Path) -> None:
-    found = jobs(tmp_path, BASE + "runs: {a: , b: {alpha: 0.1}}\ngrid: {fusion: [concat, sum]}\nseeds: [3, 5]\n")
+    found = jobs(tmp_path, BASE + "runs: {a: , b: {lr: 0.1}}\ngrid: {fusion: [concat, sum]}\nseeds: [3, 5]\n")
     names = ["a,fusion=concat", "a,fusion=sum", "b,fusion=concat", "b,fusion=sum"]
     assert [(job.name, job.seed) for job in found] == [(name, seed) for seed in (3, 5) for name in names]
     last = found[-1]
     assert last.folder == tmp_path / "out" / "b,fusion=sum" / "seed-5"
-    assert (last.config.fusion, last.config.alpha, last.config.seed, last.config.epochs) == ("sum", 0.1, 5, 2)
+    assert (last.config.fusion, last.config.lr, last.config.seed, last.config.epochs) == ("sum", 0.1, 5, 2)
     assert str(last) == "b,fusion=sum, seed 5"
 
 
@@ -63,41 +64,41 @@ seeds: [4]
 
 
 def test_an_override_replaces_the_base_but_not_what_a_run_says_of_itself(tmp_path: Path) -> None:
-    text = BASE + "runs: {a: , b: {alpha: 0.1}}\n"
-    a, b = jobs(tmp_path, text, base=overrides(("alpha=0.9", "epochs=7", "noise=off", "lr=1e-2")), seeds=[8])
-    assert (a.config.alpha, b.config.alpha) == (0.9, 0.1)
-    assert (a.config.epochs, a.config.noise, a.config.lr, a.seed) == (7, "off", 0.01, 8)
+    text = BASE + "runs: {a: , b: {frames: 1}}\n"
+    a, b = jobs(tmp_path, text, base=parse_overrides(("frames=9", "epochs=7", "fusion=sum", "lr=1e-2")), seeds=[8])
+    assert (a.config.frames, b.config.frames) == (9, 1)
+    assert (a.config.epochs, a.config.fusion, a.config.lr, a.seed) == (7, "sum", 0.01, 8)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rnus: {a: }\n", "unknown part 'rnus': a recipe has"),
-        ("runs: {}\n", "nothing to run"),
+        ("rnus: {a: }\n", "unknown part 'rnus'"),
+        ("runs: {}\n", "has nothing to run"),
         ("runs: [a, b]\n", r"runs is \['a', 'b'\]: expected a mapping"),
         ("runs: {a: }\nseeds: 3\n", "seeds is 3: expected a list"),
-        ("runs: {a: }\nseeds: [1, 1]\n", r"seeds is \[1, 1\]: expected different"),
-        ("runs:\n  a: {lr: 1}\n  a: {lr: 2}\n", r"'a' stands twice\n.*line 3"),
+        ("runs: {a: }\nseeds: [1, 1]\n", r"seeds is \[1, 1\]: expected distinct"),
+        ("runs:\n  a: {lr: 1}\n  a: {lr: 2}\n", r"duplicate key 'a'\n.*line 3"),
         ("base: {image_sise: 3}\nruns: {a: }\n", "base: unknown option 'image_sise'; did you mean 'image_size'"),
         ("runs: {a: {epochs: many}}\n", "runs.a: epochs is 'many': expected int"),
-        ("runs: {a: {seed: 1}}\n", "runs.a.seed cannot be set in a recipe: seeds lists them"),
+        ("runs: {a: {seed: 1}}\n", "runs.a.seed cannot be set in a recipe"),
         ("base: {out: there}\nruns: {a: }\n", "base.out cannot be set"),
         ("runs: {a/b: }\n", "runs.a/b: the name of a run"),
         ("runs: {..: }\n", "the name of a run"),
         ("runs: {a: 3}\n", "runs.a is 3: expected options"),
         ("runs: {a: {modulation: opm, modalities: audio}}\n", "runs.a: with audio alone there is nothing to balance"),
         ("runs: {a: {modulation: opm(q_base=2)}}\n", "runs.a: modulation is"),
-        ("grid: {alpha: 0.5}\n", "grid.alpha is 0.5: expected a list"),
-        ("grid: {alfa: [0.5]}\n", "grid: unknown option 'alfa'; did you mean 'alpha'"),
-        ("runs: {a: {alpha: 1}}\ngrid: {alpha: [0.5]}\n", "runs.a: alpha is an option of the run and of the grid"),
+        ("grid: {lr: 0.5}\n", "grid.lr is 0.5: expected a list"),
+        ("grid: {fuson: [sum]}\n", "grid: unknown option 'fuson'; did you mean 'fusion'"),
+        ("runs: {a: {lr: 1}}\ngrid: {lr: [0.5]}\n", "runs.a: lr is an option of the run and of the grid"),
         ("grid: {lr: [1.0, 1.0]}\n", "grid: two runs would be named 'lr=1.0'"),
         ("runs: {'a,lr=1': , a: {lr: 2}}\ngrid: {lr: [1]}\n", "lr is an option of the run"),
         ("runs: {A: , a: {lr: 2}}\n", "runs.a: two runs would be named 'a'"),
-        ("runs: {a: , b: {alpha: 0.8}}\n", "a and b have the same options"),
+        ("runs: {a: , b: {fusion: concat}}\n", "a and b have the same options"),
         ("runs: {$modality: {lr: 1}}\n", "audio and visual have the same options"),
         ("runs: {$name: }\n", "runs.\\$name: the name of a run"),
-        ("runs: {a: {references: [b]}, b: {references: [c]}, c: {lr: 1}}\n", "references names b, which itself"),
-        ("datasets: [ucf101]\nruns: {a: }\n", "is for the data sets ucf101, not for cremad"),
+        ("runs: {a: {references: [b]}, b: {references: [c]}, c: {lr: 1}}\n", "references names b, which refers"),
+        ("datasets: [ucf101]\nruns: {a: }\n", "is for ucf101, not for cremad"),
         ("datasets: [cremat]\nruns: {a: }\n", "'cremat' is not a data set"),
         ("runs: {a: }\npaper: {cremad: {a: {acuracy: 1}}}\n", "paper.cremad.a is .*: expected accuracy and mAP"),
         ("runs: {a: }\npaper: {cremad: {a: {accuracy: 101}}}\n", "paper.cremad.a is"),
@@ -110,16 +111,17 @@ def test_a_recipe_that_cannot_run_is_refused_with_file_and_key(tmp_path: Path, t
         jobs(tmp_path, text)
 
 
-def test_options_on_the_command_line_are_checked_too(tmp_path: Path) -> None:
+def test_options_on_the_command_line_are_checked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="--set epochs: expected option=value"):
-        overrides(("epochs",))
+        parse_overrides(("epochs",))
     with pytest.raises(ConfigError, match="--set: unknown option 'epoch'; did you mean 'epochs'"):
-        overrides(("epoch=1",))
-    with pytest.raises(ConfigError, match="--seeds 1,x: expected different whole numbers"):
-        whole_numbers("1,x")
-    with pytest.raises(ConfigError, match="--shards is missing"):
+        parse_overrides(("epoch=1",))
+    with pytest.raises(ConfigError, match="--seeds 1,x: expected distinct whole numbers"):
+        parse_seeds("1,x")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PlaceError, match="--shards"):
         jobs(tmp_path, "runs: {a: }\n", given={})
-    with pytest.raises(ConfigError, match=r"table-99 is neither a file nor a bundled recipe \(.*table-2"):
+    with pytest.raises(ConfigError, match=r"table-99 is neither a file nor a bundled recipe.*table-2"):
         find_recipe("table-99")
 
 
@@ -127,8 +129,8 @@ def test_numbers_of_a_run_that_is_not_there_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("runs: {a: }\npaper: {cremad: {b: {accuracy: 50}}}\n", encoding="utf-8")
     recipe = read_recipe(path)
-    with pytest.raises(ConfigError, match=r"paper\.cremad\.b: no run has this name; there are a"):
-        recipe.numbers(recipe.jobs(tmp_path, given={"shards": "here", "dataset": "cremad"}))
+    with pytest.raises(ConfigError, match=r"paper\.cremad\.b: there is no such run. The runs are a"):
+        recipe.published(recipe.jobs(tmp_path, given={"shards": "here", "dataset": "cremad"}))
 
 
 def test_commands_to_go_on_with_are_filled_in(tmp_path: Path) -> None:
@@ -151,7 +153,7 @@ def test_a_bundled_recipe_fits_every_data_set_that_it_is_for(name: str, tmp_path
         found = recipe.jobs(tmp_path, given={"dataset": dataset, "shards": "here"})
         assert len(found) >= 4
         assert {job.config.dataset for job in found} == {dataset}
-        recipe.numbers(found)
+        recipe.published(found)
         assert not any("$" in line for line in recipe.commands(tmp_path, found))
 
 
@@ -189,9 +191,9 @@ def test_the_paper_s_headline_numbers_are_those_of_the_method_s_table() -> None:
 def test_paper_and_measured_stand_side_by_side() -> None:
     paper = {"a": {"accuracy": 70.0, "mAP": 80.0}, "b": {"accuracy": 50.0}}
     rows = {"a": [{"accuracy": 0.7, "mAP": 0.75}, {"accuracy": 0.74, "mAP": None}], "c": [{"accuracy": 0.1}]}
-    titles, table = side_by_side(paper, rows)
-    assert titles[2:5] == ["accuracy, paper", "accuracy", "accuracy, difference"]
-    assert table == [
+    table = paper_table(paper, rows)
+    assert table.header[2:5] == ["accuracy in the paper, %", "accuracy, %", "accuracy difference, points"]
+    assert table.rows == [
         ["a", "2", "70.0", "72.0 ± 2.8", "+2.0", "80.0", "75.0", "-5.0"],
         ["c", "1", "-", "10.0", "-", "-", "-", "-"],
         ["b", "0", "50.0", "-", "-", "-", "-", "-"],

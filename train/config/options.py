@@ -196,8 +196,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
-            value, choices = getattr(self, item.name), choices_of(item.name)
-            if choices is not None and value not in choices and value != item.default:
+            value = getattr(self, item.name)
+            if value == item.default:
+                continue  # listing the choices of a registry searches all installed packages
+            choices = choices_of(item.name)
+            if choices is not None and value not in choices:
                 raise ConfigError(f"{item.name} is {value!r}: must be one of {', '.join(choices)}")
         for name, low in _LOWEST.items():
             value = getattr(self, name)

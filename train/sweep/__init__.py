@@ -1,1 +1,1 @@
-"""Run a recipe: many runs, several at a time, and the table at the end."""
+"""Train the runs of a recipe, several at a time, and compare them."""

@@ -1,4 +1,4 @@
-"""The places where runs of a sweep go on: a GPU or a group of them, or a share of the processor."""
+"""The devices of a sweep, shared out between the runs that train at the same time."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pathlib import Path
 
 from bmlpipe.train.config.options import ConfigError
 
-#: Starts a Python module; what follows is its name.
+#: Command that starts a Python module; the name of the module follows.
 PYTHON = (sys.executable, "-m")
 
 
 @dataclass(frozen=True)
-class Slot:
-    """A place where one run goes on at a time.
+class DeviceGroup:
+    """Devices on which one run trains at a time.
 
     Attributes:
-        gpus: As CUDA_VISIBLE_DEVICES names them; empty: the processor.
-        processes: Ranks of a run, started by torchrun; 0: one process without it.
-        threads: OMP_NUM_THREADS of each, unless it is set.
+        gpus: GPUs, named as in CUDA_VISIBLE_DEVICES; empty for the CPU.
+        processes: Number of processes per run, started by torchrun; 0 for one process without torchrun.
+        threads: Number of threads per process (OMP_NUM_THREADS, which overrides it if it is set).
     """
 
     gpus: tuple[str, ...] = ()
@@ -31,15 +31,15 @@ class Slot:
     threads: int = 1
 
     def start(self, options: Path, log: Path, *, inherit: Sequence[int] = ()) -> subprocess.Popen[bytes]:
-        """Start a run, or go on with it.
+        """Start a run, or continue it from its last checkpoint.
 
-        It stays in this process group, but is deaf to a terminal's Ctrl-C and hang-up, by which it would end before it
-        has saved: it is asked by SIGTERM. The mask of signals is inherited, by torchrun's ranks too.
+        The run stays in this process group, but ignores Ctrl-C and the hang-up of a terminal, which would end it before
+        it has saved. SIGTERM makes it save and end. The signal mask is inherited, also by the processes of torchrun.
 
         Args:
-            options: Its configuration file.
-            log: Grows by what it says.
-            inherit: Descriptors to pass on.
+            options: Configuration file of the run.
+            log: File to which the output of the run is appended.
+            inherit: File descriptors that the run inherits.
         """
         torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(self.processes), "-m"]
         command = [*PYTHON, *(torchrun if self.processes else []), "bmlpipe.train.run", "--config", str(options)]
@@ -64,35 +64,37 @@ class Slot:
         return f"{where} in {self.processes} processes" if self.processes else where
 
 
-def make_slots(gpus: Sequence[str], *, jobs: int | None = None, processes: int = 0) -> list[Slot]:
-    """Share out the machine.
+def share_devices(gpus: Sequence[str], *, jobs: int | None = None, processes: int = 0) -> list[DeviceGroup]:
+    """Share out GPUs and CPU cores between the runs that train at the same time.
 
     Args:
-        gpus: GPUs to use, as CUDA_VISIBLE_DEVICES names them; empty: the processor.
-        jobs: Runs at a time; None: one for each GPU (with ranks: group of GPUs), on the processor one. More than
-            there are groups share them.
-        processes: Ranks of a run, each with a GPU of its own where there are GPUs; 0: one process without torchrun.
+        gpus: GPUs to use, named as in CUDA_VISIBLE_DEVICES; empty for the CPU.
+        jobs: Number of runs at the same time. None: one per GPU (per group of `processes` GPUs), or one on the CPU. If
+            there are more runs than groups of GPUs, several runs share a group.
+        processes: Number of processes per run, each on a GPU of its own; 0 for one process without torchrun.
 
     Raises:
-        ConfigError: A GPU is named twice, or there are fewer than ranks of one run.
+        ConfigError: A GPU is named twice, or there are fewer GPUs than processes of one run.
     """
     each = max(1, processes)
     if len(set(gpus)) < len(gpus):
-        raise ConfigError(f"--devices {','.join(gpus)}: name each GPU once; --jobs lets several runs share them")
+        raise ConfigError(
+            f"--devices is {','.join(gpus)}: name each GPU once. --jobs lets several runs share the same GPUs."
+        )
     if gpus and len(gpus) < each:
         raise ConfigError(
-            f"--nproc-per-node is {processes} and there are {len(gpus)} GPUs ({', '.join(gpus)}): each process needs "
-            "one of its own; lower it or name more --devices"
+            f"--nproc-per-node is {processes}, but there are only {len(gpus)} GPUs ({', '.join(gpus)}), and each "
+            "process needs a GPU of its own. Lower it, or name more GPUs with --devices."
         )
     starts = range(0, len(gpus) - each + 1, each)
     groups = [tuple(gpus[start : start + each]) for start in starts] or [()]
     count = jobs or len(groups)
     threads = max(1, (os.cpu_count() or 1) // (count * each))
-    return [Slot(groups[number % len(groups)], processes, threads) for number in range(count)]
+    return [DeviceGroup(groups[number % len(groups)], processes, threads) for number in range(count)]
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; CUDA is not started."""
+    """The GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES; CUDA is not initialised."""
     import torch
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -1,4 +1,4 @@
-"""The folder of a sweep: who may write into it, what its runs have come to, and whether they are the wanted ones."""
+"""The folder of a sweep: which of its runs are finished, and whether they are runs of this recipe."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from bmlpipe.train.sweep.recipe import Job
 
 _logger = logging.getLogger(__name__)
 
-State = Literal["finished", "begun", "missing"]
+State = Literal["finished", "unfinished", "new"]
 
 
 def check_shards(jobs: Sequence[Job]) -> None:
     """Open the shards that the jobs will train on.
 
     Raises:
-        ShardError: They cannot be read, or lack the feature of a modality or the validation split.
+        ShardError: The shards cannot be read, or lack the feature kind of a modality or the validation split.
     """
-    held: dict[str, str] = {}
+    found: dict[str, str] = {}
     for job in {(job.config.shards, job.config.shard_weights, *job.config.kinds.items()): job for job in jobs}.values():
         config = job.config
         reader, _ = open_shards(config)
@@ -43,46 +43,47 @@ def check_shards(jobs: Sequence[Job]) -> None:
             seed=0,
         )
         reader.index.split_shards("val")
-        held[str(reader.folder)] = reader.index.dataset
+        found[str(reader.folder)] = reader.index.dataset
     setting = DATASETS[jobs[0].config.dataset]
-    for folder, dataset in held.items():
+    for folder, dataset in found.items():
         if dataset != setting.clips_of:
-            _logger.warning("%s holds shards of %s, the setting is that of %s", folder, dataset, setting.name)
+            _logger.warning("%s holds shards of %s, but the runs have the setting of %s", folder, dataset, setting.name)
 
 
-def result_of(folder: Path) -> Row | None:
-    """A run's row of the test split; None where it has none (yet)."""
+def final_metrics(folder: Path) -> Row | None:
+    """Metrics of a run on the test split; None if there are none yet."""
     path = RunFolder(folder).metrics
     rows = [row for row in read_rows(path) if row["split"] == "test"] if path.is_file() else []
     return rows[-1] if rows else None
 
 
 def state_of(job: Job) -> State:
-    """`finished` (its test row is written), `begun` (it has a checkpoint) or `missing`.
+    """`finished` (evaluated on the test split), `unfinished` (it has a checkpoint) or `new`.
 
-    A run on shards without a test split stays `begun`; started again, it finds nothing to do.
+    A run on shards without a test split stays `unfinished`. If it is started again, it finds nothing to do.
 
     Raises:
-        ConfigError: The folder holds a run with other options, or of more epochs.
+        ConfigError: The folder holds a run with other options, or with more epochs.
     """
     run = RunFolder(job.folder)
-    path, begun = run.config, run.checkpoint(LAST).is_file()
-    tested = result_of(job.folder) is not None
-    if not (begun or tested):
-        return "missing"
+    has_checkpoint, tested = run.checkpoint(LAST).is_file(), final_metrics(job.folder) is not None
+    if not (has_checkpoint or tested):
+        return "new"
     try:
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        before = yaml.safe_load(run.config.read_text(encoding="utf-8"))
         epochs = int(before["epochs"])
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"{path} is damaged ({error}), so nobody knows what was trained there: delete {job.folder}, or choose "
-            "another --out"
+            f"{run.config} is damaged ({error}), so the options of the run in this folder are unknown. Delete "
+            f"{job.folder}, or choose another --out."
         ) from error
-    wanted = job.config.as_dict()
-    changed = [name for name in wanted if name not in MAY_CHANGE and name in before and before[name] != wanted[name]]
+    after = job.config.as_dict()
+    changed = [name for name in after if name not in MAY_CHANGE and name in before and before[name] != after[name]]
     if job.config.epochs < epochs:
         changed.append("epochs")
     if changed:
-        listed = "; ".join(f"{name}: {before[name]!r} there, {wanted[name]!r} wanted" for name in changed)
-        raise ConfigError(f"{job.folder} holds a run with other options ({listed}): use those, or another --out")
-    return "finished" if tested and epochs == job.config.epochs else "begun" if begun else "missing"
+        listed = "; ".join(f"{name}: {before[name]!r} there, {after[name]!r} in the recipe" for name in changed)
+        raise ConfigError(
+            f"{job.folder} holds a run with other options ({listed}). Use the same options, or choose another --out."
+        )
+    return "finished" if tested and epochs == job.config.epochs else "unfinished" if has_checkpoint else "new"

@@ -1,4 +1,4 @@
-"""A recipe: the runs that a comparison consists of, for a data set (its file: `bmlpipe.train.sweep.recipe_file`)."""
+"""A recipe: the runs that a comparison consists of (its file format: `bmlpipe.train.sweep.recipe_file`)."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from bmlpipe.train.config.places import located
 
 Options = Mapping[str, Any]
 
-#: In the name of a run: one run for each modality; in a list: one entry for each.
+#: In the name of a run: one run per modality. In a list: one entry per modality.
 MODALITY = "$modality"
 
-#: What a command of `then` may name, each with a $ before it.
+#: Names of the placeholders in the commands of `then`; each is preceded by a $.
 PLACEHOLDERS = ("run", "modality", "out", "dataset", "shards")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a recipe.
+    """A run that a recipe asks for.
 
     Attributes:
-        name: In the recipe, with its point of the grid: `ogm,alpha=0.5`.
-        seed: Its seed.
-        options: As its configuration file will hold them.
-        config: The same, resolved.
-        after: Folders of the runs that it refers to, which come first.
+        name: Name in the recipe, with its point of the grid: `ogm,fusion=sum`.
+        seed: Seed.
+        options: Options, as its configuration file will hold them.
+        config: The same options, resolved.
+        after: Folders of the runs that it refers to, which must be finished before.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Job:
 
 @dataclass(frozen=True)
 class _Point:
-    """A run at a point of the grid: its name, where a message says that it stands, its own options."""
+    """A run at a point of the grid: its name, its place in the recipe for messages, and its own options."""
 
     name: str
     where: str
@@ -61,18 +61,18 @@ class _Point:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe as it is written; `jobs` makes its runs.
+    """A recipe as it is written in its file.
 
     Attributes:
-        path: Its file.
-        about: What it is for, in one line.
-        datasets: Data sets that it is for; empty: any.
+        path: File.
+        about: Purpose, in one line.
+        datasets: Data sets that the recipe is for; empty for any.
         base: Options of every run.
-        runs: Name → the options in which it differs; empty: the grid alone.
-        grid: Option → values; each run is made at every point.
+        runs: Name → options in which the run differs; empty if there is only a grid.
+        grid: Option → values; each run is made at every point of the grid.
         seeds: Seeds.
-        paper: Data set → name of a run → metric → the published number, in %.
-        then: Commands to go on with, with placeholders.
+        paper: Data set → name of a run → metric → published value, in %.
+        then: Next commands, with placeholders.
     """
 
     path: Path
@@ -88,32 +88,33 @@ class Recipe:
     def jobs(
         self, out: Path, *, given: Options | None = None, base: Options | None = None, seeds: Sequence[int] = ()
     ) -> list[Job]:
-        """The runs, in the recipe's order, seed by seed.
+        """The runs, in the order of the recipe, seed by seed.
 
         Args:
-            out: Folder of them all.
-            given: Options above all others: `dataset`, `shards`.
-            base: Options that replace those of the recipe's base; what a run says of itself stays.
-            seeds: Instead of the recipe's.
+            out: Folder of all runs.
+            given: Options that override those of every run, such as `dataset` and `shards`. Without them these are
+                found as in training.
+            base: Options that override those of `base`; the options of each run remain.
+            seeds: Seeds; empty for those of the recipe.
 
         Raises:
             ConfigError: A run has an impossible option, two runs share a folder or all their options, or the recipe is
-                not for this data set; says the file and the key.
+                not for this data set. The message names the file and the key.
+            PlaceError: The shards cannot be found.
         """
-        given, base = given or {}, {**self.base, **(base or {})}
-        common = located(parse({**base, **given}, f"{self.path}, base"))
-        given = {**given, "dataset": common.dataset, "shards": list(common.shards)}
+        base = {**self.base, **(base or {})}
+        common = located(parse({**base, **(given or {})}, f"{self.path}, base"))
         if self.datasets and common.dataset not in self.datasets:
             raise ConfigError(
-                f"{self.path} is for the data sets {', '.join(self.datasets)}, not for {common.dataset}: "
-                "choose another --dataset"
+                f"{self.path} is for {', '.join(self.datasets)}, not for {common.dataset}. Choose another --dataset."
             )
+        given = {**(given or {}), "dataset": common.dataset, "shards": list(common.shards)}
         points: dict[str, _Point] = {}
         for point in self._points(common.modalities or DATASETS[common.dataset].modalities):
             if (twin := points.setdefault(point.name.casefold(), point)) is not point:
                 raise ConfigError(
-                    f"{point.where}: two runs would be named {point.name!r} (the other: {twin.where}), and so share a "
-                    "folder: choose other names or values"
+                    f"{point.where}: two runs would be named {point.name!r} (the other one by {twin.where}) and share "
+                    "a folder. Choose other names or values."
                 )
         names = {point.name: point for point in points.values()}
         jobs = [
@@ -128,13 +129,15 @@ class Recipe:
         """Each run at each point of the grid."""
         for name, options in (self.runs or {"": {}}).items():
             where = f"{self.path}, runs.{name}" if self.runs else f"{self.path}, grid"
-            if twice := [option for option in self.grid if option in options]:
-                raise ConfigError(f"{where}: {twice[0]} is an option of the run and of the grid: choose one")
+            if both := [option for option in self.grid if option in options]:
+                raise ConfigError(f"{where}: {both[0]} is an option of the run and of the grid. Keep one of them.")
             for values in itertools.product(*self.grid.values()):
                 at = dict(zip(self.grid, values))
                 title = ",".join([*([name] if name else []), *(f"{key}={_label(value)}" for key, value in at.items())])
                 for modality in modalities if MODALITY in name else ("",):
-                    filled = {key: _filled(value, modality, modalities) for key, value in {**options, **at}.items()}
+                    filled = {
+                        key: fill_modality(value, modality, modalities) for key, value in {**options, **at}.items()
+                    }
                     yield _Point(title.replace(MODALITY, modality), where, filled)
 
     def _check_different(self, jobs: Sequence[Job]) -> None:
@@ -143,25 +146,27 @@ class Recipe:
             same = repr({**job.config.as_dict(), "out": ""})
             if (twin := seen.setdefault(same, job)) is not job:
                 raise ConfigError(
-                    f"{self.path}: {twin.name} and {job.name} have the same options, one of them is enough "
-                    "(more seeds go into seeds)"
+                    f"{self.path}: {twin.name} and {job.name} have the same options. Remove one of them; repetitions "
+                    "belong into seeds."
                 )
 
-    def numbers(self, jobs: Sequence[Job]) -> Mapping[str, Mapping[str, float]]:
-        """The paper's numbers for the data set of these jobs: name of a run → metric → %.
+    def published(self, jobs: Sequence[Job]) -> Mapping[str, Mapping[str, float]]:
+        """The published results for the data set of these runs: name of a run → metric → %.
 
         Raises:
-            ConfigError: They are of a run that the recipe does not have.
+            ConfigError: One is of a run that the recipe does not have.
         """
         dataset = jobs[0].config.dataset
         found, names = self.paper.get(dataset, {}), [job.name for job in jobs]
-        if strange := [name for name in found if name not in names]:
-            there = ", ".join(dict.fromkeys(names))
-            raise ConfigError(f"{self.path}, paper.{dataset}.{strange[0]}: no run has this name; there are {there}")
+        if unknown := [name for name in found if name not in names]:
+            listed = ", ".join(dict.fromkeys(names))
+            raise ConfigError(
+                f"{self.path}, paper.{dataset}.{unknown[0]}: there is no such run. The runs are {listed}."
+            )
         return found
 
     def commands(self, out: Path, jobs: Sequence[Job]) -> list[str]:
-        """The commands to go on with; one with `$run` or `$modality` stands there once for each."""
+        """The next commands. One with `$run` or `$modality` is repeated for each run or modality."""
         config = jobs[0].config
         values = {
             "run": [str(job.folder) for job in jobs],
@@ -181,14 +186,14 @@ class Recipe:
 
 
 def _job(point: _Point, options: dict[str, Any], seed: int, out: Path, names: Mapping[str, _Point]) -> Job:
-    """A run with a seed; `references` that are names of runs become their folders."""
+    """A run with a seed. Names of runs among its `references` become their folders."""
     options |= {"seed": seed, "out": _folder(out, point.name, seed)}
     after = []
     references = parse({"references": options.get("references", ())}, point.where).references
     for name in references:
         if name in names:
             if names[name].options.get("references"):
-                raise ConfigError(f"{point.where}: references names {name}, which itself refers to other runs")
+                raise ConfigError(f"{point.where}: references names {name}, which refers to other runs itself")
             after.append(Path(_folder(out, name, seed)))
     if references:
         options["references"] = [_folder(out, name, seed) if name in names else name for name in references]
@@ -204,13 +209,13 @@ def _folder(out: Path, name: str, seed: int) -> str:
 
 
 def _label(value: Any) -> str:
-    """A value of the grid as a part of a folder's name."""
+    """A value of the grid as part of a folder's name."""
     text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
     return re.sub(r"[^\w.+=-]+", "-", text.replace(",", "+"))
 
 
-def _filled(value: Any, modality: str, modalities: Sequence[str]) -> Any:
-    """A value with the run's modality in place of `$modality`; without one, a list gets an entry for each modality."""
+def fill_modality(value: Any, modality: str, modalities: Sequence[str]) -> Any:
+    """A value with the modality of the run for `$modality`; if the run has none, a list gets one entry per modality."""
     if isinstance(value, list):
         each = [modality] if modality else modalities
         return [

@@ -1,20 +1,20 @@
-"""Files of recipes, read strictly: whatever is wrong is told with the file and the key, before anything runs.
+"""Recipe files, checked strictly: errors name the file and the key, before anything runs.
 
-    about: One line about it.
-    datasets: [cremad]                          # it is for these alone
-    base:  {encoder: cnn4, epochs: 15}          # options of every run: `bmlpipe train --help`
-    runs:                                       # name → the options in which it differs
-      $modality: {modalities: $modality}        # one for each modality of the data set
+    about: One line about the purpose.
+    datasets: [cremad]                          # the recipe is for these data sets; default: any
+    base: {encoder: cnn4, epochs: 15}           # options of every run, see `bmlpipe train --help`
+    runs:                                       # name → options in which the run differs
+      $modality: {modalities: $modality}        # one run per modality of the data set
       concatenation: {}
-      opm: {modulation: opm}
-    grid:  {fusion: [concat, sum]}              # every run at every point of the grid
+      opm: {modulation: opm(q_base=0.5)}
+    grid: {fusion: [concat, sum]}               # every run at every point of the grid
     seeds: [0, 1, 2]
-    paper:                                      # data set → run → what was published, in %
+    paper:                                      # data set → run → published result, in %
       cremad: {concatenation: {accuracy: 66.9}}
-    then:                                       # commands to go on with
-      - bmlpipe report $out
+    then:                                       # next commands
+      - bmlpipe report $out/*/seed-*
 
-The bundled ones lie in `train/recipes/` and go by their name.
+The bundled recipes are in `train/sweep/recipes/` and are called by their names.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from typing import Any
 import yaml
 
 from bmlpipe.manifests.datasets import DATASETS
+from bmlpipe.shards.kinds import MODALITY_KIND
 from bmlpipe.train.config.options import TYPES, ConfigError
 from bmlpipe.train.config.parsing import parse
-from bmlpipe.train.sweep.recipe import MODALITY, PLACEHOLDERS, Recipe
+from bmlpipe.train.sweep.recipe import MODALITY, PLACEHOLDERS, Recipe, fill_modality
 
-#: What a published number may be of: columns of `metrics.jsonl`.
+#: Metrics that published results may have: columns of `metrics.jsonl`.
 METRICS = ("accuracy", "mAP")
 
 _PARTS = {
@@ -46,40 +47,41 @@ _PARTS = {
     "then": list,
 }
 _NOT_HERE = {
-    "seed": "seeds lists them",
-    "out": "--out is given to the sweep",
-    "resume": "a sweep always goes on where it stopped",
+    "seed": "list the seeds under seeds",
+    "out": "the folders of the runs follow from --out of bmlpipe sweep",
+    "resume": "a sweep always continues unfinished runs",
 }
 _NAME = re.compile(r"[\w+=$][\w.+=,@$-]*")
 _BUNDLED = "bmlpipe.train.sweep.recipes"
 
 
 def bundled() -> dict[str, Path]:
-    """The recipes that come with bmlpipe: name → file."""
+    """The bundled recipes: name → file."""
     files = (Path(str(entry)) for entry in resources.files(_BUNDLED).iterdir())
     return {path.stem: path for path in sorted(files) if path.suffix == ".yaml"}
 
 
 def find_recipe(text: str) -> Path:
-    """The file of a recipe by its path or, for a bundled one, its name.
+    """Find a recipe by the path of its file or, if it is bundled, by its name.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is no such recipe.
     """
     path = Path(text)
     if path.is_file():
         return path
-    there = bundled()
-    if text not in there:
-        raise ConfigError(f"{text} is neither a file nor a bundled recipe ({', '.join(there)})")
-    return there[text]
+    names = bundled()
+    if text not in names:
+        raise ConfigError(f"{text} is neither a file nor a bundled recipe. Bundled are {', '.join(names)}.")
+    return names[text]
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read a recipe; `Recipe.jobs` checks what depends on the data set.
+    """Read a recipe file. What depends on the data set is checked by `Recipe.jobs`.
 
     Raises:
-        ConfigError: It cannot be read or has another form: names the key and, where YAML is at fault, the line.
+        ConfigError: The file cannot be read or has an unexpected form. The message names the key, or the line of
+            invalid YAML.
     """
     try:
         with path.open(encoding="utf-8") as file:
@@ -87,9 +89,9 @@ def read_recipe(path: Path) -> Recipe:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds no mapping: a recipe has the parts {', '.join(_PARTS)}")
+        raise ConfigError(f"{path} is not a mapping. The parts of a recipe are {', '.join(_PARTS)}.")
     if unknown := [key for key in content if key not in _PARTS]:
-        raise ConfigError(f"{path}: unknown part {unknown[0]!r}: a recipe has {', '.join(_PARTS)}")
+        raise ConfigError(f"{path}: unknown part {unknown[0]!r}. The parts of a recipe are {', '.join(_PARTS)}.")
     parts = {key: value for key, value in content.items() if value is not None}
     for key, value in parts.items():
         if not isinstance(value, _PARTS[key]):
@@ -97,13 +99,13 @@ def read_recipe(path: Path) -> Recipe:
             raise ConfigError(f"{path}, {key} is {value!r}: expected {expected}")
     recipe = Recipe(path, **{**parts, "runs": _runs(parts.get("runs", {}), path)})
     if not recipe.runs and not recipe.grid:
-        raise ConfigError(f"{path}: there is nothing to run: give it runs (name → options) or a grid (option → values)")
+        raise ConfigError(f"{path} has nothing to run. Add runs (name → options) or a grid (option → values).")
     _check(recipe)
     return recipe
 
 
-def value_of(text: str) -> Any:
-    """A value as YAML reads it in a recipe.
+def _yaml_value(text: str) -> Any:
+    """A value, read as in a recipe file.
 
     Raises:
         ConfigError: It is not YAML.
@@ -120,23 +122,23 @@ def _runs(runs: Mapping[Any, Any], path: Path) -> dict[str, Any]:
         name = str(key)  # YAML reads 0.5 as a number
         if not _NAME.fullmatch(name) or "$" in name.replace(MODALITY, ""):
             raise ConfigError(
-                f"{path}, runs.{name}: the name of a run becomes that of a folder: letters, digits and . _ + = , @ -, "
-                f"the first a letter or digit ({MODALITY} stands for each modality)"
+                f"{path}, runs.{name}: the name of a run becomes the name of a folder. Use letters, digits and "
+                f". _ + = , @ -, with a letter or digit first ({MODALITY} stands for each modality)."
             )
         if not isinstance(options, dict | None):
-            raise ConfigError(f"{path}, runs.{name} is {options!r}: expected options (`option: value`), or nothing")
+            raise ConfigError(f"{path}, runs.{name} is {options!r}: expected options (`option: value`) or nothing")
         found[name] = options or {}
     return found
 
 
 def _check(recipe: Recipe) -> None:
-    """What can be said without knowing the data set."""
+    """Check what does not depend on the data set."""
     path = recipe.path
-    if strange := [name for name in (*recipe.datasets, *recipe.paper) if name not in DATASETS]:
-        raise ConfigError(f"{path}: {strange[0]!r} is not a data set: choose among {', '.join(DATASETS)}")
+    if unknown := [name for name in (*recipe.datasets, *recipe.paper) if name not in DATASETS]:
+        raise ConfigError(f"{path}: {unknown[0]!r} is not a data set. Choose among {', '.join(DATASETS)}.")
     seeds = recipe.seeds
     if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"{path}, seeds is {list(seeds)}: expected different whole numbers from 0 on")
+        raise ConfigError(f"{path}, seeds is {list(seeds)}: expected distinct whole numbers, 0 or more")
     _check_options(recipe.base, f"{path}, base")
     for name, options in recipe.runs.items():
         _check_options(options, f"{path}, runs.{name}")
@@ -147,27 +149,28 @@ def _check(recipe: Recipe) -> None:
             _check_options({option: value}, f"{path}, grid")
     for line in recipe.then:
         if not isinstance(line, str) or set(re.findall(r"\$(\w+)", line)) - set(PLACEHOLDERS):
-            there = ", ".join(f"${word}" for word in PLACEHOLDERS)
-            raise ConfigError(f"{path}, then: {line!r} is not a command with no other placeholders than {there}")
+            known = ", ".join(f"${word}" for word in PLACEHOLDERS)
+            raise ConfigError(f"{path}, then: {line!r} must be a command whose placeholders are among {known}")
     for dataset, numbers in recipe.paper.items():
         for name, row in (numbers or {}).items() if isinstance(numbers, dict | None) else [("", numbers)]:
-            good = isinstance(row, dict) and all(
+            valid = isinstance(row, dict) and all(
                 metric in METRICS and isinstance(value, int | float) and 0 <= value <= 100
                 for metric, value in row.items()
             )
-            if not good:
+            if not valid:
                 where = f"{path}, paper.{dataset}.{name} is {row!r}"
                 raise ConfigError(f"{where}: expected {' and '.join(METRICS)} in %, between 0 and 100")
 
 
 def _check_options(options: Mapping[str, Any], where: str) -> None:
-    if here := [option for option in options if option in _NOT_HERE]:
-        raise ConfigError(f"{where}.{here[0]} cannot be set in a recipe: {_NOT_HERE[here[0]]}")
-    parse(options, where)
+    if found := [option for option in options if option in _NOT_HERE]:
+        raise ConfigError(f"{where}.{found[0]} cannot be set in a recipe: {_NOT_HERE[found[0]]}")
+    any_modality = next(iter(MODALITY_KIND))
+    parse({option: fill_modality(value, any_modality, ()) for option, value in options.items()}, where)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people expect it: a key that stands twice is an error, and only true and false are truth values."""
+    """A SafeLoader that refuses duplicate keys and reads only true and false as booleans (not yes, no, on, off)."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012  (as the base class has it)
         first: [(tag, form) for tag, form in known if not tag.endswith(":bool") or first in "tTfF"]
@@ -179,17 +182,17 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
             if isinstance(key, Hashable):
                 seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-def overrides(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """Options of the form `option=value`.
+def parse_overrides(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Parse options of the form `option=value`.
 
     Raises:
-        ConfigError: One has another form, is unknown, or its value has the wrong type.
+        ConfigError: An option has another form, is unknown, or its value has the wrong type.
     """
     found: dict[str, Any] = {}
     for pair in pairs:
@@ -197,18 +200,18 @@ def overrides(pairs: tuple[str, ...]) -> dict[str, Any]:
         if not equals:
             raise ConfigError(f"--set {pair}: expected option=value, such as epochs=1")
         option = option.replace("-", "_")
-        found[option] = text if TYPES.get(option) is str else value_of(text)
+        found[option] = text if TYPES.get(option) is str else _yaml_value(text)
     _check_options(found, "--set")
     return found
 
 
-def whole_numbers(text: str) -> list[int]:
-    """Seeds separated by commas.
+def parse_seeds(text: str) -> list[int]:
+    """Parse seeds separated by commas.
 
     Raises:
-        ConfigError: They are not different whole numbers from 0 on.
+        ConfigError: They are not distinct whole numbers.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
-        raise ConfigError(f"--seeds {text}: expected different whole numbers from 0 on, separated by commas")
+        raise ConfigError(f"--seeds {text}: expected distinct whole numbers, separated by commas")
     return [int(part) for part in parts]
