@@ -60,25 +60,6 @@ def option(*declarations: str, group: str = "Options", **options: Any) -> Callab
     return click.option(*declarations, cls=GroupedOption, group=group, **options)
 
 
-class NamedChoice(click.ParamType):
-    """A choice among names that are looked up when they are needed, so that nothing heavy is imported before."""
-
-    name = "choice"
-
-    def __init__(self, names: Callable[[], Iterable[str]]) -> None:
-        self._names = names
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        """The names, as `click.Choice` shows them."""
-        return f"[{'|'.join(self._names())}]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Check a value."""
-        if value not in set(self._names()):
-            self.fail(f"{value!r} is not one of {', '.join(map(repr, self._names()))}.", param, ctx)
-        return value
-
-
 class HelpedCommand(click.Command):
     """A command whose help lists options under headings and ends with examples.
 
