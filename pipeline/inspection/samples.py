@@ -80,16 +80,16 @@ def samples_from_shards(
     index, found = reader.index, 0
     if selection.names:
         numbers: Iterable[int] = _named_numbers(reader, selection.names)
-        wanted = len(selection.names)
+        needed = len(selection.names)
     else:
         candidates = _candidates(reader, selection)
-        numbers, wanted = map(int, candidates), min(selection.count, len(candidates))
+        numbers, needed = map(int, candidates), min(selection.count, len(candidates))
     if selection.flags and index.flags is not None and not selection.names:
         splits = [selection.split] if selection.split else list(index.flags)
         there = sum(index.flags.get(split, {}).get(flag, 0) for split in splits for flag in selection.flags)
-        wanted = min(wanted, there)  # once these are found, the search can stop
+        needed = min(needed, there)  # once these are found, the search can stop
     for number in numbers:
-        if found == wanted:
+        if found == needed:
             return
         sample = reader[number]
         on_read()
