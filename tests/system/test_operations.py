@@ -205,7 +205,7 @@ def test_sigterm_to_a_cluster_ends_its_workers_too(videos: Path, make_clip: Call
         while group_of(process.pid):
             assert time.monotonic() < deadline, group_of(process.pid)
             time.sleep(0.05)
-    assert "stopped by SIGTERM: what is done stays done" in stderr
+    assert "stopped by SIGTERM: finished clips are kept" in stderr
     lines = stderr.splitlines()
     assert [line for line in lines if not re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (INFO|WARNING) ", line)] == []
     about = state_of(out)

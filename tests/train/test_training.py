@@ -240,7 +240,7 @@ def trained(shards: Path, out: Path, **options: object) -> Path:
     "options",
     [{"fusion": name} for name in ("sum", "film", "gated", "lowrank", "centralnet")]
     + [{"intermediate": "mmtm"}, {"intermediate": "attention"}, {"classifier_layers": 2}, {"encoder": "tsm18"}]
-    + [{"ratio": "difference"}, {"preset": "tpami-release"}, {"preset": "cvpr2022-release", "fusion": "sum"}],
+    + [{"discrepancy": "difference"}, {"preset": "tpami-release"}, {"preset": "cvpr2022-release", "fusion": "sum"}],
     ids=lambda options: " ".join(map(str, options.values())),
 )
 def test_every_model_and_preset_trains_with_both_modulations(
