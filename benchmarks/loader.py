@@ -87,7 +87,7 @@ class Limit:
         tall, wide = round(view.height * rows), round(view.width * columns)
         part = np.s_[top : top + tall, left : left + wide]
         method = cv2.INTER_AREA if max(tall, wide) > 2 * SIZE else cv2.INTER_LINEAR
-        for instant in views.choose(FRAMES, TAKEN, drawn[5:]):
+        for instant in views.choose_instants(FRAMES, TAKEN, drawn[5:]):
             jpeg = bytes(sample.members[f"frame_{instant:03d}.jpg"])
             start = whole.index(jpeg)
             pictures.append((start, start + len(jpeg), rows, columns, part, method, view.flip))
@@ -136,7 +136,7 @@ def seen(image: Image.Image, view: views.View) -> torch.Tensor:
 def drawn(height: int, width: int) -> tuple[views.View, list[int]]:
     """A random view and three random frames of ten."""
     numbers = [random.random() for _ in range(5 + TAKEN)]
-    return views.random_view(height, width, numbers), views.choose(FRAMES, TAKEN, numbers[5:])
+    return views.random_view(height, width, numbers), views.choose_instants(FRAMES, TAKEN, numbers[5:])
 
 
 def from_webdataset(stored: dict[str, Any]) -> dict[str, Any]:

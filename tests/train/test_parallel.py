@@ -140,8 +140,8 @@ def test_ranks_that_differ_are_found(results: list[dict[str, Any]]) -> None:
 @pytest.mark.slow
 def test_places(results: list[dict[str, Any]]) -> None:
     alone, first, second = results
-    assert alone["place"] == [0, 1, 0, "cpu"]
-    assert (first["place"], second["place"]) == ([0, 2, 0, "cpu"], [1, 2, 1, "cpu"])
+    assert alone["process"] == [0, 1, 0, "cpu"]
+    assert (first["process"], second["process"]) == ([0, 2, 0, "cpu"], [1, 2, 1, "cpu"])
     assert [result["group"] for result in results] == [False, True, True]
     assert [result["group after"] for result in results] == [False, False, False]
 

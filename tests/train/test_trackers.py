@@ -378,7 +378,7 @@ def rows(count: int) -> Iterator[dict[str, Any]]:
 
 
 LINE = (
-    "step 3 of 10, epoch 0  loss 1.500  ρ audio 2.00  ρ visual 0.50  64 samples/s  waiting for data 20 %  "
+    "step 3 of 10, epoch 0  loss 1.500  ρ audio 2.00  ρ visual 0.50  64 samples/s  waiting for data 20%  "
     "0 min 03 s left"
 )
 

@@ -65,7 +65,7 @@ class ProgressLine:
         text = (
             f"step {done} of {self._steps}, epoch {row['epoch']}  loss {row['loss']:.3f}{ratios}  "
             f"{self._samples / self._seconds:.0f} samples/s  waiting for data "
-            f"{100 * self._waited / self._seconds:.0f} %  "
+            f"{100 * self._waited / self._seconds:.0f}%  "
             f"{duration_text((self._steps - done) * self._seconds / self._count)} left"
         )
         self._line.show(text, share=done / self._steps)

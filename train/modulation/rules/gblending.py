@@ -1,7 +1,7 @@
 """Gradient-Blending, offline: a classifier per modality beside the joint one, and a weighted sum of their losses.
 
 Wang, Tran, Feiszli, "What makes training multi-modal classification networks hard?", CVPR 2020. The weights come from
-finished runs of each modality alone and of all modalities together (`bmlpipe.train.engine.objective`).
+finished runs of each modality alone and of all modalities together (`bmlpipe.train.engine.gblending_references`).
 """
 
 from __future__ import annotations
