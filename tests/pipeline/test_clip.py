@@ -404,7 +404,7 @@ def test_every_real_clip_gives_features_or_a_fitting_reason(real_data):
         count = min(10, -int(-features.media["duration_s"] // 1))
         assert abs(len(features["frames"].jpegs) - count) <= 1
         assert min(features["frames"].height, features["frames"].width) == 256
-        assert features["flow"].times == features["frames"].times
+        assert len(features["flow"].times) == len(features["frames"].times)
         assert set(features.flags) <= {"short_video", "short_audio", "flow_window_moved"}
         if clip.parent.name == "vggsound":
             assert len(features["frames"].jpegs) == 10

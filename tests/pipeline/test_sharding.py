@@ -316,7 +316,7 @@ def test_killed_again_and_again_it_ends_with_the_same_shards(clips: Path, tmp_pa
         with (out / "ledger.csv").open(newline="") as file:
             assert [row["status"] in ("ok", "failed", "absent") for row in csv.DictReader(file)] == [True] * len(rows)
         assert len(list(out.glob("clips/*/*.h5"))) < 110, "the kill came too late to test anything"
-        with pytest.raises(ExtractionError, match="goes on where it stopped"):
+        with pytest.raises(ExtractionError, match="continues where it stopped"):
             write_shards("folder", out, tmp_path / "too_early")
     subprocess.run(command, check=True, capture_output=True)
     for folder in (undisturbed, out):
