@@ -76,7 +76,7 @@ ORDER = {
         evaluation
         engine
         run
-        report sweep
+        report sweep __main__
     """,
 }
 #: Package → the packages below it.
@@ -243,7 +243,7 @@ def commands_of_the_readme() -> list[list[str]]:
 def test_every_command_that_the_readme_names_starts() -> None:
     commands = commands_of_the_readme()
     assert ["torchrun", "train/run.py"] in commands
-    assert ["python", "-m", "bmlpipe.train.run"] in commands
+    assert ["bmlpipe", "train"] in commands
     assert ["bmlpipe", "extract"] in commands
     for first, *rest in commands:
         alone = ["--standalone", "--nproc-per-node", "1"] if first == "torchrun" else []
