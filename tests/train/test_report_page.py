@@ -23,8 +23,8 @@ from PIL import Image
 
 from bmlpipe.pipeline.cli.report import report
 from bmlpipe.train.config.parsing import parse
-from bmlpipe.train.report import read_run
 from bmlpipe.train.report.page import write_page
+from bmlpipe.train.runs.read_run import read_run
 
 EVIL = [
     "<script>alert(1)</script>",

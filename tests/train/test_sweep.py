@@ -324,7 +324,7 @@ def test_the_command_says_what_is_wrong_before_anything_runs(toy_shards: Path, t
     assert "must be at least 1" in refused("table-2", *here, "--set", "epochs=0")
     assert "trackers: 'comet'" in refused("table-2", *here, "--set", "trackers=comet")
     assert "each process needs a GPU" in refused("table-2", *here, "--devices", "0", "--nproc-per-node", "2")
-    assert "name it .html" in refused("table-2", *here, "--report", "report.pdf")
+    assert "must end in .html" in refused("table-2", *here, "--report", "report.pdf")
 
 
 @pytest.mark.slow

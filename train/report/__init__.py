@@ -9,17 +9,15 @@ if TYPE_CHECKING:
     from bmlpipe.train.report.page import write_page
     from bmlpipe.train.report.picture import write_picture
     from bmlpipe.train.report.tables import Table, results_table
-    from bmlpipe.train.runs.read_run import Run, read_run
 
-__all__ = ["Run", "Table", "group_runs", "read_run", "results_table", "write_page", "write_picture"]
+__all__ = ["Table", "group_runs", "results_table", "write_page", "write_picture"]
 
 __getattr__ = lazy_exports(
-    "bmlpipe.train",
+    __name__,
     {
-        "report.experiments": ["group_runs"],
-        "report.page": ["write_page"],
-        "report.picture": ["write_picture"],
-        "report.tables": ["Table", "results_table"],
-        "runs.read_run": ["Run", "read_run"],
+        "experiments": ["group_runs"],
+        "page": ["write_page"],
+        "picture": ["write_picture"],
+        "tables": ["Table", "results_table"],
     },
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 import textwrap
 import warnings
@@ -41,6 +40,7 @@ _STYLE: Any = {
     "text.parse_math": False,  # names may contain dollar signs
     "svg.fonttype": "none",
     "font.size": 9,
+    "font.sans-serif": ["DejaVu Sans"],  # SVG repeats the list for every text
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
@@ -70,6 +70,8 @@ _STYLE: Any = {
     "savefig.dpi": 160,
 }
 
+_BACKGROUND, _LEGEND = "background", "legend"  # groups that only the files have
+_FILE_ONLY = re.compile(rf'\n  <g id="(?:{_BACKGROUND}|{_LEGEND})">.*?\n  </g>', re.DOTALL)
 _NO_METADATA: Any = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 _COORDINATES = re.compile(r' (?:d|x|y)="[^"]*"(?=[^<>]*>)')
 _LONG_NUMBER = re.compile(r"-?\d+\.\d{2,}")
@@ -175,19 +177,18 @@ def write_figure(figure: Figure, folder: Path) -> str:
         SVG element for the page, without legend. It takes colours and font from the page. All ids in it are hashes of
         the figure's name and what they identify, so they are unique on the page.
     """
+    file = folder / f"{figure.name}.svg"
     with _style(figure.name):
-        canvas = _canvas([figure], legend=True)
-        canvas.savefig(folder / f"{figure.name}.svg", metadata=_NO_METADATA)
-        canvas.savefig(folder / f"{figure.name}.png")
-        file = io.StringIO()
-        _canvas([figure], legend=False).savefig(file, format="svg", facecolor="none", metadata=_NO_METADATA)
-    return _for_page(file.getvalue(), figure)
+        canvas = _canvas([figure])
+        canvas.savefig(file, metadata=_NO_METADATA)
+        canvas.savefig(file.with_suffix(".png"))
+    return _for_page(file.read_text(encoding="utf-8"), figure)
 
 
 def write_panels(figures: Sequence[Figure], path: Path) -> None:
     """Write several figures side by side into one file, with one legend; the file's suffix chooses the format."""
     with _style(path.stem):
-        _canvas(figures, legend=True).savefig(path)
+        _canvas(figures).savefig(path)
 
 
 @contextmanager
@@ -197,20 +198,23 @@ def _style(name: str) -> Iterator[None]:
         yield
 
 
-def _canvas(figures: Sequence[Figure], *, legend: bool) -> Canvas:
-    """The figures side by side; the legend is added below them and does not shrink them."""
-    series = list(dict.fromkeys(one for figure in figures for one in figure.legend)) if legend else []
+def _canvas(figures: Sequence[Figure]) -> Canvas:
+    """The figures side by side, with a legend below that does not shrink them."""
+    series = list(dict.fromkeys(one for figure in figures for one in figure.legend))
     labels = [_wrapped(one.name, 50) for one in series]
     width, height = sum(figure.size[0] for figure in figures), max(figure.size[1] for figure in figures)
     if labels:
         height += 0.1 + 0.17 * sum(label.count("\n") + 1 for label in labels)
     canvas = Canvas(figsize=(width, height), layout="constrained")
+    canvas.patch.set_gid(_BACKGROUND)
     for axes, figure in zip(canvas.subplots(1, len(figures), squeeze=False)[0], figures, strict=True):
         axes.set_title(_wrapped(figure.title, 12 * int(figure.size[0])))
         figure.draw(axes)
     if labels:
         handles = [Line2D([], [], color=one.colour, linestyle=one.dash) for one in series]
-        canvas.legend(handles, labels, loc="outside lower left")
+        canvas.legend(handles, labels, loc="outside lower left").set_gid(_LEGEND)
+    canvas.draw_without_rendering()
+    canvas.set_layout_engine("none")  # keep the layout, which takes longer than drawing
     return canvas
 
 
@@ -225,6 +229,7 @@ def _for_page(svg: str, figure: Figure) -> str:
     only.
     """
     content = re.sub(r"\A.*?<svg[^>]*>|<style.*?</style>|</svg>\s*\Z", "", svg, flags=re.DOTALL)
+    content = _FILE_ONLY.sub("", content)  # matplotlib indents a group and its end alike
     content = re.sub(r'<g id="(series-\d+)"', r'<g class="\1"', content)
     content = re.sub(r'<g id="[^"]*"', "<g", content)  # matplotlib counts them from 1 in each figure
     for colour, variable in COLOURS.items():
