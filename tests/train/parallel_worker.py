@@ -111,7 +111,9 @@ def rank_main(rank: int, world: int, port: str, folder: Path) -> None:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "True"}
     with process_group("cpu", timeout=timedelta(seconds=30)) as process:
-        result: dict[str, Any] = {"process": [process.rank, process.world_size, process.local_rank, str(process.device)]}
+        result: dict[str, Any] = {
+            "process": [process.rank, process.world_size, process.local_rank, str(process.device)]
+        }
         result |= {name: train(process, rules) for name, rules in RULES.items()}
         result["accumulated"] = train(process, RULES["opm+ogm"], micro=2)
         result["own noise"] = train(process, (OwnNoise(),))

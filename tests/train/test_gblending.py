@@ -262,7 +262,9 @@ def test_references_that_do_not_do(tmp_path: Path) -> None:
     refused(good[:2], r"no run of visual \(joint: audio, visual together, modulation none\)")
     refused([*good, write_run(tmp_path / "again", "audio")], "again is a second run of audio")
     refused([*good, str(tmp_path / "nowhere")], "nowhere holds no run")
-    refused(good[1:], "visual is a run of visual with modulation none, neither of one of audio, flow", ("audio", "flow"))
+    refused(
+        good[1:], "visual is a run of visual with modulation none, neither of one of audio, flow", ("audio", "flow")
+    )
     opm = write_run(tmp_path / "opm", "joint", modulation="opm")
     refused([opm, *good[1:]], "opm is a run of audio, visual with modulation opm, neither")
     half = write_run(tmp_path / "half", "audio", until=2)

@@ -387,5 +387,5 @@ def test_resuming_a_finished_run_without_a_test_split_finds_nothing_to_do(toy_sh
         writer.statistics = index.statistics
     run(shards, out, "--epochs", "1")
     assert [row["split"] for row in rows(out, "metrics.jsonl")] == ["val"]
-    assert "nothing was left to do" in run(shards, out, "--epochs", "1", "--resume")
+    assert "nothing is left to do" in run(shards, out, "--epochs", "1", "--resume")
     assert [row["split"] for row in rows(out, "metrics.jsonl")] == ["val"]
