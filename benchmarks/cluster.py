@@ -26,7 +26,8 @@ from extract import WITHOUT_FLOW, make_clips
 
 from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.schema import Clip, Manifest
-from bmlpipe.pipeline.extraction import run as extract
+from bmlpipe.pipeline.extraction.plan import ExtractionPlan, make_plan
+from bmlpipe.pipeline.extraction.run import run_extraction
 from bmlpipe.pipeline.extraction.worker import extract_batch
 from bmlpipe.pipeline.store.ledger import LedgerRow
 
@@ -64,7 +65,7 @@ class Stopwatch:
             self.wall = (time.perf_counter() - self._wall) / self._clips
 
 
-def on_pool(plan: extract.ExtractionPlan, workers: int, watch: Stopwatch) -> None:
+def on_pool(plan: ExtractionPlan, workers: int, watch: Stopwatch) -> None:
     """A plain pool of processes, as one would write it without Dask."""
     batches = [plan.tasks[start : start + BATCH] for start in range(0, len(plan.tasks), BATCH)]
     function = partial(extract_batch, request=plan.request, out=plan.out, videos=plan.videos)
@@ -73,10 +74,10 @@ def on_pool(plan: extract.ExtractionPlan, workers: int, watch: Stopwatch) -> Non
             watch.batch(rows)
 
 
-def on_dask(plan: extract.ExtractionPlan, workers: int, watch: Stopwatch) -> None:
+def on_dask(plan: ExtractionPlan, workers: int, watch: Stopwatch) -> None:
     """The run behind `bmlpipe extract --workers`."""
     with exclusive_folder(plan.out, "extraction"):
-        extract.run(plan, workers=workers, batch=BATCH, progress=watch.batch)
+        run_extraction(plan, workers=workers, batch=BATCH, progress=watch.batch)
 
 
 def rounds(folder: Path, count: int, repeats: int) -> Iterator[dict[str, Stopwatch]]:
@@ -94,7 +95,7 @@ def rounds(folder: Path, count: int, repeats: int) -> Iterator[dict[str, Stopwat
         for name, (way, workers) in ways.items():
             out = folder / "out"
             watch = Stopwatch(2 * workers)
-            way(extract.make_plan(manifest, videos, out, WITHOUT_FLOW), workers, watch)
+            way(make_plan(manifest, videos, out, WITHOUT_FLOW), workers, watch)
             shutil.rmtree(out)
             found[name] = watch
         yield found

@@ -26,8 +26,9 @@ from _measure import machine
 
 from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.datasets import read_manifest
+from bmlpipe.pipeline.extraction.plan import make_plan
 from bmlpipe.pipeline.extraction.request import ExtractionRequest
-from bmlpipe.pipeline.extraction.run import make_plan, run
+from bmlpipe.pipeline.extraction.run import run_extraction
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
 
 SMALL, LARGE, HUGE, PRESENT = 10_000, 1_000_000, 10_000_000, 200
@@ -62,7 +63,7 @@ def measure(rows: int, present: int) -> dict[str, float]:
                 plan = make_plan(manifest, videos, out, request)
                 if present == rows:
                     continue
-                counts = run(plan, workers=0)
+                counts = run_extraction(plan, workers=0)
             if counts != {"absent": rows - present, "failed": present}:
                 raise RuntimeError(f"unexpected ledger: {counts}")
         return {

@@ -264,7 +264,8 @@ def _run(
     from bmlpipe.manifests.common.locks import exclusive_folder
     from bmlpipe.manifests.common.progress import ProgressMeter
     from bmlpipe.pipeline.extraction.estimate import estimate
-    from bmlpipe.pipeline.extraction.run import make_plan, run
+    from bmlpipe.pipeline.extraction.plan import make_plan
+    from bmlpipe.pipeline.extraction.run import run_extraction
     from bmlpipe.pipeline.extraction.status import ExtractionStatus
 
     scheduler, workers = options["scheduler"], options["workers"]
@@ -287,7 +288,7 @@ def _run(
             status.add(rows)
 
         with status.file, ProgressMeter("clips", len(plan.tasks)) as meter:
-            return run(
+            return run_extraction(
                 plan,
                 workers=processes,
                 scheduler=scheduler,

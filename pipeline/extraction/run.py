@@ -19,7 +19,7 @@ from bmlpipe.manifests.schema import write_clips
 from bmlpipe.pipeline.cluster.batches import map_batches
 from bmlpipe.pipeline.cluster.worker_pool import LocalWorkers
 from bmlpipe.pipeline.extraction.clip_timeout import ClipTimeout
-from bmlpipe.pipeline.extraction.plan import ExtractionPlan, make_plan, stored_parameters
+from bmlpipe.pipeline.extraction.plan import ExtractionPlan, stored_parameters
 from bmlpipe.pipeline.extraction.request import ExtractionRequest
 from bmlpipe.pipeline.extraction.shared_folders import map_on_scheduler
 from bmlpipe.pipeline.extraction.task import ClipTask
@@ -29,13 +29,11 @@ from bmlpipe.pipeline.store.folder import FeatureFolder
 from bmlpipe.pipeline.store.ledger import Ledger, LedgerRow
 from bmlpipe.pipeline.store.versions import installed_versions
 
-__all__ = ["ExtractionPlan", "make_plan", "run"]
-
 #: Called with the ledger rows of each finished batch.
 OnBatch = Callable[[Sequence[LedgerRow]], None]
 
 
-def run(
+def run_extraction(
     plan: ExtractionPlan,
     *,
     workers: int = 1,

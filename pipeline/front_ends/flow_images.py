@@ -33,8 +33,8 @@ class FlowImages:
 
     Args:
         folder: Folder of the images of all videos.
-        video: The video file; a folder is searched that has its stem, perhaps in one with the name of its own folder
-            (the class).
+        video: The video file. Its images are searched in a folder with its stem, directly or below a folder with the
+            name of its class.
 
     Attributes:
         size: Rows and columns of the images; (0, 0) before the first one is read.

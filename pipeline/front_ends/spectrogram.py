@@ -104,30 +104,28 @@ class SpectrogramOptions(SoundOptions):
 
 
 def windows(samples: int, preset: str = "vggsound") -> int:
-    """Number of windows of so many samples: 1004 for 10 s, 299 for 3 s, under the default preset."""
+    """Number of windows in this number of samples; under the default preset, 1004 for 10 s and 299 for 3 s."""
     layout = PRESETS[preset]
     return samples // layout.hop + 1 if layout.centred else max(0, (samples - layout.window) // layout.hop + 1)
 
 
 def log_spectrogram(samples: Floats, preset: str = "vggsound") -> Floats:
-    """The log spectrogram of a clip, before it is rounded to float16.
+    """Compute the spectrogram of a clip, before it is rounded to float16.
 
     Args:
-        samples: (n,) mono at the preset's rate, at least a window long, within ±1.
-        preset: See the module.
+        samples: (n,) mono sound at the preset's rate, at least one window long, within ±1.
+        preset: A name of `PRESETS`; see the module.
 
     Returns:
         (bins, windows(n)) float32, C-contiguous; row b is b · rate / window Hz (`kaldi-fbank`: mel bins). A silent clip
         gives zeros under `vggsound`, and the logarithm of its floor elsewhere.
 
     Raises:
-        OptionError: Too few samples for one window.
+        OptionError: There are too few samples for one window.
     """
     layout = PRESETS[preset]
     if samples.size < layout.window:
-        raise OptionError(
-            f"{samples.size} samples are fewer than one window of {layout.window}: a longer sound is needed"
-        )
+        raise OptionError(f"{samples.size} samples are fewer than one window of {layout.window}: give a longer sound")
     if preset == "kaldi-fbank":
         return np.ascontiguousarray(kaldi_fbank.log_mel(samples))
     if preset in mel.NAMES:
@@ -167,11 +165,11 @@ def _strided(samples: Floats, layout: Layout) -> Floats:
 
 
 def fit(samples: Floats, length: int) -> Floats:
-    """Tile or cut sound to exactly so many samples and clip it to ±1.
+    """Tile or cut sound to a fixed number of samples, and limit it to ±1.
 
     Args:
         samples: (n,), n ≥ 1.
-        length: Wanted number of samples.
+        length: Number of samples of the result.
     """
     return np.clip(np.resize(samples, length), -1, 1)
 

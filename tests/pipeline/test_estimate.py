@@ -13,8 +13,9 @@ from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.schema import Clip, Manifest
 from bmlpipe.pipeline.extraction import estimate as module
 from bmlpipe.pipeline.extraction.estimate import estimate
+from bmlpipe.pipeline.extraction.plan import ExtractionPlan, make_plan
 from bmlpipe.pipeline.extraction.request import ExtractionRequest
-from bmlpipe.pipeline.extraction.run import ExtractionPlan, make_plan, run
+from bmlpipe.pipeline.extraction.run import run_extraction
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
 from bmlpipe.pipeline.store.errors import ExtractionError
 
@@ -39,7 +40,7 @@ def test_the_estimate_is_near_what_the_run_writes_and_writes_nothing_itself(plan
     assert not plan.out.exists()
     assert (judged.clips, judged.sampled, judged.failures) == (13, 13, {"not_media": 1})
     with exclusive_folder(plan.out, "extraction"):
-        run(plan, workers=0)
+        run_extraction(plan, workers=0)
     written = sum(path.stat().st_size for path in plan.out.rglob("*.h5"))
     assert judged.bytes == pytest.approx(written, rel=0.01)
     assert 0 < estimate(plan, sample=4).bytes < 1.5 * written

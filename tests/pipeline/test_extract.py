@@ -21,8 +21,9 @@ from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.schema import Clip, Manifest, read_clips
 from bmlpipe.pipeline.extraction import worker as work
+from bmlpipe.pipeline.extraction.plan import ExtractionPlan, make_plan
 from bmlpipe.pipeline.extraction.request import ExtractionRequest
-from bmlpipe.pipeline.extraction.run import ExtractionPlan, make_plan, run
+from bmlpipe.pipeline.extraction.run import run_extraction
 from bmlpipe.pipeline.front_ends.features import ArrayFeature, ClipFeatures, Feature, FlacSound, JpegSeries
 from bmlpipe.pipeline.front_ends.flow import FlowOptions
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
@@ -120,7 +121,7 @@ def extract(
 ) -> ExtractionPlan:
     with exclusive_folder(out, "extraction"):
         plan = make_plan(manifest, videos, out, request, retry_failed=retry)
-        counts = run(plan, workers=0, batch=2)
+        counts = run_extraction(plan, workers=0, batch=2)
     assert counts.total() == len(manifest.clips)
     assert [row.id for row in read_ledger(out)] == [clip.id for clip in manifest.clips]
     return plan

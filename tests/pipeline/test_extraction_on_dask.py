@@ -17,8 +17,9 @@ from bmlpipe.manifests.locate import Source
 from bmlpipe.manifests.schema import Clip, Manifest
 from bmlpipe.pipeline.cluster.worker_checks import UnfitWorkerError
 from bmlpipe.pipeline.extraction.clip_timeout import ClipTimeout
+from bmlpipe.pipeline.extraction.plan import make_plan
 from bmlpipe.pipeline.extraction.request import ExtractionRequest
-from bmlpipe.pipeline.extraction.run import make_plan, run
+from bmlpipe.pipeline.extraction.run import run_extraction
 from bmlpipe.pipeline.extraction.shared_folders import OnSharedFolders, TaskFiles, run_marker
 from bmlpipe.pipeline.extraction.task import ClipTask
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
@@ -74,7 +75,9 @@ def test_a_clip_that_kills_its_worker_fails(videos: Path, tmp_path: Path) -> Non
     out, batches = tmp_path / "out", list[int]()
     with exclusive_folder(out, "extraction"):
         plan = make_plan(manifest, videos, out, request)
-        counts = run(plan, workers=2, batch=4, progress=lambda rows: batches.append(len(rows)), extract=batch_function)
+        counts = run_extraction(
+            plan, workers=2, batch=4, progress=lambda rows: batches.append(len(rows)), extract=batch_function
+        )
     assert counts == {"ok": 11, "failed": 1}
     rows = read_ledger(out)
     assert [row.id for row in rows] == [str(number) for number in range(12)]
@@ -106,7 +109,7 @@ def test_a_clip_that_hangs_fails_and_no_other_clip_is_lost(videos: Path, tmp_pat
     out = tmp_path / "out"
     with exclusive_folder(out, "extraction"):
         plan = make_plan(manifest, videos, out, request)
-        counts = run(plan, workers=2, batch=4, clip_timeout=0.5, extract=batch_function)
+        counts = run_extraction(plan, workers=2, batch=4, clip_timeout=0.5, extract=batch_function)
     assert counts == {"ok": 7, "failed": 1}
     (row,) = [row for row in read_ledger(out) if row.status == "failed"]
     assert (row.id, row.reason) == ("3", "timeout")

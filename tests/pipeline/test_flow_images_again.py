@@ -14,8 +14,9 @@ import simplejpeg
 
 from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.schema import Clip, Manifest
+from bmlpipe.pipeline.extraction.plan import make_plan
 from bmlpipe.pipeline.extraction.request import ExtractionRequest
-from bmlpipe.pipeline.extraction.run import make_plan, run
+from bmlpipe.pipeline.extraction.run import run_extraction
 from bmlpipe.pipeline.front_ends.features import ClipFeatures
 from bmlpipe.pipeline.front_ends.flow import FlowOptions
 from bmlpipe.pipeline.front_ends.flow_images import identity, quick_check
@@ -56,7 +57,7 @@ class Runs:
     def again(self, images: Path | None = None) -> str:
         """Run; the clip's reason."""
         with exclusive_folder(self.out, "extraction"):
-            run(make_plan(self.manifest, self.videos, self.out, self.request(images)), workers=0)
+            run_extraction(make_plan(self.manifest, self.videos, self.out, self.request(images)), workers=0)
         return read_ledger(self.out)[0].reason
 
     def features(self) -> ClipFeatures:

@@ -12,8 +12,9 @@ import pytest
 from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.datasets import read_manifest
 from bmlpipe.manifests.schema import Clip, Manifest
+from bmlpipe.pipeline.extraction.plan import make_plan
 from bmlpipe.pipeline.extraction.request import ExtractionRequest
-from bmlpipe.pipeline.extraction.run import make_plan, run
+from bmlpipe.pipeline.extraction.run import run_extraction
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
 from bmlpipe.pipeline.store.ledger import NOT_TRIED, KnownRows, Ledger, LedgerRow, read_ledger
 
@@ -83,7 +84,7 @@ def test_a_plan_after_a_plan_says_what_the_ledger_says(tmp_path: Path) -> None:
             assert [row.id for row in planned] == [clip.id for clip in clips]
             assert sum(row.reason == NOT_TRIED for row in planned) == len(plan.tasks) == (10, 1, 0)[step]
             assert plan.known.total() + len(plan.tasks) == 30
-            counts = run(plan, workers=0, batch=4)
+            counts = run_extraction(plan, workers=0, batch=4)
         there = {f"{number}" for number in range(30) if (videos / f"{number}.mp4").exists()}
         assert counts == {"failed": len(there), "absent": 30 - len(there)}
         assert {row.id for row in read_ledger(out) if row.status == "failed"} == there
@@ -119,7 +120,7 @@ def test_a_row_costs_few_bytes_and_no_more_of_them_where_there_are_many(tmp_path
             for _ in range(2):
                 with exclusive_folder(out, "extraction"):  # noqa: B023
                     plan = make_plan(manifests[0], tmp_path / "videos", out, REQUEST)  # noqa: B023
-                    run(plan, workers=0)
+                    run_extraction(plan, workers=0)
             return plan
 
         planning[rows] = memory(both)

@@ -22,8 +22,9 @@ import webdataset
 
 from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.datasets import read_manifest
+from bmlpipe.pipeline.extraction.plan import make_plan
 from bmlpipe.pipeline.extraction.request import ExtractionRequest
-from bmlpipe.pipeline.extraction.run import make_plan, run
+from bmlpipe.pipeline.extraction.run import run_extraction
 from bmlpipe.pipeline.front_ends.flow import FlowOptions
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
 from bmlpipe.pipeline.front_ends.rgb_diff import RgbDiffOptions
@@ -76,7 +77,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory, make_clip: Callable[..., Pat
 def extract(clips: Path, out: Path, request: ExtractionRequest = REQUEST, *, workers: int = 0, batch: int = 3) -> Path:
     manifest = read_manifest("folder", clips / "clips.csv", videos=clips)
     with exclusive_folder(out, "extraction"):
-        run(make_plan(manifest, clips, out, request), workers=workers, batch=batch)
+        run_extraction(make_plan(manifest, clips, out, request), workers=workers, batch=batch)
     return out
 
 
@@ -265,7 +266,7 @@ def test_clips_that_lack_a_kind_are_named_with_the_remedy(
     manifest = read_manifest("folder", None, videos=folder)
     for request in (REQUEST.only({"frames"}), REQUEST.only({"spectrogram"})):
         with exclusive_folder(out, "extraction"):
-            run(make_plan(manifest, folder, out, request), workers=0)
+            run_extraction(make_plan(manifest, folder, out, request), workers=0)
     with pytest.raises(StoreError, match="holds spectrogram but not frames: extract these kinds in one command"):
         write_shards("folder", out, tmp_path / "shards")
     assert sum(write_shards("folder", out, tmp_path / "shards", kinds=("spectrogram",)).values()) == 2
@@ -276,7 +277,7 @@ def test_nothing_ok_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "videos" / "x" / "a.mp4").write_bytes(b"")
     manifest = read_manifest("folder", None, videos=tmp_path / "videos")
     with exclusive_folder(tmp_path / "f", "extraction"):
-        run(make_plan(manifest, tmp_path / "videos", tmp_path / "f", REQUEST), workers=0)
+        run_extraction(make_plan(manifest, tmp_path / "videos", tmp_path / "f", REQUEST), workers=0)
     assert [row.reason for row in read_ledger(tmp_path / "f")] == ["empty_file"]
     with pytest.raises(ExtractionError, match="is ok: see the reasons"):
         write_shards("folder", tmp_path / "f", tmp_path / "s")

@@ -16,8 +16,9 @@ import pytest
 from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.schema import Clip, Manifest
 from bmlpipe.pipeline.extraction.clip import extract_clip
+from bmlpipe.pipeline.extraction.plan import make_plan
 from bmlpipe.pipeline.extraction.request import ExtractionRequest
-from bmlpipe.pipeline.extraction.run import make_plan, run
+from bmlpipe.pipeline.extraction.run import run_extraction
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
 from bmlpipe.pipeline.front_ends.spectrogram import SpectrogramOptions
 from bmlpipe.pipeline.media.errors import ClipError
@@ -253,7 +254,7 @@ def test_a_folder_of_all_that(make_clip, tmp_path, pipe, decoder):
     clips = tuple(Clip(id=name, path=name, label="a", split="train") for name in names if name != "inside")
     manifest = Manifest("folder", ("a",), clips)
     with exclusive_folder(out, "extraction"):
-        counts = run(make_plan(manifest, videos, out, ExtractionRequest((FRAMES,), 1, ffmpeg=decoder)), workers=0)
+        counts = run_extraction(make_plan(manifest, videos, out, ExtractionRequest((FRAMES,), 1, ffmpeg=decoder)), workers=0)
     rows = {row.id: row for row in read_ledger(out)}
     assert len(rows) == len(clips) == sum(counts.values())
     assert {name: rows[name].status for name in (*NAMES[:8], "link.mp4")} == dict.fromkeys(
