@@ -254,7 +254,8 @@ def test_a_folder_of_all_that(make_clip, tmp_path, pipe, decoder):
     clips = tuple(Clip(id=name, path=name, label="a", split="train") for name in names if name != "inside")
     manifest = Manifest("folder", ("a",), clips)
     with exclusive_folder(out, "extraction"):
-        counts = run_extraction(make_plan(manifest, videos, out, ExtractionRequest((FRAMES,), 1, ffmpeg=decoder)), workers=0)
+        plan = make_plan(manifest, videos, out, ExtractionRequest((FRAMES,), 1, ffmpeg=decoder))
+        counts = run_extraction(plan, workers=0)
     rows = {row.id: row for row in read_ledger(out)}
     assert len(rows) == len(clips) == sum(counts.values())
     assert {name: rows[name].status for name in (*NAMES[:8], "link.mp4")} == dict.fromkeys(
