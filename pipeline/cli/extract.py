@@ -199,6 +199,7 @@ def extract(
     log_places(videos=videos, annotations=annotations, features=out)
     counts = _run(_read_manifest(dataset, annotations, videos, options), videos, out, request, dry_run, options)
     if counts is None:
+        log_next("the same command without --dry-run")
         return
     ledger, found = FeatureFolder(out).ledger, counts["ok"] + counts["failed"]
     click.echo(f"ok {counts['ok']}, failed {counts['failed']}, absent {counts['absent']}: see {ledger}")

@@ -148,6 +148,7 @@ def _failed(place: Path | str, as_csv: bool) -> None:
         by_reason[row.reason].append(row)
     for reason, clips in sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0])):
         _print_reason(reason, clips, len(rows))
+    log_next("bmlpipe extract --retry-failed, after the remedy" if counts["failed"] else "bmlpipe shard")
 
 
 def _print_reason(reason: str, clips: Sequence[LedgerRow], total: int) -> None:

@@ -122,6 +122,7 @@ def sweep(
     if dry_run:
         for job, state in zip(planned, states):
             click.echo(f"{state:10} {job}")
+        log_next("the same command without --dry-run")
         return
     with exclusive_folder(out, "sweep") as lock:
         failed = run_jobs(planned, groups, inherit=[] if lock is None else [lock])
@@ -161,5 +162,5 @@ def _tell(
         print_table(table.header, table.rows, caption=f"{DATASETS[jobs[0].config.dataset].title}. {table.caption}")
         if pairs:
             click.echo(f"\nThese runs are not in the paper's setting: {', '.join(pairs)}.")
-    for line in plan.commands(out, jobs):
+    for line in plan.commands(out, jobs) or [f"bmlpipe report {out}/*/seed-* --out report.html"]:
         log_next(line)
