@@ -1,1 +1,19 @@
 """The options of a training run: their defaults, their checks, and where they come from."""
+
+from typing import TYPE_CHECKING
+
+from bmlpipe.manifests.common.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from bmlpipe.train.config.options import ConfigError, TrainConfig
+    from bmlpipe.train.config.parsing import read_options
+
+__all__ = ["ConfigError", "TrainConfig", "read_options"]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "options": ["ConfigError", "TrainConfig"],
+        "parsing": ["read_options"],
+    },
+)

@@ -1,1 +1,19 @@
 """The training loop: the trainer, its optimiser step and what it reports."""
+
+from typing import TYPE_CHECKING
+
+from bmlpipe.manifests.common.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from bmlpipe.train.engine.run_log import DivergedError
+    from bmlpipe.train.engine.trainer import Trainer
+
+__all__ = ["DivergedError", "Trainer"]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "run_log": ["DivergedError"],
+        "trainer": ["Trainer"],
+    },
+)

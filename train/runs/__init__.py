@@ -1,1 +1,21 @@
 """The folder of a run: its files, and how they are written and read."""
+
+from typing import TYPE_CHECKING
+
+from bmlpipe.manifests.common.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from bmlpipe.train.runs.folder import RunFolder
+    from bmlpipe.train.runs.journal_reader import read_columns, read_rows
+    from bmlpipe.train.runs.read_run import Run, read_run
+
+__all__ = ["Run", "RunFolder", "read_columns", "read_rows", "read_run"]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "folder": ["RunFolder"],
+        "journal_reader": ["read_columns", "read_rows"],
+        "read_run": ["Run", "read_run"],
+    },
+)
