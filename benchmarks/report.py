@@ -1,9 +1,9 @@
-"""What reading a journal and making the report of it cost: CPU seconds (user + system), and memory.
+"""Time and memory of reading a journal and of making the report: CPU seconds (user + system) and peak memory.
 
-Makes a journal of a million steps of two modalities (about 600 MB). Each round is a process of its own: `json` reads it
-line by line with the standard library, keeping nothing; `columns` is bmlpipe's reader (orjson), which keeps every
-column as float64; `page` is the whole command `bmlpipe report RUN --out report.html`, with start, all figures and all
-files.
+Makes a journal of a million steps of two modalities (about 600 MB). Each round is a process of its own. `json` reads
+the journal line by line with the standard library and keeps nothing. `columns` is bmlpipe's reader (orjson), which
+keeps every column as float64. `page` is the whole command `bmlpipe report RUN --out report.html`, with its start, all
+figures and all files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STEPS = 1_000_000
 
 
 def make(folder: Path, steps: int) -> None:
-    """A run of so many steps."""
+    """Make a run of `steps` steps."""
     import yaml
 
     from bmlpipe.train.config.parsing import parse
@@ -44,7 +44,7 @@ def make(folder: Path, steps: int) -> None:
 
 
 def measure(what: str, folder: Path) -> dict[str, float]:
-    """One round, in this process."""
+    """Run one round in this process."""
     began, before = time.perf_counter(), cpu()
     if what.isdigit():
         make(folder, int(what))

@@ -117,41 +117,41 @@ def evaluate(
     from bmlpipe.train.evaluation.missing_modalities import parse_missing
     from bmlpipe.train.runs.folder import folder_of_checkpoint
 
-    sweeps = [parse_missing(text) for text in missing]
+    combinations = [parse_missing(text) for text in missing]
     paths = [path for run in runs for path in find_checkpoints(run, wanted)]
     for file, endings in ((export, files.PREDICTIONS), (how["export_features"], files.FEATURES)):
         if file is not None:
             files.check_format(file, endings)
             if len(paths) > 1:
                 raise click.UsageError(f"{file} can hold the results of one checkpoint, but there are {len(paths)}.")
-    if sweeps:
+    if combinations:
         one_per_run = {folder_of_checkpoint(path): path for path in paths}.values()
-        _check_modalities(sweeps, [checkpoint_config(path).resolved_modalities for path in one_per_run])
+        _check_modalities(combinations, [checkpoint_config(path).resolved_modalities for path in one_per_run])
     with process_group(device, timeout=_PATIENCE) as process:
         configure_for_rank(process.rank)
         results = []
         for path in paths:
             run = load_run(path, process, shards=shards.split(",") if shards else ())
-            results.append(_one(run, split, sweeps, range(seed, seed + repeats), export, **how))
+            results.append(_one(run, split, combinations, range(seed, seed + repeats), export, **how))
         if process.is_main:
             _show(results)
             log_next(f"bmlpipe report {' '.join(dict.fromkeys(one.run for one in results))} --out report.html")
 
 
-def _check_modalities(sweeps: Sequence[Sequence[Mapping[str, float]]], runs: Sequence[Sequence[str]]) -> None:
-    """Refuse a sweep over a modality that no run has."""
+def _check_modalities(combinations: Sequence[Sequence[Mapping[str, float]]], runs: Sequence[Sequence[str]]) -> None:
+    """Refuse rates of a modality that no run has."""
     from bmlpipe.train.config.options import ConfigError
 
     there = {m for modalities in runs for m in modalities}
-    for sweep in sweeps:
-        if absent := [m for m in sweep[0] if m not in there]:
+    for rates in combinations:
+        if absent := [m for m in rates[0] if m not in there]:
             raise ConfigError(f"--missing names {absent[0]}, but the runs have {', '.join(sorted(there))} only")
 
 
 def _one(
     run: LoadedRun,
     split: str,
-    sweeps: Sequence[Sequence[Mapping[str, float]]],
+    combinations: Sequence[Sequence[Mapping[str, float]]],
     seeds: Sequence[int],
     export: Path | None,
     *,
@@ -170,14 +170,14 @@ def _one(
     about = f"{folder}, {run.checkpoint}"
     if run.other_samples and run.process.is_main:
         _logger.warning("%s: these are not the samples of its training (%s)", about, run.other_samples)
-    fitting = [sweep for sweep in sweeps if set(sweep[0]) <= set(run.config.resolved_modalities)]
-    if len(fitting) < len(sweeps):
+    fitting = [rates for rates in combinations if set(rates[0]) <= set(run.config.resolved_modalities)]
+    if len(fitting) < len(combinations):
         _logger.info(
             "%s has %s only; --missing of other modalities is skipped",
             about,
             " and ".join(run.config.resolved_modalities),
         )
-    rates = [one for sweep in fitting for one in sweep]
+    rates = [one for rates in fitting for one in rates]
 
     @cache
     def predict(name: str) -> Predictions:
@@ -213,7 +213,7 @@ def _shown(path: Path) -> str:
 
 
 def _show(results: Sequence[_Result]) -> None:
-    """Print a table of the metrics, one of the sweeps and one of the probes, in %."""
+    """Print a table of the metrics, one of the missing modalities and one of the probes, in %."""
     from bmlpipe.manifests.common.tables import print_table
 
     for caption, (header, rows) in {

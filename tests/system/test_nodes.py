@@ -42,7 +42,7 @@ def pids(namespace: str) -> list[int]:
     return [int(word) for word in done.stdout.split()]
 
 
-def sweep() -> None:
+def remove_left_namespaces() -> None:
     """Remove the namespaces of test runs that were killed, with what runs in them."""
     done = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, timeout=20, check=False)
     for namespace, owner in re.findall(rf"^({PREFIX}(\d+)-\S+)", done.stdout, re.MULTILINE):
@@ -133,7 +133,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Host]]:
     switch = f"{tag}-switch"
     with ExitStack() as stack:
         try:
-            sweep()
+            remove_left_namespaces()
             ip("netns", "add", switch)
             stack.callback(ip, "netns", "del", switch)
             ip("-n", switch, "link", "add", "bridge", "type", "bridge")

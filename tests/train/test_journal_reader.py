@@ -1,4 +1,4 @@
-"""Journals read column by column, whatever is in them, and made small without losing an extreme."""
+"""Journals are read column by column, also damaged ones, and reduced without losing an extreme."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write(path: Path, *lines: bytes, end: bytes = b"\n") -> Path:
 
 
 def test_columns_are_what_the_lines_say(tmp_path: Path) -> None:
-    """Some thousand lines, more than are parsed at once; a column that begins late, values that are no numbers."""
+    """Thousands of lines, more than are parsed at once; a column that starts late, values that are not numbers."""
     random = np.random.default_rng(0)
     rows = [{"step": n, "loss": float(random.normal()), "lr": 1e-3} for n in range(5000)]
     for row in rows[3000:]:
@@ -31,8 +31,8 @@ def test_columns_are_what_the_lines_say(tmp_path: Path) -> None:
     columns = read_columns(write(tmp_path / "a", *(json.dumps(row).encode() for row in rows)), faults)
     assert list(columns) == ["step", "loss", "lr", "k/audio"]
     for name, values in columns.items():
-        wanted = [v if isinstance(v := row.get(name), int | float) else np.nan for row in rows]
-        np.testing.assert_array_equal(values, wanted)
+        expected = [v if isinstance(v := row.get(name), int | float) else np.nan for row in rows]
+        np.testing.assert_array_equal(values, expected)
     assert faults == Faults()
 
 
@@ -52,14 +52,14 @@ DAMAGED = {
 
 @pytest.mark.parametrize("name", DAMAGED)
 def test_a_damaged_line_costs_itself_only_and_is_named(tmp_path: Path, name: str) -> None:
-    line, end, wanted = DAMAGED[name]
+    line, end, expected = DAMAGED[name]
     lines = (b'{"step": 0, "loss": 0.5}', b'{"step": 1, "loss": 0.25}', line)
     after = (b'{"step": 9, "loss": 0.125}',) if end and "empty" not in name else ()
     path = write(tmp_path / "a", *lines, *after, end=end)
     for read in (read_columns, read_rows):
         faults = Faults()
         found = read(path, faults)
-        assert (faults.lines, faults.first, faults.cut) == (wanted.lines, wanted.first, wanted.cut)
+        assert (faults.lines, faults.first, faults.cut) == (expected.lines, expected.first, expected.cut)
         steps = list(found["step"]) if isinstance(found, dict) else [row["step"] for row in found]
         assert steps == [0, 1, *([2] if "whole" in name else []), *([9] if after else [])]
 

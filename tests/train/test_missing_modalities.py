@@ -1,4 +1,4 @@
-"""Missing modalities: the grammar of sweeps, who loses what, and the same numbers as zeroing inputs one by one."""
+"""Missing modalities: the grammar of the rates, which samples lack what, and the same numbers as zeroing inputs one by one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NUMBERS = np.arange(40_000, dtype=np.int64)
         ("visual=0.2,audio=0.1:0.2", [{"visual": 0.2, "audio": 0.1}, {"visual": 0.2, "audio": 0.2}]),
     ],
 )
-def test_sweeps_are_read(text: str, expected: list[dict[str, float]]) -> None:
+def test_rates_are_read(text: str, expected: list[dict[str, float]]) -> None:
     assert parse_missing(text) == expected
 
 

@@ -102,8 +102,8 @@ def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
 
 
 def test_the_picture_shows_the_curves(tmp_path: Path) -> None:
-    wanted = (("none", 6.0), ("opm", 1.5))
-    runs = [read_run(fake_run(tmp_path / m, seed=0, accuracy=0.5, modulation=m, rho=rho)) for m, rho in wanted]
+    ratios = (("none", 6.0), ("opm", 1.5))
+    runs = [read_run(fake_run(tmp_path / m, seed=0, accuracy=0.5, modulation=m, rho=rho)) for m, rho in ratios]
     write_picture(runs, tmp_path / "sub" / "report.png")
     image = np.asarray(Image.open(tmp_path / "sub" / "report.png").convert("RGB")).astype(int)
     assert image.shape[1] > 3 * image.shape[0]

@@ -1,4 +1,4 @@
-"""The page: every section filled from the runs' own files, nothing of them taken for HTML, and readable in Chromium."""
+"""The page: every section is filled from the files of the runs, all text is escaped, and Chromium shows it well."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SECTIONS.append("confusion")
 
 
 def counts(classes: int, seed: int, skill: float) -> np.ndarray[Any, Any]:
-    """A confusion matrix of twenty samples a class."""
+    """A confusion matrix of twenty samples per class."""
     random = np.random.default_rng(seed)
     found = np.zeros((classes, classes), int)
     for true in range(classes):
@@ -69,7 +69,7 @@ def make_run(
     names: list[str] | None = None,
     **more: Any,
 ) -> Path:
-    """A run of three epochs; with names of classes, also all that `bmlpipe evaluate` writes."""
+    """A run of three epochs; with names of classes, also everything that `bmlpipe evaluate` writes."""
     folder.mkdir(parents=True)
     config = parse({"dataset": "cremad", "shards": "s", "out": "o", "epochs": 3}, "test").resolved().as_dict()
     config |= {"seed": seed, "modulation": modulation, **more}
@@ -169,7 +169,7 @@ def written(runs: list[Path], page: Path) -> Seen:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of two experiments, one of two seeds, with names as bad as names can be."""
+    """The page of two experiments, one of them with two seeds, with hostile names."""
     folder = tmp_path_factory.mktemp("page")
     runs = [make_run(folder / f"none {seed}", seed=seed, names=EVIL) for seed in (0, 1)]
     runs.append(make_run(folder / 'a <b>"run"</b> & more', modulation="opm<i>&\"'", seed=0, names=EVIL, steps=200))
@@ -241,7 +241,7 @@ def test_the_tables_files_say_what_the_runs_say(page: Path) -> None:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which figures there are, without the time that drawing takes: their files are empty."""
+    """Figures with empty files, which saves the time of drawing."""
     from bmlpipe.train.report import page as module
 
     def write_figure(figure: Any, folder: Path) -> str:
@@ -336,7 +336,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str, int]] = {
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of thirty steps with everything: its page has 26 figures."""
+    """A run of thirty steps with all evaluations: its page has 26 figures."""
     return make_run(tmp_path_factory.mktemp("whole") / "run", steps=30, names=list("abc"))
 
 
@@ -404,7 +404,7 @@ def test_the_reference_can_be_chosen_and_must_be_among_the_runs(tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Headless Chromium, as Debian's packages chromium and chromium-driver bring it."""
+    """Headless Chromium, from Debian's packages chromium and chromium-driver."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
     driver, chromium = shutil.which("chromedriver"), shutil.which("chromium")
     if not driver or not chromium:
@@ -431,7 +431,7 @@ def opened(browser: Any, page: Path, *, width: int = 1280, dark: bool = False, s
 
 
 def contrast(one: str, other: str) -> float:
-    """WCAG 2's contrast of two CSS colours, rgb(…)."""
+    """Contrast of two CSS colours, rgb(…), by WCAG 2."""
 
     def luminance(colour: str) -> float:
         parts = np.array([float(part) for part in re.findall(r"[\d.]+", colour)[:3]]) / 255

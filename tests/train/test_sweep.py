@@ -36,7 +36,7 @@ from bmlpipe.train.sweep.run_jobs import run_jobs
 
 BASE = {"encoder": "cnn4", "image_size": 32, "batch_size": 24, "workers": 0, "device": "cpu", "tensorboard": False}
 
-#: Stands for `python -m [torch.distributed.run …] bmlpipe.train.run`; what it does depends on the name of the run.
+#: Replaces `python -m [torch.distributed.run …] bmlpipe.train.run`; it acts according to the name of the run.
 STAND_IN = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -85,7 +85,7 @@ def started(job: Job) -> Any:
     return json.loads((job.folder / "started.json").read_text())
 
 
-def shape(jobs: Sequence[Job]) -> list[str]:
+def states(jobs: Sequence[Job]) -> list[str]:
     return [state_of(job) for job in jobs]
 
 
@@ -96,7 +96,7 @@ def test_runs_share_the_gpus_out_and_only_what_is_missing_runs(tmp_path: Path) -
     assert run_jobs(jobs, places) == []
     begun = [started(job) for job in jobs]
     assert [one["gpus"] for one in begun[:3]] == ["3", "GPU-ab", "7"]
-    for gpu in ("3", "GPU-ab", "7"):  # one run a GPU at a time
+    for gpu in ("3", "GPU-ab", "7"):  # one run per GPU at a time
         own = [
             (one["time"], float((job.folder / "ended").read_text()))
             for job, one in zip(jobs, begun)
@@ -142,7 +142,7 @@ def test_a_failed_run_stops_only_those_that_refer_to_it(tmp_path: Path, caplog: 
     with caplog.at_level(logging.INFO, "bmlpipe"):
         failed = run_jobs(jobs, [DeviceGroup(), DeviceGroup()])
     assert [job.name for job in failed] == ["fails", "needs-bad"]
-    assert shape(jobs) == ["finished", "new", "new", "finished"]
+    assert states(jobs) == ["finished", "new", "new", "finished"]
     assert started(jobs[0])["time"] > float((jobs[3].folder / "ended").read_text())
     log = jobs[2].folder / "log.txt"
     assert f"fails, seed 0 failed with status 1, see {log}: … that cannot be" in caplog.text
@@ -156,7 +156,7 @@ def test_a_stopped_sweep_lets_its_runs_save(tmp_path: Path, number: signal.Signa
     jobs = planned(tmp_path, different("waits1", "waits2", "later"))
 
     def before(number: int, frame: FrameType | None) -> None:
-        """Stands for what was there; tests that nohup runs have SIGHUP ignored, and so would the sweep."""
+        """The handler before the sweep. Under nohup SIGHUP is ignored, and the sweep would ignore it, too."""
 
     inherited = signal.signal(number, before)
 
@@ -209,11 +209,11 @@ def test_a_folder_is_one_sweep_s_as_long_as_any_of_its_runs_goes_on(tmp_path: Pa
         sweep.kill()
         sweep.join(60)
     try:
-        with refused, exclusive_folder(out, "sweep"):  # its run has the lock still
+        with refused, exclusive_folder(out, "sweep"):  # the run still holds the lock
             pass
     finally:
         os.kill(left, signal.SIGKILL)
-    for _ in range(500):  # init is its parent: nobody here can wait for its end
+    for _ in range(500):  # init is its parent, so this process cannot wait for it
         if not running(left):
             break
         time.sleep(0.02)
@@ -231,7 +231,7 @@ def running(pid: int) -> bool:
 
 def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
     jobs = planned(tmp_path, different("a"), epochs=3)
-    assert shape(jobs) == ["new"]
+    assert states(jobs) == ["new"]
     folder = jobs[0].folder
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "last.pt").touch()
@@ -241,11 +241,11 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
         (folder / "config.yaml").write_text(yaml.safe_dump({**config, **changes}))
 
     left(workers=5, shards=["elsewhere"], epochs=2)
-    assert shape(jobs) == ["unfinished"]
+    assert states(jobs) == ["unfinished"]
     (folder / "metrics.jsonl").write_text('{"split": "val"}\n{"split": "test"}\n')
-    assert shape(jobs) == ["unfinished"]  # more epochs are wanted than it has
+    assert states(jobs) == ["unfinished"]  # the recipe has more epochs than the run
     left(epochs=3)
-    assert shape(jobs) == ["finished"]
+    assert states(jobs) == ["finished"]
     for changes, message in (
         ({"lr": 0.5}, r"other options \(lr: 0.5 there, 0.001 in the recipe\)"),
         ({"epochs": 4}, "epochs: 4 there, 3 in the recipe"),
@@ -258,13 +258,13 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
 
 
 def content(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Bytes and time of change of every file."""
+    """Content and modification time of every file."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
 def steps(folder: Path) -> list[dict[str, Any]]:
-    """Whole rows of the journal, without what a clock measured."""
+    """Complete rows of the journal, without measured times."""
     path = folder / "steps.jsonl"
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
     rows = [json.loads(line) for line in lines]
@@ -330,7 +330,7 @@ def test_the_command_says_what_is_wrong_before_anything_runs(toy_shards: Path, t
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_sweep_killed_in_the_middle_finishes_only_what_is_missing(toy_shards: Path, tmp_path: Path) -> None:
-    """SIGKILL of its process group in its second run; what that run becomes is what it is undisturbed."""
+    """SIGKILL of the process group in the second run, which must end as if it had not been interrupted."""
     out = tmp_path / "runs"
     runs = {"first": {"modalities": "audio", "epochs": 1}, "second": {"modulation": "opm+ogm"}}
     first, second = (job.folder for job in planned(tmp_path, runs, toy_shards, epochs=4, checkpoint_every=3))
@@ -377,11 +377,11 @@ SMALL = {**BASE, "image_size": 16, "batch_size": 48, "epochs": 1, "frames": 1}
 
 @pytest.mark.slow
 def test_the_runs_of_the_paper_s_recipes_train(toy_shards: Path, tmp_path: Path) -> None:
-    """Every modulation, fusion and option that they name, once each, on shards of all four feature kinds."""
+    """Every modulation, fusion and option of the recipes, once each, on shards of all four feature kinds."""
     seen = set()
     for name, path in bundled().items():
         if name in ("balance", "fusions"):
-            continue  # for a laptop; their runs are small variants of the others'
+            continue  # their runs are small variants of runs of other recipes
         chosen = {"modalities": "visual,flow,rgb_diff"} if name == "three-modalities" else {}
         given = {"dataset": "folder", "shards": str(toy_shards)}
         for job in read_recipe(path).jobs(tmp_path / name, given=given, base={**SMALL, **chosen}, seeds=[0]):
