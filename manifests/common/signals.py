@@ -54,13 +54,13 @@ def signals_as_exceptions() -> Iterator[None]:
 
 
 @contextmanager
-def sigterm_blocked() -> Iterator[None]:
-    """Block SIGTERM for processes that are started inside the block; they inherit the mask.
+def signals_blocked(*numbers: int) -> Iterator[None]:
+    """Block signals in this thread inside the block; they arrive at its end. Processes started inside inherit the mask.
 
-    SLURM and container engines signal all processes of a job. A loader process that died of it, even while it starts,
-    would end its rank before that has saved. The rank ends its loader processes itself.
+    Args:
+        numbers: Signals to block; none: SIGINT, SIGTERM and SIGHUP.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers or (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     try:
         yield
     finally:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from bmlpipe.manifests.common.files import write_atomically
+from bmlpipe.manifests.common.signals import signals_blocked
 from bmlpipe.manifests.schema import write_clips
 from bmlpipe.pipeline.cluster.batches import map_batches
 from bmlpipe.pipeline.cluster.worker_pool import LocalWorkers
@@ -85,8 +86,9 @@ def run_extraction(
                 on_dask = map_on_scheduler(function, batches, died, request=plan.request, out=out, scheduler=scheduler)
             finished = stack.enter_context(closing(on_dask))
         for rows in finished:
-            ledger.append(rows)
-            progress(rows)
+            with signals_blocked():  # a signal between the two would let the status differ from the ledger
+                ledger.append(rows)
+                progress(rows)
     if timeout:
         timeout.clean()
     return ledger.counts()

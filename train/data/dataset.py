@@ -6,6 +6,7 @@ n sound samples, L the stack (number of flow fields or RGB differences per insta
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bmlpipe.manifests.common.signals import sigterm_blocked
+from bmlpipe.manifests.common.signals import signals_blocked
 from bmlpipe.shards.combined_reader import CombinedReader
 from bmlpipe.shards.errors import ShardError
 from bmlpipe.shards.kinds import KINDS, MODALITY_KIND, Storage, kind_named
@@ -231,9 +232,12 @@ def reading(loader: DataLoader[Batch]) -> Iterator[Iterator[Batch]]:
     """Iterate over the batches of a loader; its loader processes end with the block.
 
     Without the block the traceback of an error would keep the iterator alive, and with it the loader processes, beyond
-    the end of the program. SIGTERM does not reach the loader processes: this process ends them.
+    the end of the program.
+
+    SLURM and container engines send SIGTERM to all processes of a job. The loader processes never receive it, even while
+    they start, so that this process can still save a checkpoint; it ends them itself.
     """
-    with sigterm_blocked():
+    with signals_blocked(signal.SIGTERM):
         batches = iter(loader)
     try:
         yield batches
