@@ -15,6 +15,8 @@ from bmlpipe.pipeline.cli import main
 from bmlpipe.pipeline.demo.run import prepare_folder
 from bmlpipe.pipeline.demo.synthetic_clips import RATE, SECONDS, SIZE, assign_clips, render_audio, render_frames
 
+pytestmark = pytest.mark.xdist_group("both_cores")
+
 
 def test_no_handwriting_is_in_two_splits() -> None:
     digits = load_digits()

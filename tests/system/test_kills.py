@@ -76,7 +76,17 @@ def test_killed_at_random_times_it_ends_with_the_same_features_and_shards(
 
     def command(out: Path, workers: int) -> list[str]:
         given = ["--videos", str(videos), "--annotations", str(videos / "clips.csv"), "--out", str(out)]
-        how = ["--seconds", "3", "--clips-per-task", "2", "--workers", str(workers), "--no-disk-check", "--max-failed", "1"]
+        how = [
+            "--seconds",
+            "3",
+            "--clips-per-task",
+            "2",
+            "--workers",
+            str(workers),
+            "--no-disk-check",
+            "--max-failed",
+            "1",
+        ]
         wanted = ["--kinds", "frames,spectrogram,flow"]
         return [sys.executable, "-m", "bmlpipe.pipeline.cli", "extract", "--dataset", "folder", *given, *how, *wanted]
 

@@ -246,7 +246,18 @@ def test_extraction_goes_on_without_a_host_and_refuses_one_that_does_not_see_the
     blind = hosts[2].start(*worker, before=f"mount -t tmpfs none {videos}", **DASK)
     for host in hosts[1:]:
         host.start(*worker, "--host", host.name, **DASK)
-    words = ["--dataset", "folder", "--videos", str(videos), "--seconds", "1", "--clips-per-task", "1", "--out", str(out)]
+    words = [
+        "--dataset",
+        "folder",
+        "--videos",
+        str(videos),
+        "--seconds",
+        "1",
+        "--clips-per-task",
+        "1",
+        "--out",
+        str(out),
+    ]
     extract = hosts[0].start(
         *(sys.executable, "-m", "bmlpipe.pipeline.cli", "extract", *words, "--scheduler", f"file://{meet}"), **DASK
     )

@@ -30,6 +30,8 @@ from bmlpipe.pipeline.store.ledger import read_ledger
 from bmlpipe.train.runs.folder import RunFolder
 from bmlpipe.train.runs.status import progress
 
+pytestmark = pytest.mark.xdist_group("both_cores")
+
 CLIPS = 40
 
 #: `bmlpipe` with a decoder in the place of the real one, which takes as long as the first argument says, in seconds.
@@ -398,7 +400,12 @@ def test_the_counters_are_in_prometheus_text_format(videos: Path) -> None:
 
 @pytest.mark.parametrize(
     ("error", "state"),
-    [(None, "finished"), (KeyboardInterrupt(), "stopped"), (SignalInterrupt(15), "stopped"), (OSError("full"), "failed")],
+    [
+        (None, "finished"),
+        (KeyboardInterrupt(), "stopped"),
+        (SignalInterrupt(15), "stopped"),
+        (OSError("full"), "failed"),
+    ],
 )
 def test_how_a_block_ended_is_in_the_file(tmp_path: Path, error: BaseException | None, state: str) -> None:
     try:

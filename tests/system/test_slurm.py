@@ -122,7 +122,18 @@ def videos(tmp_path: Path, make_clip: Callable[..., Path]) -> Path:
 
 def test_a_preempted_extraction_job_is_queued_again_and_goes_on(slurm: Path, videos: Path, tmp_path: Path) -> None:
     out, script = tmp_path / "features", str(SLURM / "extract.sbatch")
-    words = ["--dataset", "folder", "--videos", str(videos), "--seconds", "1", "--clips-per-task", "1", "--out", str(out)]
+    words = [
+        "--dataset",
+        "folder",
+        "--videos",
+        str(videos),
+        "--seconds",
+        "1",
+        "--clips-per-task",
+        "1",
+        "--out",
+        str(out),
+    ]
     with started(slurm, "bash", script, *words) as job:
         wait_for(lambda: lines(out / "ledger.log.jsonl") > 5, job, slurm)
         job.terminate()

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("both_cores")
+
 RUN = Path(__file__).parents[2] / "train" / "run.py"
 
 #: A rule of another package that raises the exception in $RAISED on rank 1, at its third step.

@@ -20,6 +20,8 @@ from torch.distributed import TCPStore
 
 from bmlpipe.train.distributed.process_group import all_equal, process_group, unequal_tensors
 
+pytestmark = pytest.mark.xdist_group("both_cores")
+
 WORKER = Path(__file__).with_name("parallel_worker.py")
 MODULATIONS = (
     *("none", "opm", "ogm", "opm+ogm", "same step", "batch unit", "inputs", "inputs of batches"),

@@ -16,6 +16,8 @@ import yaml
 from bmlpipe.pipeline.cli.train import without_processes
 from bmlpipe.shards.index import read_index
 
+pytestmark = pytest.mark.xdist_group("both_cores")
+
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = str(Path(sys.executable).with_name("bmlpipe"))
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]

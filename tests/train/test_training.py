@@ -25,6 +25,8 @@ from bmlpipe.train.config.parsing import parse
 from bmlpipe.train.run import train
 from bmlpipe.train.runs import checkpoint
 
+pytestmark = pytest.mark.xdist_group("both_cores")
+
 RUN = Path(__file__).parents[2] / "train" / "run.py"
 SMALL = (
     "--dataset folder --encoder cnn4 --image-size 32 --batch-size 24 --lr 0.01 --workers 0 --device cpu "
