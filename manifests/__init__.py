@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from bmlpipe.manifests.common.errors import BmlpipeError, OptionError
     from bmlpipe.manifests.datasets import DATASETS, Dataset, read_manifest
     from bmlpipe.manifests.locate import Locator, Source
+    from bmlpipe.manifests.places import PlaceError, find_annotations, run_folder
     from bmlpipe.manifests.schema import SPLITS, Clip, Manifest, ManifestError, read_clips, write_clips
     from bmlpipe.manifests.splits import ValidationSplit
     from bmlpipe.manifests.video_files import CONTAINERS
@@ -23,10 +24,13 @@ __all__ = [
     "Manifest",
     "ManifestError",
     "OptionError",
+    "PlaceError",
     "Source",
     "ValidationSplit",
+    "find_annotations",
     "read_clips",
     "read_manifest",
+    "run_folder",
     "write_clips",
 ]
 
@@ -36,6 +40,7 @@ __getattr__ = lazy_exports(
         "common.errors": ["BmlpipeError", "OptionError"],
         "datasets": ["DATASETS", "Dataset", "read_manifest"],
         "locate": ["Locator", "Source"],
+        "places": ["PlaceError", "find_annotations", "run_folder"],
         "schema": ["SPLITS", "Clip", "Manifest", "ManifestError", "read_clips", "write_clips"],
         "splits": ["ValidationSplit"],
         "video_files": ["CONTAINERS"],

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from bmlpipe.shards.combined_reader import CombinedReader
     from bmlpipe.shards.errors import ShardError
     from bmlpipe.shards.index import Index, Shard, read_index
-    from bmlpipe.shards.kinds import KINDS, FeatureKind
+    from bmlpipe.shards.kinds import KINDS, MODALITY_KIND, FeatureKind, Storage, kind_of
     from bmlpipe.shards.mixture_order import Mixture, MixtureOrder
     from bmlpipe.shards.order import EpochOrder
     from bmlpipe.shards.reader import ShardReader, StoredSample
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KINDS",
+    "MODALITY_KIND",
     "TARGETS",
     "CombinedReader",
     "EpochOrder",
@@ -33,11 +34,13 @@ __all__ = [
     "ShardPipeline",
     "ShardReader",
     "ShardWriter",
+    "Storage",
     "StoredSample",
     "Target",
     "decode_member",
     "describe",
     "key_of",
+    "kind_of",
     "read_index",
     "webdataset_pipeline",
 ]
@@ -48,7 +51,7 @@ __getattr__ = lazy_exports(
         "combined_reader": ["CombinedReader"],
         "errors": ["ShardError"],
         "index": ["Index", "Shard", "read_index"],
-        "kinds": ["KINDS", "FeatureKind"],
+        "kinds": ["KINDS", "MODALITY_KIND", "FeatureKind", "Storage", "kind_of"],
         "mixture_order": ["Mixture", "MixtureOrder"],
         "order": ["EpochOrder"],
         "reader": ["ShardReader", "StoredSample"],

@@ -6,13 +6,13 @@ from bmlpipe.manifests.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from bmlpipe.train.config.options import ConfigError, TrainConfig
-    from bmlpipe.train.config.parsing import read_options
-    from bmlpipe.train.distributed.process_group import LostRankError, process_group
+    from bmlpipe.train.config.parsing import read_file
+    from bmlpipe.train.distributed.group import LostRankError, process_group
     from bmlpipe.train.engine.trainer import Trainer
-    from bmlpipe.train.evaluation.load_run import LoadedRun, load_run
+    from bmlpipe.train.evaluation.loaded_run import LoadedRun, load_run
     from bmlpipe.train.models.build import build_model
     from bmlpipe.train.models.multimodal import MultimodalModel
-    from bmlpipe.train.runs.read_run import Run, read_run
+    from bmlpipe.train.runs.run_reader import Run, read_run
 
 __all__ = [
     "ConfigError",
@@ -25,7 +25,7 @@ __all__ = [
     "build_model",
     "load_run",
     "process_group",
-    "read_options",
+    "read_file",
     "read_run",
 ]
 
@@ -33,12 +33,12 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "config.options": ["ConfigError", "TrainConfig"],
-        "config.parsing": ["read_options"],
-        "distributed.process_group": ["LostRankError", "process_group"],
+        "config.parsing": ["read_file"],
+        "distributed.group": ["LostRankError", "process_group"],
         "engine.trainer": ["Trainer"],
-        "evaluation.load_run": ["LoadedRun", "load_run"],
+        "evaluation.loaded_run": ["LoadedRun", "load_run"],
         "models.build": ["build_model"],
         "models.multimodal": ["MultimodalModel"],
-        "runs.read_run": ["Run", "read_run"],
+        "runs.run_reader": ["Run", "read_run"],
     },
 )

@@ -29,7 +29,7 @@ from bmlpipe.train.config.parsing import read_options, train_options
 from bmlpipe.train.runs.folder import RunFolder
 
 if TYPE_CHECKING:
-    from bmlpipe.train.distributed.process_group import ProcessInfo
+    from bmlpipe.train.distributed.group import ProcessInfo
     from bmlpipe.train.runs.journal_reader import Row
 
 _logger = logging.getLogger("bmlpipe.train")
@@ -72,7 +72,7 @@ def train(config: TrainConfig) -> int:
 
     import torch
 
-    from bmlpipe.train.distributed.process_group import process_group
+    from bmlpipe.train.distributed.group import process_group
 
     torch.backends.cudnn.benchmark = True
     with process_group(config.device, timeout=timedelta(seconds=config.group_timeout)) as process:

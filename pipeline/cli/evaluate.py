@@ -22,7 +22,7 @@ from bmlpipe.manifests.schema import SPLITS
 from bmlpipe.pipeline.cli.options import EXISTING, MAIN, log_next
 
 if TYPE_CHECKING:
-    from bmlpipe.train.evaluation.load_run import LoadedRun
+    from bmlpipe.train.evaluation.loaded_run import LoadedRun
     from bmlpipe.train.evaluation.predict import Predictions
 
 _MISSING, _FILES, _HARDWARE = "Missing modalities", "Files", "Hardware"
@@ -111,9 +111,9 @@ def evaluate(
     report.
     """
     from bmlpipe.manifests.common.logs import configure_for_rank
-    from bmlpipe.train.distributed.process_group import process_group
+    from bmlpipe.train.distributed.group import process_group
     from bmlpipe.train.evaluation import export as files
-    from bmlpipe.train.evaluation.load_run import checkpoint_config, find_checkpoints, load_run
+    from bmlpipe.train.evaluation.loaded_run import checkpoint_config, find_checkpoints, load_run
     from bmlpipe.train.evaluation.missing_modalities import parse_missing
     from bmlpipe.train.runs.folder import folder_of_checkpoint
 

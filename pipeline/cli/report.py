@@ -26,7 +26,7 @@ def show(folders: Sequence[Path], *files: Path | None, reference: Path | None = 
     from bmlpipe.manifests.common.tables import print_table
     from bmlpipe.train.report.picture import write_picture
     from bmlpipe.train.report.tables import results_table
-    from bmlpipe.train.runs.read_run import read_run
+    from bmlpipe.train.runs.run_reader import read_run
 
     runs = [read_run(folder) for folder in folders]
     results = results_table(runs)

@@ -6,14 +6,16 @@ from bmlpipe.manifests.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from bmlpipe.pipeline.cluster.batches import map_batches
-    from bmlpipe.pipeline.cluster.worker_pool import ClusterError
+    from bmlpipe.pipeline.cluster.worker_checks import UnfitWorkerError
+    from bmlpipe.pipeline.cluster.worker_pool import ClusterError, ExistingScheduler, LocalWorkers
 
-__all__ = ["ClusterError", "map_batches"]
+__all__ = ["ClusterError", "ExistingScheduler", "LocalWorkers", "UnfitWorkerError", "map_batches"]
 
 __getattr__ = lazy_exports(
     __name__,
     {
         "batches": ["map_batches"],
-        "worker_pool": ["ClusterError"],
+        "worker_checks": ["UnfitWorkerError"],
+        "worker_pool": ["ClusterError", "ExistingScheduler", "LocalWorkers"],
     },
 )

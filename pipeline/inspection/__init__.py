@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from bmlpipe.manifests.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from bmlpipe.pipeline.inspection.contact_sheet import write_contact_sheet
+    from bmlpipe.pipeline.inspection.contact_sheet import draw_sample, write_contact_sheet
     from bmlpipe.pipeline.inspection.html import write_html_page
     from bmlpipe.pipeline.inspection.samples import (
         InspectedSample,
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "InspectedSample",
     "SampleSelection",
+    "draw_sample",
     "samples_from_features",
     "samples_from_shards",
     "write_contact_sheet",
@@ -26,7 +27,7 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
-        "contact_sheet": ["write_contact_sheet"],
+        "contact_sheet": ["draw_sample", "write_contact_sheet"],
         "html": ["write_html_page"],
         "samples": ["InspectedSample", "SampleSelection", "samples_from_features", "samples_from_shards"],
     },

@@ -21,7 +21,7 @@ from bmlpipe.pipeline.cluster.worker_checks import UnfitWorkerError
 from bmlpipe.pipeline.cluster.worker_pool import ClusterError, ExistingScheduler, LocalWorkers
 from bmlpipe.pipeline.store.versions import installed_versions
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("both_cores")]
 
 
 def batches_of(count: int, size: int, pulled: list[int]) -> Iterator[Sequence[int]]:

@@ -26,7 +26,7 @@ from bmlpipe.pipeline.front_ends.frames import FrameOptions
 from bmlpipe.pipeline.store.errors import StoreWriteError
 from bmlpipe.pipeline.store.ledger import LedgerRow, read_ledger
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("both_cores")]
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import webdataset
 from bmlpipe.pipeline.store.ledger import LedgerRow, read_ledger
 from bmlpipe.shards.reader import ShardReader, StoredSample
 
-pytestmark = [pytest.mark.real, pytest.mark.slow]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.xdist_group("both_cores")]
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bmlpipe.train.distributed.process_group import ProcessInfo
+from bmlpipe.train.distributed.group import ProcessInfo
 from bmlpipe.train.modulation import OGM, OPM
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
@@ -170,7 +170,7 @@ def test_a_hugging_face_trainer_accumulates_clips_after_modulating_and_resumes(t
     again, last_rows = trained("one", 30, resume=str(tmp_path / "one" / "checkpoint-25"))
     assert torch.equal(last_rows, rows[25:])
     assert same(again, model)
-    with pytest.raises(ValueError, match="max_grad_norm is 1.0"):
+    with pytest.raises(ValueError, match=r"max_grad_norm is 1\.0"):
         module.make_trainer(tmp_path / "two", OGM(), max_steps=1, max_grad_norm=1.0)[0].train()
 
 

@@ -19,7 +19,7 @@ from bmlpipe.shards.sample import JSON_MEMBER, Sample
 from bmlpipe.shards.targets import CLASS
 from bmlpipe.shards.verify.compare import verify
 from bmlpipe.shards.writer import ShardWriter
-from bmlpipe.train.runs.read_run import read_run
+from bmlpipe.train.runs.run_reader import read_run
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 SHARDS = GOLDEN / "shards"

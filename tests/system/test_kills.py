@@ -26,7 +26,7 @@ from bmlpipe.pipeline.store.ledger import read_ledger
 KILLS = int(os.environ.get("BMLPIPE_KILLS", "8"))
 CLIPS = max(60, 3 * KILLS // 2)
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.xdist_group("both_cores")]
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -23,7 +23,7 @@ import torch
 
 from bmlpipe.train.runs import checkpoint
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("both_cores")]
 
 RUN = Path(__file__).parents[2] / "train" / "run.py"
 PREFIX = "bmlpipe"  # of the namespaces' names; the process that made them follows

@@ -17,7 +17,7 @@ import pytest
 
 from bmlpipe.pipeline.store.ledger import read_ledger
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("both_cores")]
 
 SLURM = Path(__file__).parents[2] / "docs" / "examples" / "slurm"
 LIMIT = 240  # seconds after which what hangs is ended

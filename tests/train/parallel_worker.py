@@ -21,7 +21,7 @@ from torch.multiprocessing import start_processes
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from bmlpipe.train.distributed.process_group import ProcessInfo, all_equal, process_group, unequal_tensors
+from bmlpipe.train.distributed.group import ProcessInfo, all_equal, process_group, unequal_tensors
 from bmlpipe.train.models.fusion import make_fusion
 from bmlpipe.train.models.multimodal import MultimodalModel
 from bmlpipe.train.modulation import OGM, OPM, Modulation, Rule

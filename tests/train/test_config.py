@@ -121,7 +121,9 @@ def test_impossible_values_are_refused_with_their_remedy(values: dict[str, objec
 
 def test_a_file_holds_options_and_flags_win(tmp_path: Path) -> None:
     file = tmp_path / "base.yaml"
-    file.write_text("dataset: folder\nshards: here\nout: there\nlr: 1e-2\nmodalities: [audio, visual]\n", encoding="utf-8")
+    file.write_text(
+        "dataset: folder\nshards: here\nout: there\nlr: 1e-2\nmodalities: [audio, visual]\n", encoding="utf-8"
+    )
     config = parse({**read_file(file), "lr": 0.5}, str(file)).resolved()
     assert (config.lr, config.shards, config.resolved_modalities) == (0.5, ("here",), ("audio", "visual"))
     assert parse(config.as_dict(), "again").resolved() == config

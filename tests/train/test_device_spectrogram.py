@@ -20,8 +20,8 @@ from bmlpipe.train.data.dataset import ClipDataset
 from bmlpipe.train.data.normalise import Normaliser
 from bmlpipe.train.data.sampler import BatchItem
 from bmlpipe.train.data.spectrogram import LogSpectrogram
-from bmlpipe.train.distributed.process_group import ProcessInfo
-from bmlpipe.train.evaluation.load_run import load_run
+from bmlpipe.train.distributed.group import ProcessInfo
+from bmlpipe.train.evaluation.loaded_run import load_run
 from bmlpipe.train.run import train
 from bmlpipe.train.runs import checkpoint
 from bmlpipe.train.runs.folder import METRICS_FILE

@@ -27,10 +27,10 @@ from bmlpipe.shards.writer import ShardWriter
 from bmlpipe.train.config.options import ConfigError
 from bmlpipe.train.config.parsing import parse
 from bmlpipe.train.data.normalise import Normaliser
-from bmlpipe.train.distributed.process_group import ProcessInfo
+from bmlpipe.train.distributed.group import ProcessInfo
 from bmlpipe.train.evaluation.export import write
 from bmlpipe.train.evaluation.linear_probe import STRENGTHS
-from bmlpipe.train.evaluation.load_run import load_run
+from bmlpipe.train.evaluation.loaded_run import load_run
 from bmlpipe.train.models.build import build_model
 from bmlpipe.train.run import train
 from bmlpipe.train.runs import checkpoint

@@ -1,4 +1,4 @@
-"""Missing modalities: the grammar of the rates, which samples lack what, and the same numbers as zeroing inputs one by one."""
+"""Missing modalities: the grammar of the rates, which samples lack what, and equality with zeroing inputs one by one."""
 
 from __future__ import annotations
 

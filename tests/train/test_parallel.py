@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.distributed import TCPStore
 
-from bmlpipe.train.distributed.process_group import all_equal, process_group, unequal_tensors
+from bmlpipe.train.distributed.group import all_equal, process_group, unequal_tensors
 
 pytestmark = pytest.mark.xdist_group("both_cores")
 
@@ -169,7 +169,7 @@ def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch)
 LEAVE = """
 import os, sys, torch
 from torch.nn.parallel import DistributedDataParallel
-from bmlpipe.train.distributed.process_group import all_equal, process_group
+from bmlpipe.train.distributed.group import all_equal, process_group
 
 def work():
     model = DistributedDataParallel(torch.nn.Linear(3, 3))
@@ -225,7 +225,7 @@ import os, signal, sys
 from datetime import timedelta
 import torch
 from torch.multiprocessing import start_processes
-from bmlpipe.train.distributed.process_group import LostRankError, process_group
+from bmlpipe.train.distributed.group import LostRankError, process_group
 
 def tell(line):
     os.write(1, f"\\n{line}\\n".encode())  # at once, and on a line of its own: the ranks write into the same file

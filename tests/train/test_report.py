@@ -12,7 +12,7 @@ from PIL import Image
 from bmlpipe.train.config.options import ConfigError
 from bmlpipe.train.config.parsing import parse
 from bmlpipe.train.report import group_runs, results_table, write_picture
-from bmlpipe.train.runs.read_run import read_run
+from bmlpipe.train.runs.run_reader import read_run
 
 
 def fake_run(

@@ -24,7 +24,7 @@ from PIL import Image
 from bmlpipe.pipeline.cli.report import report
 from bmlpipe.train.config.parsing import parse
 from bmlpipe.train.report.page import write_page
-from bmlpipe.train.runs.read_run import read_run
+from bmlpipe.train.runs.run_reader import read_run
 
 EVIL = [
     "<script>alert(1)</script>",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bmlpipe.train.data.normalise import Normaliser
-from bmlpipe.train.distributed.process_group import ProcessInfo
+from bmlpipe.train.distributed.group import ProcessInfo
 from bmlpipe.train.engine.optimizers import make_optimizer, set_lr
 from bmlpipe.train.engine.step import StepOptions, TrainStep
 from bmlpipe.train.models.multimodal import MultimodalModel

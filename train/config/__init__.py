@@ -6,14 +6,14 @@ from bmlpipe.manifests.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from bmlpipe.train.config.options import ConfigError, TrainConfig
-    from bmlpipe.train.config.parsing import read_options
+    from bmlpipe.train.config.parsing import parse, read_file
 
-__all__ = ["ConfigError", "TrainConfig", "read_options"]
+__all__ = ["ConfigError", "TrainConfig", "parse", "read_file"]
 
 __getattr__ = lazy_exports(
     __name__,
     {
         "options": ["ConfigError", "TrainConfig"],
-        "parsing": ["read_options"],
+        "parsing": ["parse", "read_file"],
     },
 )

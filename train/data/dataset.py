@@ -234,8 +234,8 @@ def reading(loader: DataLoader[Batch]) -> Iterator[Iterator[Batch]]:
     Without the block the traceback of an error would keep the iterator alive, and with it the loader processes, beyond
     the end of the program.
 
-    SLURM and container engines send SIGTERM to all processes of a job. The loader processes never receive it, even while
-    they start, so that this process can still save a checkpoint; it ends them itself.
+    SLURM and container engines send SIGTERM to all processes of a job. The loader processes never receive it, even
+    while they start, so that this process can still save a checkpoint; it ends them itself.
     """
     with signals_blocked(signal.SIGTERM):
         batches = iter(loader)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from bmlpipe.manifests.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from bmlpipe.train.distributed.process_group import (
+    from bmlpipe.train.distributed.group import (
         LostRankError,
         ProcessInfo,
         all_equal,
@@ -19,13 +19,6 @@ __all__ = ["LostRankError", "ProcessInfo", "all_equal", "broadcast_buffers", "pr
 __getattr__ = lazy_exports(
     __name__,
     {
-        "process_group": [
-            "LostRankError",
-            "ProcessInfo",
-            "all_equal",
-            "broadcast_buffers",
-            "process_group",
-            "unequal_tensors",
-        ],
+        "group": ["LostRankError", "ProcessInfo", "all_equal", "broadcast_buffers", "process_group", "unequal_tensors"],
     },
 )

@@ -13,7 +13,7 @@ from bmlpipe.train.config.options import ConfigError
 from bmlpipe.train.modulation.rules.gblending import JOINT, Losses, Until, blend_weights
 from bmlpipe.train.runs.folder import RunFolder
 from bmlpipe.train.runs.journal_reader import read_columns
-from bmlpipe.train.runs.read_run import Run, read_run
+from bmlpipe.train.runs.run_reader import Run, read_run
 
 _logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from bmlpipe.train.data.normalise import Normaliser
-from bmlpipe.train.distributed.process_group import ProcessInfo
+from bmlpipe.train.distributed.group import ProcessInfo
 from bmlpipe.train.models.multimodal import MultimodalModel
 from bmlpipe.train.modulation import Modulation
 from bmlpipe.train.modulation.scores import unimodal_logits

@@ -16,9 +16,9 @@ from torch import nn
 from bmlpipe.train.config.options import ConfigError, TrainConfig
 from bmlpipe.train.data.dataset import ClipDataset, make_loader, reading
 from bmlpipe.train.data.normalise import Normaliser
-from bmlpipe.train.data.open_shards import open_shards
 from bmlpipe.train.data.sampler import TrainBatches
-from bmlpipe.train.distributed.process_group import ProcessInfo, broadcast_buffers
+from bmlpipe.train.data.shard_sets import open_shards
+from bmlpipe.train.distributed.group import ProcessInfo, broadcast_buffers
 from bmlpipe.train.engine.gblending_references import reference_weights
 from bmlpipe.train.engine.optimizers import make_optimizer, set_lr
 from bmlpipe.train.engine.run_log import RunLog

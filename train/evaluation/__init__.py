@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from bmlpipe.manifests.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from bmlpipe.train.evaluation.load_run import LoadedRun, find_checkpoints, load_run
+    from bmlpipe.train.evaluation.loaded_run import LoadedRun, find_checkpoints, load_run
     from bmlpipe.train.evaluation.missing_modalities import missing_metrics, parse_missing
     from bmlpipe.train.evaluation.predict import Predictions, PredictOptions, Predictor
     from bmlpipe.train.evaluation.results import evaluate, linear_probes
@@ -26,7 +26,7 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
-        "load_run": ["LoadedRun", "find_checkpoints", "load_run"],
+        "loaded_run": ["LoadedRun", "find_checkpoints", "load_run"],
         "missing_modalities": ["missing_metrics", "parse_missing"],
         "predict": ["PredictOptions", "Predictions", "Predictor"],
         "results": ["evaluate", "linear_probes"],

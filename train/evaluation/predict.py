@@ -17,7 +17,7 @@ from bmlpipe.train.config.options import TrainConfig
 from bmlpipe.train.data.dataset import ClipDataset, make_loader, reading
 from bmlpipe.train.data.normalise import Normaliser
 from bmlpipe.train.data.sampler import evaluation_batches
-from bmlpipe.train.distributed.process_group import ProcessInfo
+from bmlpipe.train.distributed.group import ProcessInfo
 from bmlpipe.train.evaluation.missing_modalities import logits_without, subsets
 from bmlpipe.train.models.multimodal import MultimodalModel
 from bmlpipe.train.modulation.scores import unimodal_logits

@@ -19,7 +19,7 @@ from typing import Any
 from bmlpipe.manifests.common.files import write_atomically
 from bmlpipe.manifests.common.locks import FOLDER_LOCK, locked
 from bmlpipe.train.evaluation.linear_probe import fit_probe
-from bmlpipe.train.evaluation.load_run import LoadedRun
+from bmlpipe.train.evaluation.loaded_run import LoadedRun
 from bmlpipe.train.evaluation.missing_modalities import Rates, missing_metrics
 from bmlpipe.train.evaluation.predict import Predictions
 from bmlpipe.train.runs.folder import PROBES_FILE

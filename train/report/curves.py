@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from bmlpipe.train.report.figure import AXIS, Figure, Series, slug
 from bmlpipe.train.report.read_evaluation import MissingRow, Probe, RunEvaluations
 from bmlpipe.train.runs.journal_reader import Values
-from bmlpipe.train.runs.read_run import Run, number
+from bmlpipe.train.runs.run_reader import Run, number
 from bmlpipe.train.runs.traces import Trace, merge_traces
 
 #: Points of all lines of a figure together; fewest and most points of one line.

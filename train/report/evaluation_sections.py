@@ -14,7 +14,7 @@ from bmlpipe.train.report.read_evaluation import JOINT, Evaluation, RunEvaluatio
 from bmlpipe.train.report.section import Hint, Section, evaluation_hints
 from bmlpipe.train.report.tables import Table, confused_table, missing_table, probes_table
 from bmlpipe.train.runs.journal_reader import Values
-from bmlpipe.train.runs.read_run import Run
+from bmlpipe.train.runs.run_reader import Run
 
 _MATRICES = 24  # on one page; with more, the matrices of single branches are only linked
 

@@ -9,7 +9,7 @@ from typing import Any
 from bmlpipe.train.report.figure import Series
 from bmlpipe.train.report.read_evaluation import Evaluation, RunEvaluations
 from bmlpipe.train.runs.checkpoint import MAY_CHANGE
-from bmlpipe.train.runs.read_run import Run
+from bmlpipe.train.runs.run_reader import Run
 
 #: Options that do not make two runs different experiments.
 _IGNORED = MAY_CHANGE - {"epochs"} | {"seed"}

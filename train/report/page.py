@@ -25,7 +25,7 @@ from bmlpipe.train.report.read_evaluation import read_evaluations
 from bmlpipe.train.report.section import Section
 from bmlpipe.train.report.tables import Table
 from bmlpipe.train.report.training_sections import training_sections
-from bmlpipe.train.runs.read_run import Note, Run
+from bmlpipe.train.runs.run_reader import Note, Run
 
 _FILE_LIST = ".written"  # names of the files beside the page, so that the next page removes them
 

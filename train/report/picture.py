@@ -9,7 +9,7 @@ from bmlpipe.train.config.options import ConfigError
 from bmlpipe.train.report.curves import balanced_ratio, over_epochs, over_steps
 from bmlpipe.train.report.experiments import modalities_of, series_of
 from bmlpipe.train.report.figure import write_panels
-from bmlpipe.train.runs.read_run import Run
+from bmlpipe.train.runs.run_reader import Run
 
 
 def write_picture(runs: Sequence[Run], path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from bmlpipe.train.runs.folder import PROBES_FILE, RunFolder
 from bmlpipe.train.runs.journal_reader import Values
-from bmlpipe.train.runs.read_run import Note, Run
+from bmlpipe.train.runs.run_reader import Note, Run
 
 _FORMAT = 1
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from bmlpipe.train.report.figure import Figure
 from bmlpipe.train.report.tables import Table
-from bmlpipe.train.runs.read_run import Run
+from bmlpipe.train.runs.run_reader import Run
 
 _LISTED = 4  # runs that a command lists
 

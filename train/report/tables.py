@@ -11,7 +11,7 @@ import numpy as np
 from bmlpipe.train.report.experiments import group_runs, modalities_of, option_differences, references
 from bmlpipe.train.report.read_evaluation import MissingRow, Probe, RunEvaluations
 from bmlpipe.train.runs.journal_reader import Values
-from bmlpipe.train.runs.read_run import Run, number
+from bmlpipe.train.runs.run_reader import Run, number
 
 Groups = Mapping[str, Sequence[Run]]
 

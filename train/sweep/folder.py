@@ -12,7 +12,7 @@ import yaml
 from bmlpipe.manifests.datasets import DATASETS
 from bmlpipe.train.config.options import ConfigError
 from bmlpipe.train.data.dataset import ClipDataset
-from bmlpipe.train.data.open_shards import open_shards
+from bmlpipe.train.data.shard_sets import open_shards
 from bmlpipe.train.runs.checkpoint import MAY_CHANGE
 from bmlpipe.train.runs.folder import LAST, RunFolder
 from bmlpipe.train.runs.journal_reader import Row, read_rows

@@ -19,8 +19,8 @@ from bmlpipe.train.config.options import ConfigError, TrainConfig
 from bmlpipe.train.config.parsing import parse, read_file
 from bmlpipe.train.data.dataset import ClipDataset
 from bmlpipe.train.data.normalise import Normaliser
-from bmlpipe.train.data.open_shards import open_reader
-from bmlpipe.train.distributed.process_group import ProcessInfo
+from bmlpipe.train.data.shard_sets import open_reader
+from bmlpipe.train.distributed.group import ProcessInfo
 from bmlpipe.train.evaluation.predict import Predictions, PredictOptions, Predictor
 from bmlpipe.train.models.build import build_model
 from bmlpipe.train.models.multimodal import MultimodalModel
