@@ -1,6 +1,6 @@
 """What every bmlpipe program has in common: log options, signals, one-line errors and exit statuses.
 
-A `BmlpipeError`, and an `OSError` that names its file, end a program with one line and exit status 1; an `OptionError` is
+A `BmlpipeError`, and an `OSError` that names its file, end a program with one line and exit status 1; `OptionError` is
 wrong usage, with exit status 2. Any other exception is unexpected: it keeps its traceback, with exit status 1.
 
 Exit statuses: 0 success, 1 an error or a negative verdict that the last line explains, 2 wrong usage, 128 + n ended by
