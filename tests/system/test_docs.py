@@ -49,7 +49,7 @@ def test_modules_and_files_that_the_documentation_names_exist() -> None:
         if page.name == "CHANGELOG.md":
             continue
         text = page.read_text(encoding="utf-8")
-        paths = re.findall(r"\b(?:manifests|shards|pipeline|train|benchmarks|tests|docker)/[\w/]+\.\w+\b", text)
+        paths = re.findall(r"\b(?:manifests|shards|pipeline|train|benchmarks|tests|docker)/[\w/.-]*\w\.\w+\b", text)
         modules = re.findall(r"\bbmlpipe(?:\.\w+)+", text)
         wrong = [name for name in paths if not (ROOT / name).exists()]
         wrong += [name for name in modules if not resolves(name)]
