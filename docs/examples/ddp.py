@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from bmlpipe.train.distributed.group import ProcessInfo, all_equal, process_group
+from bmlpipe.train.distributed import ProcessInfo, all_equal, process_group
 from bmlpipe.train.modulation import OGM, OPM, Modulation, unimodal_logits, unimodal_scores
 
 GLOBAL_BATCH = 48

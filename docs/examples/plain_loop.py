@@ -2,7 +2,7 @@
 
     python docs/examples/plain_loop.py
 
-The loop only has to provide the number of the epoch and an id per sample, of which the drops are a function.
+The loop provides the number of the epoch and an id per sample; which features are dropped depends on both.
 """
 
 from __future__ import annotations
