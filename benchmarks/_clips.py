@@ -1,4 +1,4 @@
-"""Data of the loader's benchmarks: clips of ten pictures and ten seconds of sound, in shards and in loose files."""
+"""Data of the loader benchmarks: clips of ten images and ten seconds of sound, in shards and in loose files."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from bmlpipe.shards.sample import Sample
 from bmlpipe.shards.writer import ShardWriter
 
 FRAMES, RATE, HOP = 10, 16000, 159
-OWN_RATE = 44100  # of the sound in videos
+OWN_RATE = 44100  # sampling rate of the sound in videos, Hz
 SMALL, LARGE = (256, 340), (360, 640)  # height and width of frames in shards, and in videos
 
 
 def texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A picture whose spectrum falls like that of photographs: amplitude ∝ 1 / frequency^1.7, most of it luma."""
+    """Make an image with a spectrum like that of photographs: amplitude ∝ 1 / frequency^1.7, most of it luma."""
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
     frequency[0, 0] = np.inf
     waves = rng.normal(size=(2, 3, *frequency.shape)) / frequency**1.7
@@ -31,19 +31,20 @@ def texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def encode(picture: np.ndarray) -> bytes:
-    """A picture as extraction stores it, and as OpenCV does unless told otherwise."""
+    """Encode an image as extraction stores it, with the quality that is also OpenCV's default."""
     return simplejpeg.encode_jpeg(np.ascontiguousarray(picture), 95, colorspace="RGB", colorsubsampling="420")
 
 
 def spectrogram(sound: np.ndarray) -> np.ndarray:
-    """What a clip's ten seconds become, (257, 1004), float32."""
+    """Compute the spectrogram of ten seconds of sound: (257, 1004), float32."""
     return np.log(np.abs(librosa.stft(sound, n_fft=512, hop_length=HOP, center=False)) + 1e-7)
 
 
 def make_set(folder: Path, clips: int, loose: int) -> None:
-    """Write `shards/`, and of the first clips `small/` (the same JPEGs) and `large/` (of the video's own size).
+    """Write the clips to `shards/`, and the first `loose` clips also to `small/` and `large/`, one folder per clip.
 
-    Beside the JPEGs of a clip are `16k.wav` and, in `large/`, `own.wav` with the video's own rate; both are stereo.
+    `small/` has the same JPEGs as the shards, `large/` has JPEGs of the size of the video. Beside the JPEGs of a clip
+    are `16k.wav` and, in `large/`, `own.wav` with the sampling rate of the video; both are stereo.
     """
     rng = np.random.default_rng(0)
     small, large = ([texture(rng, *size) for _ in range(40)] for size in (SMALL, LARGE))

@@ -1,4 +1,4 @@
-"""What the benchmarks share: CPU time, ratios of interleaved rounds, the machine."""
+"""Shared code of the benchmarks: CPU time, ratios of alternating rounds, description of the machine."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Ratios = dict[str, dict[str, float]]
 
 
 def cpu() -> float:
-    """CPU seconds (user + system) of this process and of the children that it has waited for."""
+    """CPU time (user + system) of this process and of the children that it has waited for, in seconds."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def ratios(costs: Mapping[str, Sequence[float]], pairs: Mapping[str, tuple[str, str]]) -> Ratios:
-    """Ratio name → median and range, over the rounds, of the first cost divided by the second."""
+    """Median and range, over the rounds, of the first cost of each pair divided by the second."""
     found = {}
     for name, (one, other) in pairs.items():
         values = [a / b for a, b in zip(costs[one], costs[other], strict=True)]
@@ -30,7 +30,7 @@ def ratios(costs: Mapping[str, Sequence[float]], pairs: Mapping[str, tuple[str, 
 
 
 def show(title: str, rows: Mapping[str, Sequence[float]], scale: float = 1.0, digits: int = 2) -> None:
-    """Print median and range of each row."""
+    """Print median and range of each row, multiplied by `scale`."""
     width = max(len(title), *map(len, rows)) + 2
     print(f"\n{title:{width}}   median      min      max")
     for name, values in rows.items():
@@ -45,14 +45,14 @@ def write(
     figures: Mapping[str, Sequence[float]] | None = None,
     programs: Mapping[str, str] | None = None,
 ) -> None:
-    """Print the ratios; write them with the machine's description where a path is given.
+    """Print the ratios, and write them with a description of the machine to a JSON file.
 
     Args:
-        path: Where to.
-        found: See `ratios`.
-        packages: Whose versions to name.
-        figures: Absolute numbers of each round that are worth keeping, written as medians.
-        programs: Program → version, of others than Python packages.
+        path: File to write; None: only print.
+        found: The result of `ratios`.
+        packages: Python packages whose versions to record.
+        figures: Absolute numbers of each round to record, as medians.
+        programs: Versions of programs that are not Python packages, by name.
     """
     show("ratio", {name: list(values.values()) for name, values in found.items()})
     if path is not None:
@@ -64,7 +64,7 @@ def write(
 
 
 def machine(*packages: str) -> dict[str, str | int | None]:
-    """What the figures were measured on."""
+    """Describe the machine and the versions of Python packages."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]

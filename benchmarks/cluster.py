@@ -1,12 +1,13 @@
-"""What Dask adds to extraction, and what a second worker brings.
+"""The cost that Dask adds to extraction, and the gain from a second worker.
 
-The same batches of the same clips (frames, spectrogram, HDF5), interleaved: by a plain process pool, by
-`bmlpipe extract`'s own run on Dask with as many workers, and by both with one worker. CPU seconds (user + system) are
-of this process and all its children, wall-clock seconds of the run; both from the moment when each worker has
-finished a batch, so that starting up, which is printed apart, does not blur a comparison of hours of work.
+The same batches of the same clips (frames, spectrogram, HDF5) are extracted in alternating rounds: by a plain process
+pool and by the Dask workers of `bmlpipe extract`, each with two workers and with one. CPU time (user + system) includes
+this process and all its children. CPU time and wall-clock time are counted from the moment when each worker has
+finished a batch; the time of starting up is printed separately, because it hardly matters in an extraction of hours.
 
-Ratios: `dask_vs_pool_cpu` Dask's CPU ÷ the pool's; `two_workers_vs_one` clips a second with two workers ÷ with one,
-and `two_in_a_pool_vs_one` the same of the pool: what the machine gives. An even number of batches is counted.
+Ratios: `dask_vs_pool_cpu` is the CPU time with Dask over that of the pool. `two_workers_vs_one` is the number of clips
+per second with two workers over that with one. `two_in_a_pool_vs_one` is the same for the pool, the limit of the
+machine. An even number of batches is counted.
 """
 
 from __future__ import annotations
@@ -35,24 +36,30 @@ BATCH = 8
 
 
 def cpu_seconds() -> float:
-    """Of this process and all living descendants."""
+    """CPU time (user + system) of this process and all living descendants, in seconds."""
     own = psutil.Process()
     times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
     return sum(one.user + one.system for one in times)
 
 
 class Stopwatch:
-    """From the first finished batches to the last one.
+    """Measures the time from the first finished batches to the last one.
 
     Args:
-        warm_up: Batches that are not counted: the first of each worker, and what was in flight then.
+        warm_up: Number of batches that are not counted: the first one of each worker, and those in progress
+            at that time.
+
+    Attributes:
+        started: Seconds from the beginning to the end of the warm-up.
+        cpu: CPU seconds per clip after the warm-up.
+        wall: Wall-clock seconds per clip after the warm-up.
     """
 
     def __init__(self, warm_up: int) -> None:
         self._left, self._clips, self._begun = warm_up, 0, time.perf_counter()
 
     def batch(self, rows: Sequence[LedgerRow]) -> None:
-        """A batch is finished."""
+        """Count a finished batch."""
         if any(row.status != "ok" for row in rows):
             raise RuntimeError(next(row.message for row in rows if row.status != "ok"))
         self._left -= 1
@@ -66,7 +73,7 @@ class Stopwatch:
 
 
 def on_pool(plan: ExtractionPlan, workers: int, watch: Stopwatch) -> None:
-    """A plain pool of processes, as one would write it without Dask."""
+    """Extract with a plain process pool, as a program without Dask would."""
     batches = [plan.tasks[start : start + BATCH] for start in range(0, len(plan.tasks), BATCH)]
     function = partial(extract_batch, request=plan.request, out=plan.out, videos=plan.videos)
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
@@ -75,13 +82,13 @@ def on_pool(plan: ExtractionPlan, workers: int, watch: Stopwatch) -> None:
 
 
 def on_dask(plan: ExtractionPlan, workers: int, watch: Stopwatch) -> None:
-    """The run behind `bmlpipe extract --workers`."""
+    """Extract as `bmlpipe extract --workers` does."""
     with exclusive_folder(plan.out, "extraction"):
         run_extraction(plan, workers=workers, batch=BATCH, progress=watch.batch)
 
 
 def rounds(folder: Path, count: int, repeats: int) -> Iterator[dict[str, Stopwatch]]:
-    """Each way once a round; the first round warms the page cache."""
+    """Run each method once per round; the first round fills the page cache."""
     videos = folder / "videos"
     videos.mkdir()
     clips = make_clips(folder, 6, 250)
@@ -104,7 +111,7 @@ def rounds(folder: Path, count: int, repeats: int) -> Iterator[dict[str, Stopwat
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write machine and ratios here")
+    parser.add_argument("--json", type=Path, help="file for the machine and the ratios")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clips", type=int, default=192)
     options = parser.parse_args()
@@ -112,7 +119,7 @@ def main() -> None:
         _, *found = rounds(Path(name), options.clips, options.rounds)
     for what in ("cpu", "wall", "started"):
         rows = {way: [getattr(one[way], what) for one in found] for way in found[0]}
-        title = {"cpu": "CPU ms a clip", "wall": "ms a clip", "started": "ms to the first batches"}[what]
+        title = {"cpu": "CPU ms per clip", "wall": "ms per clip", "started": "ms to the first batches"}[what]
         show(title, rows, 1e3, 1)
     costs = {
         f"{way} {what}": [getattr(one[way], what) for one in found] for way in found[0] for what in ("cpu", "wall")

@@ -1,12 +1,13 @@
-"""What a data set costs: disk by feature kind and time of a core, scaled up from real clips.
+"""The cost of a data set: disk space per feature kind and CPU time, scaled up from real clips.
 
-Clips are extracted as a worker does it, one after the other in this process: once a kind alone for its bytes, and in
-interleaved rounds for the CPU time of the paper's kinds together and of one kind more. Where a set's own clips may not
-be passed on, clips of the same form stand in (VAS for Kinetics-Sounds, GRID for CREMA-D); UCF-101
-is one clip. So take the figures as what to expect within a factor, and `bmlpipe extract --dry-run` for your own clips.
+Clips are extracted as a worker does it, one after the other in this process: once per kind to measure its size, and in
+alternating rounds to measure the CPU time of the paper's kinds, and of these with one more kind. Clips of the same form
+represent data sets whose own clips may not be redistributed (VAS for Kinetics-Sounds, GRID for CREMA-D). UCF-101 is
+represented by one clip. So the results give the order of magnitude; `bmlpipe extract --dry-run` measures your own
+clips.
 
-Wants the folder `clips` with `vggsound`, `vas`, `grid` and `ucf101` in it; without it nothing is
-measured.
+The program needs a folder `clips` with the sub-folders `vggsound`, `vas`, `grid` and `ucf101`. A data set without clips
+is not measured.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from bmlpipe.pipeline.front_ends.registry import FRONT_ENDS
 from bmlpipe.pipeline.sharding.write import sample_of
 from bmlpipe.pipeline.store.feature_file import FeatureStore
 
-#: Data set → its number of clips, and the folders whose clips are measured for it.
+#: Data set → number of its clips, and the sub-folders of clips that represent it.
 SETS = {
     "vggsound": (199_176, ("vggsound",)),
     "kinetics-sounds": (18_716, ("vas",)),
@@ -42,7 +43,7 @@ Times = dict[str, list[float]]
 
 
 def request_of(dataset: str, kinds: tuple[str, ...]) -> ExtractionRequest:
-    """The command's defaults for these kinds; waveform and spectrogram need a length, and UCF-101 has none."""
+    """Make a request for these kinds with the defaults of `bmlpipe extract`."""
     return ExtractionRequest(tuple(FRONT_ENDS[kind]() for kind in kinds), DATASETS[dataset].seconds)
 
 
@@ -72,7 +73,7 @@ def shard_bytes(clips: list[Path], out: Path, kinds: tuple[str, ...]) -> int:
 
 
 def measure(dataset: str, clips: list[Path], rounds: int, folder: Path) -> tuple[dict[str, float], Times]:
-    """Of one clip: bytes, and CPU seconds of each round."""
+    """Measure the bytes per clip by kind, and the CPU seconds per clip of each round by combination of kinds."""
     paper = DATASETS[dataset].kinds
     sound = ("spectrogram", "waveform") if DATASETS[dataset].seconds and dataset != "ucf101" else ()
     more = [kind for kind in ("frames", "flow", "rgb_diff", *sound) if kind not in paper]
@@ -94,19 +95,21 @@ def measure(dataset: str, clips: list[Path], rounds: int, folder: Path) -> tuple
 
 
 def shown(hours: float) -> str:
-    """Hours, or minutes where they are few."""
+    """Format hours; below one hour in minutes."""
     return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
 def tell(dataset: str, count: int, measured: int, sizes: dict[str, float], times: Times) -> None:
-    """Print a data set's figures."""
-    print(f"\n{DATASETS[dataset].title}: {count} clips, judged by {measured}; {' + '.join(DATASETS[dataset].kinds)}")
+    """Print the results for a data set."""
+    print(
+        f"\n{DATASETS[dataset].title}: {count} clips, estimated from {measured}; {' + '.join(DATASETS[dataset].kinds)}"
+    )
     for name, size in sizes.items():
-        print(f"  {name.removeprefix('bytes '):14} {size / 1e3:6.0f} kB a clip {size * count / 1e9:8.1f} GB")
+        print(f"  {name.removeprefix('bytes '):14} {size / 1e3:6.0f} kB per clip {size * count / 1e9:8.1f} GB")
     for name, rounds in times.items():
         seconds = statistics.median(rounds)
         shared = ", ".join(f"{shown(seconds * count / 3600 / cores)} on {cores}" for cores in CORES)
-        print(f"  {name.removeprefix('seconds '):14} {1e3 * seconds:6.0f} ms a clip; {shared}")
+        print(f"  {name.removeprefix('seconds '):14} {1e3 * seconds:6.0f} ms per clip; {shared}")
 
 
 def main() -> None:
@@ -114,7 +117,7 @@ def main() -> None:
     named = os.environ.get("BMLPIPE_TEST_DATA")
     default = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--clips", type=Path, default=default / "clips", help="folder of the real clips")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()

@@ -1,7 +1,8 @@
-"""JPEG decoders, whole and scaled down: CPU time a picture (340×256, quality 95, 4:2:0), interleaved, one thread.
+"""CPU time per image of JPEG decoders, at full size and scaled down.
 
-libjpeg-turbo, which is behind all of them, can scale by n/8 while it decodes (PIL: draft; OpenCV offers 1/2, 1/4
-and 1/8). A ratio is a way's cost ÷ that of simplejpeg decoding the whole picture to RGB.
+The images have 340 × 256 pixels, quality 95 and 4:2:0 subsampling. The decoders run in alternating rounds, on one
+thread. All of them use libjpeg-turbo, which can scale by n/8 while it decodes (in PIL by `draft`; OpenCV offers 1/2,
+1/4 and 1/8). A ratio is the cost over that of simplejpeg decoding the whole image to RGB.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ HEIGHT, WIDTH = SMALL
 
 
 def simplejpeg_scaled(eighths: int) -> Callable[[bytes], np.ndarray]:
-    """Decode to n/8 of the size."""
+    """Make a function that decodes to `eighths`/8 of the size."""
     least = {"min_height": -(-HEIGHT * eighths // 8), "min_width": -(-WIDTH * eighths // 8), "min_factor": 1}
     return lambda jpeg: simplejpeg.decode_jpeg(jpeg, "RGB", **least)
 
 
 def opencv(flag: int) -> Callable[[bytes], np.ndarray]:
-    """Decode with a flag of imread."""
+    """Make a function that decodes with a flag of `cv2.imdecode`."""
     return lambda jpeg: cv2.imdecode(np.frombuffer(jpeg, np.uint8), flag)
 
 
 def pil(jpeg: bytes) -> np.ndarray:
-    """Decode the whole picture."""
+    """Decode the whole image."""
     return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
 
 
@@ -58,7 +59,7 @@ WAYS: dict[str, Callable[[bytes], np.ndarray]] = {
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write machine and ratios here")
+    parser.add_argument("--json", type=Path, help="file for the machine and the ratios")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--pictures", type=int, default=100)
     options = parser.parse_args()
@@ -67,7 +68,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     rng = np.random.default_rng(0)
     jpegs = [encode(texture(rng, HEIGHT, WIDTH)) for _ in range(options.pictures)]
-    print(f"{np.mean([len(jpeg) for jpeg in jpegs]) / 1000:.1f} kB a picture")
+    print(f"{np.mean([len(jpeg) for jpeg in jpegs]) / 1000:.1f} kB per image")
     costs: dict[str, list[float]] = {way: [] for way in WAYS}
     for number in range(options.rounds + 1):
         for way, decode in WAYS.items():
@@ -76,7 +77,7 @@ def main() -> None:
                 decode(jpeg)
             if number:  # the first round warms up
                 costs[way].append((cpu() - before) / len(jpegs))
-    show("CPU microseconds a picture", costs, scale=1e6, digits=0)
+    show("CPU microseconds per image", costs, scale=1e6, digits=0)
     found = ratios(costs, {way: (way, "simplejpeg") for way in WAYS if way != "simplejpeg"})
     write(options.json, found, "numpy", "opencv-contrib-python-headless", "pillow", "simplejpeg")
 

@@ -1,14 +1,16 @@
-"""What extracting a clip costs, next to what others pay: CPU seconds (user + system, children included) a clip.
+"""CPU time of extracting a clip (user + system, children included), beside that of other methods.
 
-Makes its own clips (10 s, 340×256, H.264 with B-frames, AAC; groups of 250 and of 12 pictures), then runs, interleaved,
+The program makes its own clips (10 s, 340 × 256, H.264 with B-frames, AAC; groups of 250 and of 12 pictures). Then it
+runs these methods in alternating rounds:
 
-- `ffmpeg -threads 1 -f null`, which only decodes and throws everything away,
-- PyAV decoding everything and throwing it away,
-- the field's way: ffmpeg to WAV, OpenCV reading every frame and keeping ten, librosa's STFT,
-- bmlpipe: ten frames, the spectrogram and the HDF5 file; the same with optical flow (DIS, one field at each instant).
+- `ffmpeg -threads 1 -f null`, which decodes everything and discards it;
+- PyAV, which decodes everything and discards it;
+- typical preprocessing scripts: ffmpeg to WAV, OpenCV reading every frame and keeping ten, librosa's STFT;
+- bmlpipe: ten frames, the spectrogram and the HDF5 file, and the same with optical flow (DIS, one field per instant).
 
-Each way has a process of its own, so that none lives on what another has warmed up, or told the C library. A ratio is
-another's cost ÷ bmlpipe's in one round (`with_flow_vs_without`: with ÷ without); median and range of rounds.
+Each method has its own process, so that no method profits from caches or allocator settings of another one. A ratio is
+the cost of the other method over that of bmlpipe in the same round (`with_flow_vs_without`: cost with flow over cost
+without); median and range over the rounds are printed.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ WITH_FLOW = ExtractionRequest((FrameOptions(), SpectrogramOptions(), FlowOptions
 
 
 def make_clips(folder: Path, count: int, gop: int) -> list[Path]:
-    """Moving scenes with a little noise, and a tone in noise."""
+    """Make clips of moving scenes with a little noise, and a tone in noise."""
     clips = []
     for number in range(count):
         rate = (25, 30, 30000 / 1001)[number % 3]
@@ -67,21 +69,21 @@ def make_clips(folder: Path, count: int, gop: int) -> list[Path]:
 
 
 def ffmpeg_null(clip: Path, binary: str) -> None:
-    """Decode all of a clip in a process of its own."""
+    """Decode all of a clip with an ffmpeg program."""
     command = [binary, "-nostdin", "-v", "error", "-threads", "1", "-i", str(clip), "-f", "null", "-"]
     subprocess.run(command, check=True)
 
 
 def pyav_null(clip: Path) -> None:
-    """Decode all of a clip here."""
+    """Decode all of a clip with PyAV."""
     with av.open(str(clip)) as container:
         container.streams.video[0].codec_context.thread_count = 1
         for packet in container.demux(video=0, audio=0):
             packet.decode()
 
 
-def the_fields_way(clip: Path, out: Path) -> None:
-    """What preprocessing scripts of the field do."""
+def typical_script(clip: Path, out: Path) -> None:
+    """Extract as preprocessing scripts of the field do."""
     import cv2
     import librosa
     import numpy as np
@@ -103,15 +105,15 @@ def the_fields_way(clip: Path, out: Path) -> None:
 
 
 def bmlpipe(clip: Path, out: Path, request: ExtractionRequest) -> None:
-    """What a worker of ours does."""
+    """Extract as a worker of bmlpipe does."""
     task = ClipTask(Clip(id=clip.stem, split="train", label="a"), Source(clip))
     (row,) = extract_batch([task], request, out, clip.parent)
     if row.status != "ok":
         raise RuntimeError(f"{clip}: {row.reason}: {row.message}")
 
 
-def left_out(clips: list[Path]) -> float:
-    """Share of the video packets that pruning leaves out."""
+def skipped_share(clips: list[Path]) -> float:
+    """Fraction of the pictures that bmlpipe does not decode."""
     skipped = total = 0
     for clip in clips:
         with open_media(clip) as container:
@@ -125,7 +127,7 @@ def left_out(clips: list[Path]) -> float:
 
 
 def cost(work: Callable[[Path], None], clips: list[Path]) -> float:
-    """CPU seconds a clip."""
+    """CPU seconds per clip."""
     before = cpu()
     for clip in clips:
         work(clip)
@@ -133,7 +135,7 @@ def cost(work: Callable[[Path], None], clips: list[Path]) -> float:
 
 
 def versions() -> dict[str, str]:
-    """Of the two ffmpeg programs."""
+    """Versions of the two ffmpeg programs."""
     return {
         name: subprocess.run([binary, "-version"], capture_output=True, text=True, check=True).stdout.split()[2]
         for name, binary in (("ffmpeg", SYSTEM), ("ffmpeg_static", STATIC))
@@ -143,9 +145,9 @@ def versions() -> dict[str, str]:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write machine and ratios here")
+    parser.add_argument("--json", type=Path, help="file for the machine and the ratios")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--clips", type=int, default=6, help="clips of each group length")
+    parser.add_argument("--clips", type=int, default=6, help="number of clips per group length")
     options = parser.parse_args()
     if options.rounds < 1 or options.clips < 1:
         parser.error("--rounds and --clips must be 1 or more")
@@ -154,13 +156,13 @@ def main() -> None:
         folder = Path(name)
         sets = {f"gop{gop}": make_clips(folder, options.clips, gop) for gop in (250, 12)}
         for label, clips in sets.items():
-            print(f"{label}: {left_out(clips):.0%} of the pictures are not decoded")
+            print(f"{label}: {skipped_share(clips):.0%} of the pictures are not decoded")
         out = folder / "out"
         ways: dict[str, Callable[[Path], None]] = {
             "ffmpeg -f null": partial(ffmpeg_null, binary=SYSTEM),
             "ffmpeg -f null (static)": partial(ffmpeg_null, binary=STATIC),
             "PyAV, decode all": pyav_null,
-            "the field's way": partial(the_fields_way, out=out / "field"),
+            "typical script": partial(typical_script, out=out / "field"),
             "bmlpipe": partial(bmlpipe, out=out / "without", request=WITHOUT_FLOW),
             "bmlpipe with flow": partial(bmlpipe, out=out / "with", request=WITH_FLOW),
         }
@@ -174,14 +176,14 @@ def main() -> None:
                     if number:  # the first round warms up: imports, caches
                         costs.setdefault(f"{label} {way}", []).append(spent)
             shutil.rmtree(out)
-    show("CPU milliseconds a clip", costs, 1e3, 1)
+    show("CPU milliseconds per clip", costs, 1e3, 1)
     pairs = {
         "vs_ffmpeg_null_gop250": ("gop250 ffmpeg -f null", "gop250 bmlpipe"),
         "vs_ffmpeg_null_gop12": ("gop12 ffmpeg -f null", "gop12 bmlpipe"),
         "vs_ffmpeg_static_null_gop250": ("gop250 ffmpeg -f null (static)", "gop250 bmlpipe"),
         "vs_ffmpeg_static_null_gop12": ("gop12 ffmpeg -f null (static)", "gop12 bmlpipe"),
         "vs_pyav_null_gop250": ("gop250 PyAV, decode all", "gop250 bmlpipe"),
-        "vs_field": ("gop250 the field's way", "gop250 bmlpipe"),
+        "vs_field": ("gop250 typical script", "gop250 bmlpipe"),
         "with_flow_vs_without": ("gop250 bmlpipe with flow", "gop250 bmlpipe"),
     }
     write(options.json, ratios(costs, pairs), "av", programs=versions())

@@ -1,10 +1,11 @@
-"""Whether anything but the index's own bytes grows with the data set: 10 million samples next to 100 thousand.
+"""Time and memory of an index of 10 million samples beside one of 100 thousand.
 
-Makes the index of both sets (shards of 1000 samples; all are links to one real shard, whose samples are the same clip)
-and, in a fresh process each, round after round in turn: opens the set, loads the first batch with two workers, then the
-first batch of a run that is resumed in mid-epoch. `open` to `resume` are seconds, libraries imported already; memory is
-in MiB, after some batches from all over the set: what only this process has (USS), and its share of what
-it shares with the others (PSS), the index included. Ratios: 10 million ÷ 100 thousand.
+Only the size of the index itself should grow with the data set. The program makes the index of both sets. Their shards
+of 1000 samples are links to one real shard, whose samples are the same clip. In alternating rounds, each in a new
+process, it opens the set, loads the first batch with two workers, and then the first batch of a run that resumes in the
+middle of an epoch. `open`, `first batch` and `resume` are in seconds, without the import of libraries. Memory is in
+MiB, after batches from all over the set: USS is the memory that only this process has, PSS adds its share of the memory
+that processes share, the index included. Ratios are 10 million over 100 thousand samples.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from _measure import ratios, show, write
 from bmlpipe.shards.index import SAMPLE_DTYPE, Index, Shard, read_index, write_index
 from bmlpipe.shards.sample import Sample
 from bmlpipe.shards.writer import ShardWriter
+from bmlpipe.train.config.options import TrainConfig
 from bmlpipe.train.data.dataset import ClipDataset, make_loader
 from bmlpipe.train.data.sampler import TrainBatches
 
@@ -36,7 +38,7 @@ PER_SHARD, BATCH, WORKERS, SEED = 1000, 32, 2, 0
 
 
 def make_real(folder: Path) -> Index:
-    """One shard of one small clip, a thousand times over."""
+    """Write a set of one shard that holds one small clip a thousand times."""
     rng = np.random.default_rng(0)
     buffer = folder / "sound.npy"
     np.save(buffer, spectrogram(rng.normal(size=RATE // 2).astype(np.float32)).astype(np.float16, order="C"))
@@ -51,7 +53,7 @@ def make_real(folder: Path) -> Index:
 
 
 def make_set(folder: Path, real: Index, count: int) -> None:
-    """A set of `count` samples, whose shards are all the real one."""
+    """Make a set of `count` samples whose shards are links to the real one."""
     folder.mkdir()
     shards = []
     for number in range(count // PER_SHARD):
@@ -67,7 +69,7 @@ def make_set(folder: Path, real: Index, count: int) -> None:
 
 
 def memory(process: int) -> dict[str, float]:
-    """MiB of a process, from the kernel's account."""
+    """PSS and USS of a process in MiB, as the kernel counts them."""
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]
     kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
     return {"PSS": kib["Pss"] / 1024, "USS": (kib["Private_Clean"] + kib["Private_Dirty"]) / 1024}
@@ -85,7 +87,7 @@ def measure(folder: Path) -> dict[str, float]:
     found["opened: USS"] = memory(os.getpid())["USS"] - before
     for name, first in (("first batch", 0), ("resume", sum(sizes) // BATCH // 2)):
         began = time.perf_counter()
-        batches = TrainBatches(sizes, batch_size=BATCH, epochs=2, seed=SEED, shuffle_shards=16, first_step=first)
+        batches = TrainBatches(sizes, TrainConfig(batch_size=BATCH, epochs=2, seed=SEED), first_step=first)
         loader = iter(make_loader(data, batches, workers=WORKERS))
         next(loader)
         found[name] = time.perf_counter() - began
@@ -102,9 +104,9 @@ def measure(folder: Path) -> dict[str, float]:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write machine, ratios and figures here")
+    parser.add_argument("--json", type=Path, help="file for the machine, the ratios and the measurements")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # a round, in a process of its own
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # run one round in this process
     options = parser.parse_args()
     if options.measure is not None:
         print(json.dumps(measure(options.measure)))

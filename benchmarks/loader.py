@@ -1,25 +1,26 @@
-"""What loading a sample costs, next to the least it can cost and to what others pay: CPU seconds (user + system).
+"""CPU time of loading a training sample (user + system), beside a lower limit and other loaders.
 
-Makes its own data set, as shards and as loose files, all in the page cache: ten JPEGs of 340×256 and ten seconds of
-sound a clip; pictures with the spectrum of photographs, about 28 kB each at quality 95, as frames of real clips are.
-A training sample is three random crops of 224×224 and the spectrogram, 257×1004. Runs, interleaved, one thread each:
+The program makes its own data set, as shards and as loose files, all in the page cache: ten JPEGs of 340 × 256 and ten
+seconds of sound per clip. The images have the spectrum of photographs and about 28 kB each at quality 95, like frames
+of real clips. A training sample consists of three random crops of 224 × 224 and the spectrogram, 257 × 1004. These
+loaders run in alternating rounds, with one thread each:
 
-- the limit: a loop over one `pread` a sample, in the order of the file and into a buffer, the decoding of three JPEGs,
-  crop, resize and flip, and one copy of the spectrogram, all into memory that is used again and again. It is told
-  beforehand where everything is. No order, index, check of the bytes, JSON, batches or worker. Its output is compared
-  with bmlpipe's, bit by bit;
-- bmlpipe's DataLoader: shuffled, checked, in batches. As in the limit, pictures are handed over as uint8, spectrograms
-  as float16, and the model normalises them on its device;
-- stock webdataset: `decode("pil")` (all ten frames), crop, resize, to float, normalise, batch;
-- loose files: a folder of JPEGs in the video's own size, here 640×360, and a stereo WAV file a clip; three frames by
-  PIL, crop, resize, to float, normalise; librosa's `load` at 16 kHz, STFT and logarithm; batch. With WAV files of
-  16 kHz, as OGM-GE's scripts for VGGSound leave them (`ffmpeg -ar 16000`), and once more with JPEGs of 340×256, the
-  same as in the shards; and with WAV files of 44.1 kHz, the sound as it is in the video, which `load` resamples
-  (soxr_hq, its default).
+- The limit is a loop: one `pread` per sample into a buffer, in the order of the file, the decoding of three JPEGs,
+  crop, resize and flip, and one copy of the spectrogram, all into memory that is used again. All positions are known
+  beforehand. There is no order, index, checksum, JSON, batch or worker. Its output is compared with that of bmlpipe bit
+  by bit.
+- bmlpipe's DataLoader gives shuffled batches with checksums compared. As in the limit, images are uint8 and
+  spectrograms are float16; the model normalises them on its device.
+- Stock webdataset: `decode("pil")` (all ten frames), crop, resize, conversion to float, normalisation, batch.
+- Loose files: per clip a folder of JPEGs of the size of the video, here 640 × 360, and a stereo WAV file. Three frames
+  by PIL, crop, resize, conversion to float, normalisation; librosa's `load` at 16 kHz, STFT and logarithm; batch. This
+  is measured with WAV files of 16 kHz, as OGM-GE's scripts for VGGSound write them (`ffmpeg -ar 16000`); again with the
+  340 × 256 JPEGs of the shards; and with WAV files of 44.1 kHz, the rate of the video, which `load` resamples (soxr_hq,
+  its default).
 
-A ratio is another's cost ÷ bmlpipe's in one round, so that `vs_limit` is below 1; median and range of rounds.
-`two_workers_vs_one` compares wall-clock times and means something on a machine with two idle cores only; what two
-processes with nothing in common gain there, each of them the limit's loop, is `two_loops_vs_one`.
+A ratio is the cost of the other loader over that of bmlpipe in the same round, so `vs_limit` is below 1; median and
+range over the rounds are printed. `two_workers_vs_one` compares wall-clock times and is meaningful only on a machine
+with two idle cores. `two_loops_vs_one` is the gain of two independent processes there, each with the loop of the limit.
 """
 
 from __future__ import annotations
@@ -49,13 +50,14 @@ from _measure import cpu, ratios, show, write
 from PIL import Image
 
 from bmlpipe.shards import reader
-from bmlpipe.train.data import decode as views
+from bmlpipe.train.config.options import TrainConfig
+from bmlpipe.train.data import decode
 from bmlpipe.train.data.dataset import ClipDataset, make_loader
 from bmlpipe.train.data.sampler import BatchItem, TrainBatches
 
 HEIGHT, WIDTH = SMALL
 TAKEN, SIZE, BATCH, SEED = 3, 224, 32, 0
-EPOCHS = 10  # of a run with workers, so that their start counts for little
+EPOCHS = 10  # number of epochs with workers, so that their start weighs little
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406])[:, None, None], torch.tensor([0.229, 0.224, 0.225])[:, None, None]
 
 
@@ -63,7 +65,7 @@ MEAN, STD = torch.tensor([0.485, 0.456, 0.406])[:, None, None], torch.tensor([0.
 
 
 class Limit:
-    """The loop; what it needs to know of each sample is found out when it is made."""
+    """The bare loop. The positions and crops of all samples are found beforehand, by the constructor."""
 
     def __init__(self, shards: Path) -> None:
         stored = reader.ShardReader(shards)
@@ -78,24 +80,24 @@ class Limit:
         record, sample = stored.index.samples[number], stored[number]
         offset, length = int(record["offset"]), int(record["length"])
         whole = os.pread(self._files[record["shard"]], length, offset)
-        drawn = views.uniform_numbers(SEED, np.array([0]), np.array([number]), 5 + TAKEN)[0].tolist()
-        view, pictures = views.random_view(HEIGHT, WIDTH, drawn), []
-        spare = min(round(view.height * HEIGHT), round(view.width * WIDTH)) / SIZE
+        drawn = decode.uniform_numbers(SEED, np.array([0]), np.array([number]), 5 + TAKEN)[0].tolist()
+        crop, pictures = decode.random_crop(HEIGHT, WIDTH, drawn), []
+        spare = min(round(crop.height * HEIGHT), round(crop.width * WIDTH)) / SIZE
         reduction = 1 if spare < 2 else 2 if spare < 4 else 4
         rows, columns = HEIGHT // reduction, -(-WIDTH // reduction)
-        top, left = round(view.top * rows), round(view.left * columns)
-        tall, wide = round(view.height * rows), round(view.width * columns)
+        top, left = round(crop.top * rows), round(crop.left * columns)
+        tall, wide = round(crop.height * rows), round(crop.width * columns)
         part = np.s_[top : top + tall, left : left + wide]
         method = cv2.INTER_AREA if max(tall, wide) > 2 * SIZE else cv2.INTER_LINEAR
-        for instant in views.choose_instants(FRAMES, TAKEN, drawn[5:]):
+        for instant in decode.choose_instants(FRAMES, TAKEN, drawn[5:]):
             jpeg = bytes(sample.members[f"frame_{instant:03d}.jpg"])
             start = whole.index(jpeg)
-            pictures.append((start, start + len(jpeg), rows, columns, part, method, view.flip))
+            pictures.append((start, start + len(jpeg), rows, columns, part, method, crop.flip))
         start = whole.index(bytes(sample.members["spectrogram.npy"])) + 128  # the header of a .npy file
         return int(record["shard"]), offset, length, pictures, start
 
     def run(self, count: int, epochs: int = 1) -> None:
-        """Load the first samples into the memory of one batch, over and over."""
+        """Load the first `count` samples `epochs` times, into the memory of one batch."""
         for number, (shard, offset, length, pictures, start) in enumerate(self._plan[:count] * epochs):
             os.preadv(self._files[shard], [self._buffer[:length]], offset)
             row = number % BATCH
@@ -111,7 +113,7 @@ class Limit:
             self.audio[row] = np.frombuffer(self._buffer, np.float16, 257 * 1004, start).reshape(257, 1004)
 
     def check(self, data: ClipDataset) -> None:
-        """The loop does the work that bmlpipe does."""
+        """Check that the output of the loop is that of bmlpipe."""
         self.run(BATCH)
         batch = data.__getitems__([BatchItem(0, number) for number in range(BATCH)])
         same = np.array_equal(batch["visual"].permute(0, 1, 3, 4, 2).numpy(), self.visual)
@@ -119,38 +121,38 @@ class Limit:
             raise RuntimeError("the limit's output is not bmlpipe's")
 
 
-# ----- what others do -----
+# ----- other loaders -----
 
 
-def seen(image: Image.Image, view: views.View) -> torch.Tensor:
-    """Crop, resize, flip, to float and normalise: what torchvision's transforms do, by the same calls of PIL."""
+def seen(image: Image.Image, crop: decode.Crop) -> torch.Tensor:
+    """Crop, resize, flip, convert to float and normalise, by the calls of PIL that torchvision's transforms use."""
     width, height = image.size
-    left, top = view.left * width, view.top * height
-    part = image.crop((round(left), round(top), round(left + view.width * width), round(top + view.height * height)))
+    left, top = crop.left * width, crop.top * height
+    part = image.crop((round(left), round(top), round(left + crop.width * width), round(top + crop.height * height)))
     part = part.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-    if view.flip:
+    if crop.flip:
         part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return (torch.from_numpy(np.array(part)).permute(2, 0, 1).contiguous().float().div(255)).sub_(MEAN).div_(STD)
 
 
-def drawn(height: int, width: int) -> tuple[views.View, list[int]]:
-    """A random view and three random frames of ten."""
+def drawn(height: int, width: int) -> tuple[decode.Crop, list[int]]:
+    """A random crop and three random frames of ten."""
     numbers = [random.random() for _ in range(5 + TAKEN)]
-    return views.random_view(height, width, numbers), views.choose_instants(FRAMES, TAKEN, numbers[5:])
+    return decode.random_crop(height, width, numbers), decode.choose_instants(FRAMES, TAKEN, numbers[5:])
 
 
 def from_webdataset(stored: dict[str, Any]) -> dict[str, Any]:
-    """A decoded sample → tensors."""
-    view, instants = drawn(HEIGHT, WIDTH)
+    """Convert a decoded sample to tensors."""
+    crop, instants = drawn(HEIGHT, WIDTH)
     return {
-        "visual": torch.stack([seen(stored[f"frame_{i:03d}.jpg"], view) for i in instants]),
+        "visual": torch.stack([seen(stored[f"frame_{i:03d}.jpg"], crop) for i in instants]),
         "audio": (torch.from_numpy(stored["spectrogram.npy"]).float()[None] + 3.0) / 2.0,
         "label": int(stored["cls"]),
     }
 
 
 class Files(torch.utils.data.Dataset[dict[str, Any]]):
-    """Loose files; `sound` is the name of the WAV file in a clip's folder."""
+    """A data set of loose files; `sound` is the name of the WAV file in the folder of a clip."""
 
     def __init__(self, folder: Path, sound: str) -> None:
         self._clips, self._sound = sorted(folder.iterdir()), sound
@@ -161,10 +163,10 @@ class Files(torch.utils.data.Dataset[dict[str, Any]]):
     def __getitem__(self, number: int) -> dict[str, Any]:
         clip = self._clips[number]
         images = [Image.open(path).convert("RGB") for path in self._chosen(clip)]
-        view, _ = drawn(images[0].height, images[0].width)
+        crop, _ = drawn(images[0].height, images[0].width)
         sound, _ = librosa.load(clip / self._sound, sr=RATE)
         return {
-            "visual": torch.stack([seen(image, view) for image in images]),
+            "visual": torch.stack([seen(image, crop) for image in images]),
             "audio": (torch.from_numpy(spectrogram(sound))[None] + 3.0) / 2.0,
             "label": number % 2,
         }
@@ -178,13 +180,13 @@ class Files(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 def exhaust(batches: Iterable[Any]) -> None:
-    """Take everything, as a training loop would: the last batch is held while the next one is made."""
+    """Iterate as a training loop does: each batch is held while the next one is made."""
     for _batch in batches:
         pass
 
 
 def stages(load: Callable[[], None], clips: int) -> Iterator[tuple[str, float]]:
-    """Microseconds a sample that bmlpipe's loader spends in each of the calls that matter, and in the rest."""
+    """Microseconds per sample that bmlpipe's loader spends in each of the expensive calls, and in the rest."""
     spent = dict[str, float]()
 
     def timed(stage: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -201,7 +203,7 @@ def stages(load: Callable[[], None], clips: int) -> Iterator[tuple[str, float]]:
         ("CRC-32", reader, "crc32"),
         ("tar headers", reader, "members_of"),
         ("JSON", json, "loads"),
-        ("random numbers", views, "uniform_numbers"),
+        ("random numbers", decode, "uniform_numbers"),
         ("JPEG", simplejpeg, "decode_jpeg"),
         ("resize", cv2, "resize"),
         ("flip", cv2, "flip"),
@@ -219,12 +221,12 @@ def stages(load: Callable[[], None], clips: int) -> Iterator[tuple[str, float]]:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write machine and ratios here")
+    parser.add_argument("--json", type=Path, help="file for the machine and the ratios")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--clips", type=int, default=256)
     options = parser.parse_args()
     if options.rounds < 1 or options.clips < 2 * BATCH or options.clips % BATCH:
-        parser.error(f"--rounds must be 1 or more, --clips a multiple of {BATCH} and two of them or more")
+        parser.error(f"--rounds must be 1 or more, and --clips a multiple of {BATCH} from {2 * BATCH} on")
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as name:
@@ -234,7 +236,7 @@ def main() -> None:
 
 
 def measure(folder: Path, clips: int, rounds: int, to: Path | None) -> None:
-    """All ways, round by round; the peers, which take long, over a part of the clips."""
+    """Run all loaders in alternating rounds; the slow ones load a part of the clips only."""
     shards, fewer = folder / "shards", BATCH
     limit = Limit(shards)
     data = ClipDataset(shards, ("visual", "audio"), frames=TAKEN, image_size=SIZE, augment=True, seed=SEED)
@@ -242,7 +244,7 @@ def measure(folder: Path, clips: int, rounds: int, to: Path | None) -> None:
     sizes = [shard.samples for shard in data.reader.index.shards]
 
     def ours(workers: int, epochs: int) -> None:
-        batches = TrainBatches(sizes, batch_size=BATCH, epochs=epochs, seed=SEED, shuffle_shards=4)
+        batches = TrainBatches(sizes, TrainConfig(batch_size=BATCH, epochs=epochs, seed=SEED, shuffle_shards=4))
         exhaust(make_loader(data, batches, workers=workers))
 
     def stock() -> None:
@@ -283,10 +285,10 @@ def measure(folder: Path, clips: int, rounds: int, to: Path | None) -> None:
             if number:  # the first round warms up: imports, caches
                 costs.setdefault(way, []).append((cpu() - used) / samples)
                 seconds.setdefault(way, []).append((time.perf_counter() - began) / samples)
-    show("CPU milliseconds a sample", costs, scale=1e3)
+    show("CPU milliseconds per sample", costs, scale=1e3)
     rows = [dict(stages(lambda: ours(0, 1), clips)) for _ in range(rounds)]
     whole = statistics.median(sum(row.values()) for row in rows)
-    show("per cent of bmlpipe's time", {stage: [row[stage] for row in rows] for stage in rows[0]}, 100 / whole, 1)
+    show("% of bmlpipe's time", {stage: [row[stage] for row in rows] for stage in rows[0]}, 100 / whole, 1)
     found = ratios(
         costs,
         {
@@ -306,18 +308,8 @@ def measure(folder: Path, clips: int, rounds: int, to: Path | None) -> None:
             "two_loops_vs_one": ("the limit, 1 process", "the limit, 2 processes"),
         },
     )
-    write(
-        to,
-        found,
-        "isal",
-        "librosa",
-        "numpy",
-        "opencv-contrib-python-headless",
-        "pillow",
-        "simplejpeg",
-        "torch",
-        "webdataset",
-    )
+    packages = "isal librosa numpy opencv-contrib-python-headless pillow simplejpeg torch webdataset"
+    write(to, found, *packages.split())
 
 
 if __name__ == "__main__":

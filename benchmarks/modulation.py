@@ -1,18 +1,18 @@
-"""What modulation adds to a training step: ResNet-18 for audio and visual, with each modulation ÷ without any.
+"""The time and memory that modulation adds to a training step of two ResNet-18 encoders, audio and visual.
 
-On CUDA batch 32 of 257 × 1004 spectrograms and 3 × 224² frames; on the CPU, one thread, batch 16 of 257 × 299
-spectrograms and one 224² frame (the sizes of CREMA-D). All ways take turns in one process on one model (their order
-rotates, the learning rate is 0, so every step starts from the same weights); "without" does not touch bmlpipe's
-modulation at all. Two figures for each way:
+On CUDA the batch is 32, with 257 × 1004 spectrograms and three 224 × 224 frames. On the CPU it is 16, on one thread,
+with 257 × 299 spectrograms and one 224 × 224 frame (the sizes of CREMA-D). All variants of the step run in turn in one
+process on one model. Their order rotates, and the learning rate is 0, so every step starts from the same weights. The
+plain step does not use bmlpipe's modulation at all. Two ratios are measured per variant:
 
-- `step`: time of its step ÷ that of the plain step of the same round, CPU time or CUDA events.
-- `own`: the time between entering and leaving the modulation (scores, forward, backward) ÷ the rest of the same step,
-  + 1. Machines drift from step to step, but not within one: where the difference is about 1 %, this is the sharper
-  figure. It leaves out what a modulation may cause elsewhere (the gradient of a dropped feature).
+- `step`: time of its step over that of the plain step of the same round, as CPU time or by CUDA events;
+- `own`: 1 + the time inside the modulation (scores, forward, backward) over the rest of the same step. A machine's
+  speed drifts from step to step but not within a step, so this ratio is the more precise one where the difference is
+  about 1 %. It does not include what a modulation causes elsewhere (the gradient of a dropped feature).
 
-Medians, and a 95 % interval of the median (order statistics, as the sign test gives them).
-`released_way` is how the method's first code goes about it: a loop over samples for the scores and `.item()` for each,
-noise of `.item()`'s standard deviation for each convolution.
+Medians are printed with a 95 % interval of the median (order statistics, as in the sign test). `released_way` follows
+the first published code of the method: a loop over samples with `.item()` for the scores, and noise with the standard
+deviation of `.item()` for each convolution.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ NOISE_TARGET = {"cpu": 1.03, "cuda": 1.01}
 
 
 class Bench:
-    """One model, one batch, and a step of it in each way."""
+    """One model, one batch, and each variant of the training step."""
 
     def __init__(self, device: torch.device) -> None:
         big = device.type == "cuda"
@@ -76,14 +76,14 @@ class Bench:
         return {m: encoder(self.inputs[m]) for m, encoder in self.encoders.items()}
 
     def plain(self) -> None:
-        """The step without modulation."""
+        """Run the step without modulation."""
         loss = cross_entropy(self.head(self.encode()), self.labels)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
 
     def modulated(self, balance: Modulation) -> None:
-        """The step with it."""
+        """Run the step with modulation."""
         features = self.encode()
         with self.own():
             alone = unimodal_scores(unimodal_logits(self.head, features), self.labels)
@@ -96,7 +96,7 @@ class Bench:
         self.optimizer.step()
 
     def released(self) -> None:
-        """OGM with noise as the method's first code goes about it."""
+        """Run the step with OGM as in the first published code of the method."""
         features = self.encode()
         loss = cross_entropy(self.head(features), self.labels)
         self.optimizer.zero_grad()
@@ -118,13 +118,13 @@ class Bench:
 
     @contextmanager
     def own(self) -> Any:
-        """Marks the time in which the modulation works."""
+        """Mark the time that is spent in the modulation."""
         self.mark("in")
         yield
         self.mark("out")
 
     def mark(self, what: str) -> None:
-        """Note what the clock says: CPU seconds of this process, or an event in CUDA's stream."""
+        """Record the CPU time of this process, or an event in the CUDA stream."""
         if self.device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
             event.record()
@@ -133,7 +133,7 @@ class Bench:
             self.marks.append((what, time.process_time()))
 
     def time(self, way: str) -> tuple[float, float]:
-        """One step: (milliseconds, those of the modulation's own among them)."""
+        """Run one step; returns its milliseconds, and the part of them inside the modulation."""
         self.marks = []
         self.mark("begin")
         self.steps[way]()
@@ -149,9 +149,10 @@ class Bench:
     def memory(self) -> dict[str, float]:
         """Device memory of a step without and with OPM + OGM, in MB.
 
-        On CUDA the allocator's peak. On the CPU counted: without, the weights, gradients, momentum and the tensors
-        that autograd keeps; with, the same, or what is allocated in the modulation where that is more: it allocates
-        when the graph is freed already. `allocated` is the sum of all its allocations, as if it freed none of them.
+        On CUDA this is the peak of the allocator. On the CPU it is counted. Without modulation it is the weights,
+        gradients, momentum and the tensors that autograd keeps. With modulation it is the same, or the allocations of
+        the modulation where they are larger, because in the backward stage the graph has been freed already.
+        `allocated` is the sum of all allocations of the modulation, as if it freed none of them.
         """
         if self.device.type == "cuda":
             peaks = []
@@ -194,7 +195,7 @@ class Bench:
         }
 
     def synchronisations(self) -> int | None:
-        """How often a step with OPM + OGM waits for the device; None where there is none to wait for."""
+        """Number of synchronisations with the device in a step with OPM + OGM; None on the CPU."""
         if self.device.type != "cuda":
             return None
         with warnings.catch_warnings(record=True) as caught:
@@ -206,14 +207,14 @@ class Bench:
 
 
 class Allocations(TorchDispatchMode):
-    """Sums the bytes of all storages made while it is on."""
+    """Sums the bytes of all storages that are allocated while it is active."""
 
     def __init__(self) -> None:
         super().__init__()
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Compare the storages of what goes in and what comes out."""
+        """Compare the storages of inputs and outputs."""
         result = func(*args, **(kwargs or {}))
         before = {storage.data_ptr() for storage in _storages((args, kwargs))}
         self.bytes += sum(storage.nbytes() for storage in _storages(result) if storage.data_ptr() not in before)
@@ -225,7 +226,7 @@ def _storages(tree: Any) -> list[Any]:
 
 
 def summary(values: list[float]) -> dict[str, float]:
-    """The median, and the order statistics between which it lies with 95 % (fewer than 6 values: all of them)."""
+    """The median and its 95 % interval by order statistics (fewer than 6 values: their range)."""
     ordered, count = sorted(values), len(values)
     outside = 0
     while 2 * sum(math.comb(count, i) for i in range(outside + 1)) <= 0.05 * 2**count:
@@ -237,7 +238,7 @@ def summary(values: list[float]) -> dict[str, float]:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write machine and ratios here")
+    parser.add_argument("--json", type=Path, help="file for the machine and the ratios")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, help="default: 9 on the CPU, 60 on CUDA")
     options = parser.parse_args()
@@ -258,7 +259,7 @@ def main() -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     where = machine("torch") | {"device": name, "threads": torch.get_num_threads()}
     print(f"{where}\nplain step: {plain:.0f} ms, batch {bench.batch}, {bench.shapes}, {rounds} rounds")
-    print("median, 95 % interval; times of the modulation itself do not depend on the batch")
+    print("median and 95 % interval; the time of the modulation itself does not depend on the batch size")
     print(f"\n{'with ÷ without':14} {'step':>6} {'95 %':>15} {'own':>8} {'95 %':>17} {'own ms':>8}  target")
     ratios = {}
     for way in ["opm", "ogm", "opm_ogm", "ogm_noise_off", "released_way"]:
@@ -277,8 +278,8 @@ def main() -> None:
         )
     memory, waits = bench.memory(), bench.synchronisations()
     met = memory["ratio"] <= 1.01
-    print(f"\nmemory of a step: {memory} (≤ 1.01 {'met' if met else 'NOT MET'})")
-    print(f"synchronisations in a step: {'not measured, no GPU' if waits is None else waits}")
+    print(f"\nmemory per step: {memory} (≤ 1.01 {'met' if met else 'NOT MET'})")
+    print(f"synchronisations per step: {'not measured, no GPU' if waits is None else waits}")
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         found = {"machine": where, "batch": bench.batch, "shapes": bench.shapes, "plain_ms": plain}

@@ -1,13 +1,15 @@
-"""What the process that gives out the work needs for manifests of a million and of ten million rows.
+"""Memory and CPU time of planning an extraction, for manifests of up to ten million rows.
 
-Each size in a process of its own, twice: `absent`, a `vggsound.csv` of which 200 clips have a (tiny, undecodable) file
-and the others none, is read, planned and run to its ledger, then planned and run again as a second run does; `present`,
-for which every clip has such a file, is read and planned. Memory is the growth of the resident set over what importing
-costs, at its peak; `read` is the peak while the annotation is read, `plan` that of all. Seconds are CPU time, of one
-reading and of one plan (with its run, for `absent`).
+Each size is measured in its own process. In the case `absent`, 200 clips of a `vggsound.csv` have a (tiny, undecodable)
+file and the other clips have none: the annotation is read, planned and extracted to its ledger, then planned and
+extracted again, as in a second run. In the case `present`, every clip has such a file: the annotation is read and
+planned. Memory is the growth of the peak of the resident set since the libraries were imported: `read` is the peak
+while the annotation is read, `plan` the peak of everything. Seconds are CPU time of reading once, and of planning once
+(with the extraction, in the case `absent`).
 
-Ratios `million_vs_ten_thousand_bytes` and `…_seconds`, `ten_million_vs_million_bytes` and `…_seconds`: a row's share of
-the larger manifest ÷ of the smaller one. Ten million rows take minutes and 4 GB of memory; `--quick` leaves them out.
+The ratios `million_vs_ten_thousand_bytes` and `…_seconds`, `ten_million_vs_million_bytes` and `…_seconds` compare the
+cost per row of the larger manifest with that of the smaller one. Ten million rows take minutes and 4 GB of memory;
+`--quick` leaves them out.
 """
 
 from __future__ import annotations
@@ -35,17 +37,17 @@ SMALL, LARGE, HUGE, PRESENT = 10_000, 1_000_000, 10_000_000, 200
 
 NAMES = {SMALL: "ten_thousand", LARGE: "million", HUGE: "ten_million"}
 
-#: Rows of the manifest whose clips all have a file.
+#: Number of rows of the manifest whose clips all have a file.
 ALL_PRESENT = 100_000
 
 
 def peak() -> int:
-    """Bytes of the resident set at its largest so far."""
+    """Peak of the resident set so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def measure(rows: int, present: int) -> dict[str, float]:
-    """Read, plan, run where most clips are absent, and plan again, in this process."""
+    """Read once and plan twice in this process, with an extraction if clips are absent; returns costs per row."""
     request = ExtractionRequest((FrameOptions(),), 10)
     with tempfile.TemporaryDirectory() as name:
         videos, out, annotation = Path(name) / "videos", Path(name) / "out", Path(name) / "vggsound.csv"
@@ -74,15 +76,15 @@ def measure(rows: int, present: int) -> dict[str, float]:
         }
 
 
-def in_a_process(rows: int, present: int) -> dict[str, float]:
-    """The same in a process of its own."""
+def measure_in_new_process(rows: int, present: int) -> dict[str, float]:
+    """Run `measure` in a new process, and print the result."""
     command = [sys.executable, __file__, "--rows", str(rows), "--present", str(present)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout)
     what = "present" if present == rows else "absent"
     print(
-        f"{rows:9} rows, {what:7}: {found['plan_bytes']:6.0f} bytes at the peak; "
-        f"{1e6 * found['read_seconds']:5.1f} µs a row to read, {1e6 * found['plan_seconds']:5.1f} µs to plan"
+        f"{rows:9} rows, {what:7}: {found['plan_bytes']:6.0f} bytes per row at the peak; "
+        f"{1e6 * found['read_seconds']:5.1f} µs per row to read, {1e6 * found['plan_seconds']:5.1f} µs to plan"
     )
     return found
 
@@ -90,17 +92,17 @@ def in_a_process(rows: int, present: int) -> dict[str, float]:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--quick", action="store_true", help="leave out the ten million rows")
-    parser.add_argument("--rows", type=int, help="measure this size here, and print JSON")
-    parser.add_argument("--present", type=int, default=PRESENT, help="clips that have a file, with --rows")
+    parser.add_argument("--rows", type=int, help="measure one size in this process, and print JSON")
+    parser.add_argument("--present", type=int, default=PRESENT, help="number of clips that have a file, with --rows")
     options = parser.parse_args()
     if options.rows:
         print(json.dumps(measure(options.rows, min(options.rows, options.present))))
         return
     sizes = (SMALL, LARGE) if options.quick else (SMALL, LARGE, HUGE)
-    absent = {rows: in_a_process(rows, PRESENT) for rows in sizes}
-    present = in_a_process(ALL_PRESENT, ALL_PRESENT)
+    absent = {rows: measure_in_new_process(rows, PRESENT) for rows in sizes}
+    present = measure_in_new_process(ALL_PRESENT, ALL_PRESENT)
     ratios = {
         f"{NAMES[larger]}_vs_{NAMES[smaller]}_{what}": absent[larger][f"plan_{what}"] / absent[smaller][f"plan_{what}"]
         for smaller, larger in pairwise(sizes)

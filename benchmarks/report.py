@@ -1,9 +1,9 @@
 """Time and memory of reading a journal and of making the report: CPU seconds (user + system) and peak memory.
 
-Makes a journal of a million steps of two modalities (about 600 MB). Each round is a process of its own. `json` reads
-the journal line by line with the standard library and keeps nothing. `columns` is bmlpipe's reader (orjson), which
-keeps every column as float64. `page` is the whole command `bmlpipe report RUN --out report.html`, with its start, all
-figures and all files.
+The program makes a journal of a million steps of two modalities (about 600 MB). Each measurement has its own process.
+`json` reads the journal line by line with the standard library and keeps nothing. `columns` is bmlpipe's reader
+(orjson), which keeps every column as float64. `page` is the whole command `bmlpipe report RUN --out report.html`, with
+its start, all figures and all files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STEPS = 1_000_000
 
 
 def make(folder: Path, steps: int) -> None:
-    """Make a run of `steps` steps."""
+    """Write the configuration and the journals of a run of `steps` steps."""
     import yaml
 
     from bmlpipe.train.config.parsing import parse
@@ -44,7 +44,7 @@ def make(folder: Path, steps: int) -> None:
 
 
 def measure(what: str, folder: Path) -> dict[str, float]:
-    """Run one round in this process."""
+    """Take one measurement in this process: `json`, `columns` or `page`; a number: make a run of this many steps."""
     began, before = time.perf_counter(), cpu()
     if what.isdigit():
         make(folder, int(what))
@@ -66,10 +66,10 @@ def measure(what: str, folder: Path) -> dict[str, float]:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write machine, ratios and figures here")
+    parser.add_argument("--json", type=Path, help="file for the machine, the ratios and the measurements")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)  # a round, in a process of its own
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)  # take one measurement in this process
     options = parser.parse_args()
     if options.measure is not None:
         print(json.dumps(measure(options.measure[0], Path(options.measure[1]))))
