@@ -13,7 +13,7 @@ from bmlpipe.manifests.splits import ValidationSplit, add_validation
 
 @dataclass(frozen=True)
 class ReaderInput:
-    """What a reader may use.
+    """The input of an annotation reader.
 
     Attributes:
         dataset: The data set to read.
@@ -29,7 +29,7 @@ class ReaderInput:
 
     @property
     def official(self) -> Path:
-        """The annotations of a data set that cannot be read without them.
+        """`annotations`, for a data set that cannot be read without them.
 
         Raises:
             ManifestError: They were not given.
@@ -41,7 +41,7 @@ class ReaderInput:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a data set is, what its user supplies, and how the paper uses it.
+    """A data set that bmlpipe knows: its files, and the setting in which the paper uses it.
 
     Attributes:
         name: Name in commands.
@@ -57,7 +57,7 @@ class Dataset:
         seconds: Length that the front ends take of a clip, in seconds; None: the whole clip.
         train_frames: Number of frames per training sample.
         pretrained: Whether the paper starts from ImageNet weights.
-        optional_groups: Whether the clips of a group may be parted between training and validation.
+        optional_groups: Whether the clips of a group may be divided between training and validation.
         setting_of: Name of the data set of which this is another setting, with the same annotation, clips and feature
             folders; "": none.
     """
@@ -169,7 +169,7 @@ def read_manifest(
     fold: int = 1,
     validation: ValidationSplit | None = None,
 ) -> Manifest:
-    """Read a data set's annotation. If it has no validation split, move a part of the training clips to one.
+    """Read a data set's annotation. If it has no validation split, move a part of the training clips into one.
 
     Clips of one group (one recording, one YouTube video, a group of a CSV file) stay together. The actors of CREMA-D
     are groups only with `validation.by_group`; validation then holds actors that training does not.

@@ -1,4 +1,4 @@
-"""Finding the files of a clip: the file names in use, matched against one scan of the videos' folder."""
+"""Find the files of a clip: match the file names in use against one scan of the folder of videos."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Source:
 
     @classmethod
     def below(cls, folder: Path, video: str, audio: str | None) -> Source:
-        """The files at these paths below a folder."""
+        """Make a source of the files at these paths below a folder."""
         return cls(folder / video, folder / audio if audio else None)
 
 
 @dataclass(frozen=True)
 class _FileNames:
-    """How the files of a data set are named.
+    """The rule by which the files of a data set are named.
 
     Attributes:
         stems: Clip → file names without suffix under which its file may be found, the preferred one first.
@@ -49,7 +49,7 @@ class _FileNames:
 
 
 class Locator:
-    """Finds clips' files by name, in any sub-folder.
+    """A search for clips' files by name, in any sub-folder.
 
     The folder is scanned once, at construction; each look-up is then a few dictionary accesses. Names are built from
     the clip and looked up; names on disk are never parsed. A clip of a data set without fixed names (`folder`) has a
@@ -89,7 +89,7 @@ class Locator:
                 self._sounds[stem] = min(path, self._sounds.get(stem, path))
 
     def find(self, clip: Clip) -> Source | None:
-        """The clip's files, or None if there is no video.
+        """Find the clip's files; return None if there is no video.
 
         Where several files match, the first form of name wins, then the path that the annotation states, then the
         preferred container (`CONTAINERS`), then the first path in alphabetical order.
@@ -98,7 +98,7 @@ class Locator:
         return None if paths is None else Source.below(self._videos, *paths)
 
     def paths(self, clip: Clip) -> tuple[str, str | None] | None:
-        """As `find`: the paths of video and sound file relative to the videos' folder."""
+        """Find the same files, as paths of video and sound file relative to the folder of videos."""
         if self._names is None:
             return (clip.path, None) if os.path.isfile(f"{self._videos}/{clip.path}") else None  # noqa: PTH113  (fast)
         for stem in self._names.stems(clip):

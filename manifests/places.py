@@ -1,4 +1,4 @@
-"""Where files lie when no option says otherwise: one layout under the current folder.
+"""Default places of files: one layout under the current folder.
 
 data/<dataset>/videos        clips, as they were downloaded
 data/<dataset>/annotations   official annotation files
@@ -25,7 +25,7 @@ class PlaceError(BmlpipeError):
 
 
 def videos_folder(dataset: str) -> Path:
-    """`data/<dataset>/videos`.
+    """Return `data/<dataset>/videos`.
 
     Raises:
         PlaceError: The folder does not exist.
@@ -37,7 +37,7 @@ def videos_folder(dataset: str) -> Path:
 
 
 def find_annotations(dataset: str) -> Path | None:
-    """The official annotation in `data/<dataset>/annotations`, or in a folder directly below it.
+    """Find the official annotation in `data/<dataset>/annotations`, or in a folder directly below it.
 
     Returns:
         The annotation file, or the folder of several official files. None for `folder` without annotations.
@@ -66,31 +66,32 @@ def find_annotations(dataset: str) -> Path | None:
 
 
 def features_folder(dataset: str) -> Path:
-    """`features/<dataset>`."""
+    """Return `features/<dataset>`."""
     return FEATURES / DATASETS[dataset].clips_of
 
 
 def shards_folder(dataset: str) -> Path:
-    """`shards/<dataset>`."""
+    """Return `shards/<dataset>`."""
     return SHARDS / DATASETS[dataset].clips_of
 
 
 def run_folder(dataset: str, modulation: str, seed: int) -> Path:
-    """`runs/<dataset>/<modulation>-seed<seed>`.
+    """Return `runs/<dataset>/<modulation>-seed<seed>`.
 
-    >>> str(run_folder("cremad", "opm(p_exe=0.7)+ogm(epochs=0:50)", 1))
-    'runs/cremad/opm-p_exe=0.7+ogm-epochs=0-50-seed1'
+    Examples:
+        >>> str(run_folder("cremad", "opm(p_exe=0.7)+ogm(epochs=0:50)", 1))
+        'runs/cremad/opm-p_exe=0.7+ogm-epochs=0-50-seed1'
     """
     label = re.sub(r"[^\w.=+-]+", "-", re.sub(r"[\s)]", "", modulation))
     return RUNS / dataset / f"{label.encode()[:_LONGEST_NAME].decode(errors='ignore')}-seed{seed}"
 
 
 def the_only(root: Path, holding: str, *, option: str, command: str) -> Path:
-    """The only folder in `root` that holds a certain file.
+    """Find the only folder in `root` that holds a certain file.
 
     Args:
-        root: Such as `features` or `shards`.
-        holding: Name of the file by which a finished folder is told.
+        root: Folder to search, such as `features` or `shards`.
+        holding: Name of a file that every finished folder contains.
         option: Option that names a folder, for the message.
         command: Command that writes such a folder, for the message.
 

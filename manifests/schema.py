@@ -88,7 +88,7 @@ class Manifest:
                 raise ManifestError(f"clip {clip.id!r} has split {clip.split!r}: must be one of {', '.join(SPLITS)}")
 
     def counts(self) -> dict[str, int]:
-        """Number of clips per split, including splits without clips."""
+        """Count the clips per split, including splits without clips."""
         found = Counter(clip.split for clip in self.clips)
         return {split: found[split] for split in SPLITS}
 

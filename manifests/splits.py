@@ -17,7 +17,7 @@ _Unit = str | tuple[str]
 
 @dataclass(frozen=True)
 class ValidationSplit:
-    """How validation clips are chosen from the training clips.
+    """The rule by which validation clips are chosen from the training clips.
 
     Attributes:
         fraction: Fraction of the training clips, in (0, 1).
@@ -80,7 +80,7 @@ def _unit(clip: Clip, by_group: bool) -> _Unit:
 
 
 def _ranked(units: Iterable[_Unit], seed: int) -> list[_Unit]:
-    """Units in the order of the first 16 bytes of their names' hashes, a clip before a group of the same name.
+    """Sort units by the first 16 bytes of their names' hashes, a clip before a group of the same name.
 
     The hashes are kept in an array, which takes a quarter of the memory of objects: there may be millions.
     """

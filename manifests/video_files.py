@@ -13,10 +13,10 @@ CONTAINERS = (".mp4", ".mkv", ".webm", ".avi", ".flv", ".mov", ".mpg", ".mpeg", 
 
 
 def walk(folder: Path) -> Iterator[str]:
-    """All files below a folder, as paths relative to it with `/`; hidden files and `lost+found` are left out.
+    """Yield all files below a folder, as paths relative to it with `/`, except hidden files and `lost+found`.
 
     Links to files count as files. Links to folders are followed after everything else, and only to folders that have
-    not been visited: so the walk enters no loop, and yields a file that lies below `folder` under its own path.
+    not been visited: so the walk enters no loop, and yields each file below `folder` under its own path.
 
     Raises:
         ManifestError: A folder cannot be listed.
@@ -50,10 +50,11 @@ def walk(folder: Path) -> Iterator[str]:
 
 
 def split_name(path: str) -> tuple[str, str]:
-    """Stem and lower-case suffix of a path's last part.
+    """Split a path's last part into stem and lower-case suffix.
 
-    >>> split_name("playing harp/6zlMP_kQ_-w_000030.MP4")
-    ('6zlMP_kQ_-w_000030', '.mp4')
+    Examples:
+        >>> split_name("playing harp/6zlMP_kQ_-w_000030.MP4")
+        ('6zlMP_kQ_-w_000030', '.mp4')
     """
     name = path.rpartition("/")[2]
     stem, dot, suffix = name.rpartition(".")

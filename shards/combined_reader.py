@@ -22,7 +22,7 @@ _Statistics = Mapping[str, Mapping[str, list[float]]]
 
 
 class CombinedReader:
-    """Reads the samples of several sets of shards by one number.
+    """A reader of several sets of shards with one numbering of their samples.
 
     Samples are numbered split by split, and set by set within a split. So each split of all sets together is one range
     of numbers, and an evaluation covers the split of every set.
@@ -83,7 +83,7 @@ class CombinedReader:
             for kind, made in indices[0].features.items()
             if all(index.features.get(kind) == made for index in indices)
         }
-        trained = [index for index in indices if any(shard.split == "train" for shard in index.shards)]
+        trained = [index for index in indices if index.has_split("train")]
         return Index(
             "+".join(dict.fromkeys(index.dataset for index in indices)),
             indices[0].classes,
@@ -100,7 +100,7 @@ class CombinedReader:
         return self._length
 
     def locate(self, number: int) -> tuple[int, int]:
-        """Number of the set that a sample belongs to, and number of the sample in that set."""
+        """Find the number of the set that a sample belongs to, and the number of the sample in that set."""
         if not 0 <= number < self._length:
             raise IndexError(f"sample {number} of {self._length}")
         block = bisect_right(self._starts, number) - 1
@@ -131,7 +131,7 @@ class CombinedReader:
         check_cache_size([reader.remote for reader in self._readers if reader.remote is not None], shards)
 
     def remote_shards_of(self, numbers: Sequence[int]) -> list[RemoteShard]:
-        """The remote shards that hold these samples, for `PrefetchingBatches`."""
+        """Return the remote shards that hold these samples, for `PrefetchingBatches`."""
         mine: dict[int, list[int]] = {}
         for part, local in map(self.locate, numbers):
             mine.setdefault(part, []).append(local)
@@ -161,8 +161,8 @@ def _check_pair(first: ShardReader, other: ShardReader, kinds: Collection[str]) 
                 raise ShardError(
                     f"{reader.folder} has no {kind}, only {there}: mix sets that all have the kinds in use"
                 )
-    wanted, found = ({kind: reader.index.features[kind] for kind in kinds} for reader in (first, other))
-    if changed := differences(wanted, found):
+    one_made, other_made = ({kind: reader.index.features[kind] for kind in kinds} for reader in (first, other))
+    if changed := differences(one_made, other_made):
         raise ShardError(
             f"{first.folder} and {other.folder} were made with different front-end parameters and cannot be mixed "
             f"({'; '.join(changed)}): extract and shard one of them again"
@@ -170,7 +170,7 @@ def _check_pair(first: ShardReader, other: ShardReader, kinds: Collection[str]) 
 
 
 def merged_statistics(parts: Sequence[_Statistics], shares: Sequence[int]) -> dict[str, dict[str, list[float]]]:
-    """Means and standard deviations of a mixture of sets.
+    """Compute the means and standard deviations of a mixture of sets.
 
     Args:
         parts: For each set, feature kind → `mean` and `std` of each channel.

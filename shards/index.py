@@ -99,8 +99,12 @@ class Index:
         """SHA-256 of the front-end parameters."""
         return digest(self.features)
 
+    def has_split(self, split: str) -> bool:
+        """Whether the set has samples of a split."""
+        return any(shard.split == split for shard in self.shards)
+
     def split_shards(self, split: str) -> list[Shard]:
-        """Shards of one split, in order.
+        """Return the shards of one split, in order.
 
         Raises:
             ShardError: The set has no samples of this split.
@@ -112,7 +116,7 @@ class Index:
         return found
 
     def split_range(self, split: str) -> range:
-        """Sample numbers of one split, which are contiguous.
+        """Return the sample numbers of one split, which are contiguous.
 
         Raises:
             ShardError: The set has no samples of this split.
@@ -144,7 +148,7 @@ def write_index(folder: Path, index: Index) -> None:
 
 
 def index_text(content: Mapping[str, Any]) -> str:
-    """The text of `index.json`: this content, and as last key the SHA-256 of the text.
+    """Format `index.json`: this content, and as last key the SHA-256 of the text.
 
     Args:
         content: All other keys, as JSON values.
@@ -196,7 +200,7 @@ def _index_bytes(folder: Path) -> bytes:
 
 
 def _parsed(folder: Path, text: bytes) -> Index | ShardError:
-    """Parse the text of `index.json` and open `samples.npy`; returns the error if either is damaged."""
+    """Parse the text of `index.json` and open `samples.npy`; return the error if either is damaged."""
     path, records = folder / INDEX_FILE, folder / SAMPLES_FILE
     try:
         content = json.loads(text)
@@ -237,9 +241,9 @@ def _records(path: Path, count: int) -> npt.NDArray[np.void] | None:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size - count * SAMPLE_DTYPE.itemsize
             header = file.read(size) if 10 <= size < 4096 else b""
-            told = header[:8] == b"\x93NUMPY\x01\x00" and int.from_bytes(header[8:10], "little") == size - 10
-            wanted = (f"'descr': {SAMPLE_DTYPE.descr}", "'fortran_order': False", f"'shape': ({count},)")
-            if not told or not all(part.encode() in header for part in wanted):
+            valid = header[:8] == b"\x93NUMPY\x01\x00" and int.from_bytes(header[8:10], "little") == size - 10
+            expected = (f"'descr': {SAMPLE_DTYPE.descr}", "'fortran_order': False", f"'shape': ({count},)")
+            if not valid or not all(part.encode() in header for part in expected):
                 return None
             return np.memmap(file, SAMPLE_DTYPE, "r", size, (count,)) if count else np.empty(0, SAMPLE_DTYPE)
     except OSError:
@@ -247,7 +251,7 @@ def _records(path: Path, count: int) -> npt.NDArray[np.void] | None:
 
 
 def was_replaced(folder: Path, index: Index) -> bool:
-    """Whether the set in a folder is no longer the one that this index was read from."""
+    """Return whether the set in a folder is no longer the one that this index was read from."""
     try:
         now = read_index(folder)
     except ShardError:

@@ -1,4 +1,4 @@
-"""The table of feature kinds: one row per kind states everything that the rest of the program needs to know of it.
+"""The table of feature kinds: one row per kind holds all that the rest of the program needs to know about it.
 
 To add a feature kind, add its row here and its front end in `bmlpipe.pipeline.front_ends`. Extraction, the feature
 store, sharding, statistics, verification and the loader read the table.
@@ -19,7 +19,7 @@ from bmlpipe.manifests.common.errors import OptionError
 
 
 class Storage(Enum):
-    """How the values of a feature kind are stored in a sample."""
+    """The form in which the values of a feature kind are stored in a sample."""
 
     JPEG = "jpeg"  #: a series of JPEG pictures, one or more for each instant
     NPY = "npy"  #: one array in NumPy's `.npy` format
@@ -34,7 +34,7 @@ class FeatureKind:
         name: Name in options, manifests, feature files and indexes.
         summary: One line for help texts.
         modality: The modality that reads this kind.
-        source: What the kind is made of: the `pictures` or the `sound` of a clip.
+        source: Part of a clip that the kind is made from: `pictures` or `sound`.
         storage: How its values are stored.
         member: Name of its tar members. Picture kinds have the fields `{instant}` (whole seconds from the clip's
             start), `{step}` (position in the stack of consecutive pictures) and `{component}`.
@@ -84,16 +84,17 @@ class FeatureKind:
         return "RGB" if self.picture_channels == 3 else "GRAY"
 
     def members_at(self, instant: int, stack: int = 1) -> list[str]:
-        """Member names of the pictures at one instant, ordered by step, then component.
+        """Return the member names of the pictures at one instant, ordered by step, then component.
 
         Args:
             instant: Number of the instant, from 0.
             stack: Number of steps at the instant.
 
-        >>> KINDS["flow"].members_at(3)
-        ['flow_003_00_x.jpg', 'flow_003_00_y.jpg']
-        >>> KINDS["rgb_diff"].members_at(3, stack=2)
-        ['rgb_diff_003.jpg', 'rgb_diff_003_01.jpg']
+        Examples:
+            >>> KINDS["flow"].members_at(3)
+            ['flow_003_00_x.jpg', 'flow_003_00_y.jpg']
+            >>> KINDS["rgb_diff"].members_at(3, stack=2)
+            ['rgb_diff_003.jpg', 'rgb_diff_003_01.jpg']
         """
         return [
             (self.member if step or self.first_member is None else self.first_member).format(
@@ -104,21 +105,22 @@ class FeatureKind:
         ]
 
     def members(self, instants: int = 1, stack: int = 1) -> list[str]:
-        """All member names of a sample, in the order in which the front end makes them.
+        """Return all member names of a sample, in the order in which the front end makes them.
 
         Args:
-            instants: Number of instants of the sample; without meaning for arrays and sound.
+            instants: Number of instants of the sample; ignored for arrays and sound.
             stack: Number of steps at each instant.
 
-        >>> KINDS["frames"].members(2), KINDS["spectrogram"].members()
-        (['frame_000.jpg', 'frame_001.jpg'], ['spectrogram.npy'])
+        Examples:
+            >>> KINDS["frames"].members(2), KINDS["spectrogram"].members()
+            (['frame_000.jpg', 'frame_001.jpg'], ['spectrogram.npy'])
         """
         if not self.is_pictures:
             return [self.member]
         return [member for instant in range(instants) for member in self.members_at(instant, stack)]
 
     def changes_sign(self, member: str) -> bool:
-        """Whether the values of a member change their sign when its picture is mirrored left to right."""
+        """Return whether the values of a member change their sign when its picture is mirrored left to right."""
         return any(member.endswith(f"_{component}.jpg") for component in self.mirrored)
 
 
@@ -199,13 +201,14 @@ MODALITY_KIND: Mapping[str, str] = MappingProxyType({kind.modality: kind.name fo
 
 
 def kind_named(name: str) -> FeatureKind:
-    """The feature kind of this name.
+    """Look up a feature kind by its name.
 
     Raises:
         OptionError: There is no such kind.
 
-    >>> kind_named("flow").channels
-    2
+    Examples:
+        >>> kind_named("flow").channels
+        2
     """
     if name not in KINDS:
         near = difflib.get_close_matches(name, KINDS, 1)
@@ -215,23 +218,25 @@ def kind_named(name: str) -> FeatureKind:
 
 
 def ordered(names: Iterable[str]) -> tuple[str, ...]:
-    """Names of feature kinds, without repetition, in the order of the table.
+    """Sort names of feature kinds into the order of the table, without repetition.
 
     Raises:
         OptionError: There is no such kind.
 
-    >>> ordered(["flow", "frames", "flow"])
-    ('frames', 'flow')
+    Examples:
+        >>> ordered(["flow", "frames", "flow"])
+        ('frames', 'flow')
     """
-    wanted = {kind_named(name).name for name in names}
-    return tuple(name for name in KINDS if name in wanted)
+    chosen = {kind_named(name).name for name in names}
+    return tuple(name for name in KINDS if name in chosen)
 
 
 def kind_of(member: str) -> str:
-    """Name of the feature kind that a member belongs to; the member's own stem where it belongs to none.
+    """Return the name of the feature kind that a member belongs to; its own stem where it belongs to none.
 
-    >>> [kind_of(name) for name in ("frame_003.jpg", "flow_003_00_x.jpg", "rgb_diff_003.jpg", "spectrogram.npy", "cls")]
-    ['frames', 'flow', 'rgb_diff', 'spectrogram', 'cls']
+    Examples:
+        >>> kind_of("frame_003.jpg"), kind_of("flow_003_00_x.jpg"), kind_of("cls")
+        ('frames', 'flow', 'cls')
     """
     stem = _stem(member)
     return next((kind.name for kind in KINDS.values() if _stem(kind.member) == stem), stem)
@@ -239,6 +244,6 @@ def kind_of(member: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _stem(member: str) -> str:
-    """A member's name without its numbers, component and extension."""
+    """Return a member's name without its numbers, component and extension."""
     match = re.match(r"[a-z]+(_[a-z]+)*", member)
     return match.group() if match else member

@@ -36,8 +36,9 @@ def interleave(start: int, stop: int, shares: Sequence[int]) -> tuple[Integers, 
     Returns:
         For each position the number of its set, and the number of positions before it that belong to the same set.
 
-    >>> interleave(0, 6, [2, 1])
-    (array([1, 0, 0, 1, 0, 0]), array([0, 0, 1, 1, 2, 3]))
+    Examples:
+        >>> interleave(0, 6, [2, 1])
+        (array([1, 0, 0, 1, 0, 0]), array([0, 0, 1, 1, 2, 3]))
     """
     sets, counts = np.empty(stop - start, np.int64), np.empty(stop - start, np.int64)
     _deal(np.arange(start, stop), np.arange(stop - start), shares, 0, sets, counts)
@@ -63,7 +64,7 @@ def _deal(
 
 
 def _part(turns: Integers, left: int, whole: int) -> Integers:
-    """floor(turns · left / whole) without overflow."""
+    """Compute floor(turns · left / whole) without overflow."""
     return turns // whole * left + turns % whole * left // whole
 
 
@@ -124,11 +125,11 @@ class Mixture:
         return cls(tuple(map(tuple, sizes)), tuple(firsts or starts), tuple(shares))
 
     def __len__(self) -> int:
-        """Number of samples of an epoch: that of all sets together."""
+        """Return the number of samples of an epoch: that of all sets together."""
         return sum(map(sum, self.sizes))
 
     def order(self, *, seed: int, shuffle_shards: int) -> MixtureOrder:
-        """The order in which a run with this seed draws samples."""
+        """Return the order in which a run with this seed draws samples."""
         return MixtureOrder(self, seed=seed, shuffle_shards=shuffle_shards)
 
 
@@ -150,7 +151,7 @@ class MixtureOrder:
         self._orders: dict[int, tuple[int, EpochOrder]] = {}
 
     def slice(self, start: int, stop: int) -> tuple[Integers, Integers]:
-        """Samples at positions start … stop−1.
+        """Draw the samples at positions start … stop−1.
 
         Returns:
             For each position the epoch of its set that it falls into, and the number of its sample.
@@ -166,7 +167,7 @@ class MixtureOrder:
         return epochs, numbers
 
     def _drawn(self, number: int, start: int, stop: int) -> Integers:
-        """Samples start … stop−1 of the endless order of a set, numbered within the set."""
+        """Return the samples start … stop−1 of the endless order of a set, numbered within the set."""
         size = self._totals[number]
         parts = []
         while start < stop:

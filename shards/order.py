@@ -18,10 +18,11 @@ Integers = npt.NDArray[np.int64]
 
 
 def splitmix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Apply one SplitMix64 step to each value: a bijective mix of 64 bits, with the overflow that its definition asks.
+    """Apply one SplitMix64 step to each value: a bijective mix of 64 bits, with the overflow of its definition.
 
-    >>> hex(int(splitmix64(np.array([0], np.uint64))[0]))
-    '0xe220a8397b1dcdaf'
+    Examples:
+        >>> hex(int(splitmix64(np.array([0], np.uint64))[0]))
+        '0xe220a8397b1dcdaf'
     """
     mixed = values + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -30,7 +31,7 @@ def splitmix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def keyed_bits(*key: int | Integers) -> npt.NDArray[np.uint64]:
-    """Random 64-bit words that depend on all parts of a key and on nothing else.
+    """Hash a key into random 64-bit words, which depend on all parts of the key and on nothing else.
 
     Args:
         key: Integers or integer arrays, which are broadcast together: for example seed, epoch, sample numbers.
@@ -45,7 +46,7 @@ def keyed_bits(*key: int | Integers) -> npt.NDArray[np.uint64]:
 
 
 def keyed_uniform(*key: int | Integers) -> npt.NDArray[np.float64]:
-    """Uniform float64 numbers in [0, 1) with 53 random bits each; see `keyed_bits`."""
+    """Hash a key into uniform float64 numbers in [0, 1) with 53 random bits each; see `keyed_bits`."""
     return np.asarray((keyed_bits(*key) >> np.uint64(11)) * 2.0**-53)
 
 
@@ -100,7 +101,7 @@ class EpochOrder:
         return self._cache[1]
 
     def slice(self, start: int, stop: int) -> Integers:
-        """Sample numbers at positions start … stop−1 of the epoch, (stop − start,).
+        """Return the sample numbers at positions start … stop−1 of the epoch, (stop − start,).
 
         Only the groups of shards that these positions fall into are computed.
 

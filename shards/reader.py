@@ -83,14 +83,14 @@ class StoredSample:
 
 
 class ShardReader:
-    """Reads the samples of a set of shards by number.
+    """A reader of the samples of a set of shards by number.
 
     A reader can be shared with forked processes, and pickled for spawned ones.
 
     Args:
         folder: A set of shards: its folder, or its address for fsspec (`s3://bucket/set/`, `https://host/set/` …).
         check: Compare each sample with its CRC-32 in the index.
-        cache: Cache of remote shards; None: `bmlpipe.shards.remote.shard_set.open_cache()`.
+        cache: Cache of remote shards; None: that of `bmlpipe.shards.remote.open_cache()`.
         retry: When to retry downloads and when to give up.
 
     Attributes:
@@ -101,7 +101,7 @@ class ShardReader:
     Raises:
         ShardError: The index cannot be read.
 
-    Example:
+    Examples:
         >>> reader = ShardReader("shards/vggsound")  # doctest: +SKIP
         >>> reader[17].members["frame_000.jpg"]  # doctest: +SKIP
     """
@@ -147,7 +147,7 @@ class ShardReader:
         return StoredSample(record["key"].decode(), int(record["label"]), members_of(data, where))
 
     def _read(self, record: np.void) -> tuple[bytes, bool]:
-        """The bytes of a sample, and whether they agree with the index.
+        """Read the bytes of a sample, and return whether they agree with the index.
 
         A remote shard is opened for this one read, so that the cache can remove it at any time. A damaged one is
         downloaded again, once, and compared with its SHA-256.
@@ -169,7 +169,7 @@ class ShardReader:
         return data, intact
 
     def _descriptor(self, shard: int) -> int:
-        """Descriptor of a local shard, opened at its first use."""
+        """Return the descriptor of a local shard, opened at its first use."""
         if shard not in self._descriptors:
             if len(self._descriptors) >= 64:  # the order of an epoch does not come back to old shards
                 os.close(self._descriptors.pop(next(iter(self._descriptors))))
@@ -195,7 +195,7 @@ class ShardReader:
             self.remote.check_cache_size(shards)
 
     def remote_shards_of(self, numbers: Sequence[int]) -> list[RemoteShard]:
-        """The remote shards that hold these samples, for `PrefetchingBatches`; empty for a local set."""
+        """Return the remote shards that hold these samples, for `PrefetchingBatches`; empty for a local set."""
         return [RemoteShard(self.remote, shard) for shard in self.remote.shards_of(numbers)] if self.remote else []
 
     def close(self) -> None:

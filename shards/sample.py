@@ -1,4 +1,4 @@
-"""What a sample is: its fields, its key, and the version of the format. docs/format.md is the specification."""
+"""A sample: its fields, its key, and the version of the format. docs/format.md is the specification."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ _SAFE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def key_of(clip_id: str) -> str:
-    """The sample key of a clip: its id if that is a valid key, otherwise a readable replacement without collisions.
+    """Return the sample key of a clip: its id if that is a valid key, otherwise a readable, unique replacement.
 
     A key consists of at most 64 letters, digits, `_` and `-`, because WebDataset splits member names at the first dot
     and drops folders.
 
-    >>> key_of("-Qowmc0P9ic_000034")
-    '-Qowmc0P9ic_000034'
-    >>> key_of("v_Archery.g01/c 01")
-    'v_Archery_g01_c_01-b7958a182a'
+    Examples:
+        >>> key_of("-Qowmc0P9ic_000034")
+        '-Qowmc0P9ic_000034'
+        >>> key_of("v_Archery.g01/c 01")
+        'v_Archery_g01_c_01-b7958a182a'
     """
     if _SAFE.fullmatch(clip_id) and len(clip_id) <= _MAX_KEY:
         return clip_id
@@ -39,7 +40,7 @@ def key_of(clip_id: str) -> str:
 
 
 def digest(parameters: Mapping[str, Any]) -> str:
-    """SHA-256 of parameters as canonical JSON. Equal hashes mean that features were made in the same way."""
+    """Hash parameters: SHA-256 of canonical JSON. Equal hashes mean that features were made in the same way."""
     canonical = json.dumps(parameters, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -52,10 +53,11 @@ def differences(one: Any, other: Any, name: str = "") -> list[str]:
         other: The second set, or one value of it.
         name: Name of the parameter that the values belong to; empty for whole sets.
 
-    >>> differences({"frames": {"short_side": 256, "fps": 1}}, {"frames": {"short_side": 224, "fps": 1}})
-    ['frames.short_side: 256 and 224']
-    >>> differences({"a": 1}, {"b": None})
-    ['a: 1 and missing', 'b: missing and None']
+    Examples:
+        >>> differences({"frames": {"short_side": 256, "fps": 1}}, {"frames": {"short_side": 224, "fps": 1}})
+        ['frames.short_side: 256 and 224']
+        >>> differences({"a": 1}, {"b": None})
+        ['a: 1 and missing', 'b: missing and None']
     """
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         absent = object()
@@ -98,7 +100,7 @@ class Sample:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def files(self) -> list[tuple[str, bytes]]:
-        """Full names and contents of all members, sorted by name: their order in the tar.
+        """Return the full names and contents of all members, sorted by name: their order in the tar.
 
         The JSON member also lists the size and CRC-32 of each of `members`, so that damage can be located.
         """

@@ -73,11 +73,11 @@ def _read(reader: ShardReader, numbers: list[int]) -> dict[str, Any]:
             sizes[kind] += len(data)
         flags.update(sample.meta.get("flags", ()))
         lengths += _seconds(sample)
-    many = max(1, len(numbers))
+    count = max(1, len(numbers))
     order = [*reader.index.features, *(kind for kind in sizes if kind not in reader.index.features)]
     return {
         "samples": len(numbers),
-        "kinds": {kind: {"members": members[kind] / many, "bytes": sizes[kind] / many} for kind in order},
+        "kinds": {kind: {"members": members[kind] / count, "bytes": sizes[kind] / count} for kind in order},
         "flags": dict(flags.most_common()),
         "seconds": {
             "shortest": min(lengths),
@@ -91,7 +91,7 @@ def _read(reader: ShardReader, numbers: list[int]) -> dict[str, Any]:
 
 
 def _seconds(sample: StoredSample) -> list[float]:
-    """Length of a sample's clip, if it is known: that of its annotation, or the rest of its file."""
+    """Return the length of a sample's clip, if it is known: that of its annotation, or the rest of its file."""
     length, whole = sample.meta.get("duration"), (sample.meta.get("media") or {}).get("duration_s")
     if length is None and whole is not None:
         length = whole - sample.meta.get("start", 0.0)

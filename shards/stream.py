@@ -67,7 +67,7 @@ class ShardPipeline(wds.DataPipeline, FluidInterface):  # type: ignore[misc]  # 
         self.sizes = sizes
 
     def shares(self, ranks: int = 1, workers: int = 1) -> list[list[int]]:
-        """Number of samples that each worker reads in one epoch without `equal`.
+        """Compute the number of samples that each worker reads in one epoch without `equal`.
 
         Args:
             ranks: Number of processes that train together.
@@ -103,8 +103,8 @@ def webdataset_pipeline(
             order of the index.
         seed: Seed of both shuffles.
         epoch: Epoch, from 0. Another epoch has another order.
-        equal: Let every worker of every rank yield the same number of samples, the smallest of `shares`. What a worker
-            has beyond that is left out in this epoch.
+        equal: Let every worker of every rank yield the same number of samples, the smallest of `shares`. Samples beyond
+            that number are left out in this epoch.
 
     Returns:
         A pipeline that yields one dictionary per sample: `__key__`, `__url__`, and each member by its name after the
@@ -114,7 +114,7 @@ def webdataset_pipeline(
         ShardError: The set cannot be read, or has no such split or kind. While iterating: there are fewer shards than
             ranks × workers, or a shard is missing or damaged.
 
-    Example:
+    Examples:
         >>> pipeline = webdataset_pipeline("shards/vggsound", "train", shuffle=2000, epoch=epoch)  # doctest: +SKIP
         >>> batches = pipeline.to_tuple("frame_000.jpg", "spectrogram.npy", "cls").batched(64)  # doctest: +SKIP
         >>> loader = wds.WebLoader(batches, batch_size=None, num_workers=4)  # doctest: +SKIP
@@ -126,7 +126,6 @@ def webdataset_pipeline(
             f"{reader.folder} has no {', '.join(missing)}: choose kinds from {', '.join(index.features)}, "
             "or extract and shard them"
         )
-    wanted = tuple(index.features if kinds is None else kinds)
     chosen = index.split_shards(split)
     numbers = [number for number, shard in enumerate(index.shards) if shard in chosen]
     if shuffle:
@@ -139,7 +138,7 @@ def webdataset_pipeline(
         _EnoughShards(f"{reader.folder}, split {split!r}", len(urls)),
         wds.split_by_node,
         wds.split_by_worker,
-        _ReadShards(reader, urls, wanted),
+        _ReadShards(reader, urls, tuple(index.features if kinds is None else kinds)),
         _Shuffle(shuffle, int(keyed_bits(seed, epoch, 3)[0])) if shuffle else None,
         wds.map(_decoded) if decode else None,
         _Equal(sizes) if equal else None,
@@ -184,7 +183,7 @@ def _decoded(sample: _Sample) -> _Sample:
 
 
 def _shares(sizes: tuple[int, ...], ranks: int, workers: int) -> list[list[int]]:
-    """Samples per worker, dealt out as `split_by_node` and `split_by_worker` deal shards out."""
+    """Count the samples per worker, dealt out as `split_by_node` and `split_by_worker` deal out shards."""
     return [[sum(sizes[rank::ranks][worker::workers]) for worker in range(workers)] for rank in range(ranks)]
 
 
@@ -216,7 +215,7 @@ class _Shuffle:
 
 
 class _Equal:
-    """A stage that ends each worker's epoch after as many samples as the worker with the fewest has."""
+    """A stage that limits each worker to the number of samples of the worker with the fewest."""
 
     def __init__(self, sizes: tuple[int, ...]) -> None:
         self._sizes = sizes
@@ -269,7 +268,7 @@ class _ReadShards:
         return suffix in (CLASS.member, JSON_MEMBER) or kind_of(suffix) in self._kinds
 
     def _agrees(self, sample: _Sample, record: np.void) -> bool:
-        """Whether a sample has the key, label and members that the index and its own JSON state."""
+        """Return whether a sample has the key, label and members that the index and its own JSON state."""
         if sample["__key__"].encode() != record["key"] or sample.get(CLASS.member) != CLASS.encode(
             int(record[CLASS.field])
         ):

@@ -1,4 +1,4 @@
-"""The table of targets: what a sample is labelled with, and how the label is stored and checked.
+"""The table of targets: kinds of labels, and how each is stored and checked.
 
 A target is stored twice: as a member of each sample, which stock WebDataset readers decode, and as a field of the
 sample's record in the index, which is read without opening a tar.

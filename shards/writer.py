@@ -29,7 +29,7 @@ from bmlpipe.shards.sample import Sample
 
 
 class _Recorder(io.RawIOBase):
-    """Writes to a file and computes the SHA-256 of all bytes; `crc32` is that of the bytes since it was set to 0."""
+    """A file that is written, with the SHA-256 of all bytes and the CRC-32 of those since `crc32` was set to 0."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -49,7 +49,7 @@ class _Recorder(io.RawIOBase):
 
 
 class ShardWriter:
-    """Writes the shards `{split}-000000.tar`, … and the index; use it as a context manager.
+    """A writer of the shards `{split}-000000.tar`, … and their index; use it as a context manager.
 
     The samples of one split must be written one after the other. When the block ends without an exception, the set is
     put in place. When it ends with one, what was written is removed and a former set stays.
@@ -71,7 +71,7 @@ class ShardWriter:
         OptionError: `samples_per_shard` is less than 1.
         ShardError: `out` holds other files than a set of shards.
 
-    Example:
+    Examples:
         >>> with ShardWriter(Path("shards"), dataset="mine", classes=["a", "b"], features={}) as writer:
         ...     writer.write("train", Sample("clip-1", 0, {"text.txt": b"hello"}))  # doctest: +SKIP
     """

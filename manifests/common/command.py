@@ -1,4 +1,4 @@
-"""What every bmlpipe program has in common: log options, signals, one-line errors and exit statuses.
+"""Base classes of every bmlpipe program: log options, signals, one-line errors and exit statuses.
 
 A `BmlpipeError`, and an `OSError` that names its file, end a program with one line and exit status 1; `OptionError` is
 wrong usage, with exit status 2. Any other exception is unexpected: it keeps its traceback, with exit status 1.

@@ -43,7 +43,7 @@ def open_atomically(path: Path, *, sync: bool = False, concurrent: bool = False)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            error.filename = str(path)  # `write` on a full disk does not state it
+            error.filename = str(path)  # `write` on a full disk states no file name
         raise
 
 
@@ -54,7 +54,7 @@ def write_atomically(path: Path, content: bytes | str, *, sync: bool = False, co
 
 
 def sha256_of(source: Path | BinaryIO | int) -> str:
-    """SHA-256 of a file of any size, as 64 hexadecimal digits.
+    """Compute the SHA-256 of a file of any size, as 64 hexadecimal digits.
 
     Args:
         source: Path of the file, or an open binary file or descriptor, which is read from its position to its end.

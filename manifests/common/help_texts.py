@@ -1,4 +1,4 @@
-"""Help of the commands: options under headings, lists of names that plug-ins extend, an example, whole summaries."""
+"""Help of the commands: options under headings, names of registered plug-ins, examples, and uncut summaries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class GroupedOption(click.Option):
 
     Args:
         group: Heading under which the help lists the option.
-        listed: Gives names that the help appends. It is called when the help is shown, not before.
+        listed: Returns names that the help appends. It is called only when the help is shown.
         shown: What the help shows as the default value.
     """
 
@@ -40,7 +40,7 @@ class GroupedOption(click.Option):
         self._listed, self._shown = listed, shown
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """The option and its help, with the listed names and the default."""
+        """Return the option and its help, with the listed names and the default."""
         record = super().get_help_record(ctx)
         if record is None:
             return None
@@ -56,7 +56,7 @@ class GroupedOption(click.Option):
 
 
 def option(*declarations: str, group: str = "Options", **options: Any) -> Callable[[_Function], _Function]:
-    """Decorate a function with a `GroupedOption`; the arguments are its and those of `click.option`."""
+    """Decorate a function with a `GroupedOption`; takes its arguments and those of `click.option`."""
     return click.option(*declarations, cls=GroupedOption, group=group, **options)
 
 
@@ -97,7 +97,7 @@ class HelpedGroup(HelpedCommand, click.Group):
     """A group that lists its commands in the order of their registration, with whole summaries."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of the commands, in the order of their registration."""
+        """Return the names of the commands, in the order of their registration."""
         return list(self.commands)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -25,7 +25,7 @@ class LockError(BmlpipeError):
 
 
 def refers_to(descriptor: int, path: Path) -> bool:
-    """Whether `path` leads to the file that `descriptor` has open."""
+    """Return whether `path` leads to the file that `descriptor` has open."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat(follow_symlinks=False))
     except FileNotFoundError:
@@ -44,7 +44,7 @@ def try_lock(path: Path, *, create: bool = True) -> int | None:
         or removed meanwhile; without `create` also if the file does not exist or may not be opened.
 
     Raises:
-        OSError: The file cannot be opened (the error has its name), or its file system has no locks (it has not).
+        OSError: The file cannot be opened, or its file system has no locks (then the error states no file name).
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | (os.O_CREAT if create else 0), 0o666)
@@ -67,7 +67,7 @@ def try_lock(path: Path, *, create: bool = True) -> int | None:
 
 
 def release(descriptor: int) -> None:
-    """Release a lock. Closing alone would not: a forked child may have the descriptor, and with it the lock, too."""
+    """Release a lock. Closing the descriptor is not enough, since a forked child may share it, and with it the lock."""
     fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
 

@@ -63,7 +63,7 @@ class _Json(logging.Formatter):
 
 
 class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]  # generic from Python 3.11 on only
-    """Writes to the current `sys.stderr`, which a progress bar replaces while it is shown."""
+    """A handler for the current `sys.stderr`, which a progress bar replaces while it is shown."""
 
     def __init__(self, form: str, rank: int | None) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]  # generic from 
 
 
 class LogSettings(NamedTuple):
-    """What `configure` was called with: see there."""
+    """The arguments of the last `configure`."""
 
     format: str
     level: int
@@ -111,7 +111,7 @@ def configure(form: str = "text", level: int = logging.INFO, rank: int | None = 
 
 
 def log_settings() -> LogSettings:
-    """The settings of the last `configure`, to repeat it in another process."""
+    """Return the settings of the last `configure`, to repeat it in another process."""
     handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, _Stderr)]
     form, rank = (handlers[0].form, handlers[0].rank) if handlers else ("text", None)
     return LogSettings(form, logging.getLogger(_OWN).getEffectiveLevel(), rank)

@@ -6,9 +6,10 @@ import math
 
 
 def percent(fraction: float) -> str:
-    """A fraction in per cent, with one decimal.
+    """Format a fraction in per cent, with one decimal.
 
-    >>> percent(0.1604), percent(float("nan"))
-    ('16.0%', '-')
+    Examples:
+        >>> percent(0.1604), percent(float("nan"))
+        ('16.0%', '-')
     """
     return f"{100 * fraction:.1f}%" if math.isfinite(fraction) else "-"

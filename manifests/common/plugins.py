@@ -26,7 +26,7 @@ class PluginError(BmlpipeError):
 
 
 class Registry(Mapping[str, Factory]):
-    """Names of components and what makes them. Listing the names imports nothing; looking one up imports its module.
+    """A mapping from names of components to their factories. Listing names imports nothing; a look-up imports a module.
 
     Args:
         group: Entry-point group, such as `bmlpipe.modulations`.
@@ -63,7 +63,7 @@ class Registry(Mapping[str, Factory]):
         return tuple(self._own)
 
     def plugins(self) -> dict[str, EntryPoint]:
-        """Components of other packages by name, not yet imported."""
+        """List the components of other packages by name, without importing them."""
         found: dict[str, EntryPoint] = {}
         for entry in entry_points(group=self.group):
             if entry.name in self._own:

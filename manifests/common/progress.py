@@ -1,4 +1,4 @@
-"""Progress of long work: one line that is renewed in place on a terminal, a log line now and then elsewhere."""
+"""Progress of long work: one line, updated in place on a terminal and logged at intervals elsewhere."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _BAR_WIDTH = 30  # characters
 
 
 class StatusLine:
-    """Shows the state of long work on stderr; use it as a context manager.
+    """A display of the state of long work on stderr; use it as a context manager.
 
-    On a terminal it is a bar and one line below the log, renewed in place. Where stderr is not a terminal, and where
-    the log is JSON, it is a line of the log.
+    On a terminal it is a bar and one line below the log, updated in place. If stderr is not a terminal, or the log is
+    JSON, it is a line of the log.
 
     Args:
         on_terminal: Seconds between two updates on a terminal.
@@ -49,7 +49,7 @@ class StatusLine:
             self._live.stop()
 
     def due(self) -> bool:
-        """Whether it is time for the next update."""
+        """Return whether it is time for the next update."""
         return time.monotonic() - self._shown_at >= self._intervals[self._live is None]
 
     def show(self, text: str, *, share: float | None = None, fields: Mapping[str, Any] | None = None) -> None:
@@ -58,7 +58,7 @@ class StatusLine:
         Args:
             text: The line.
             share: Share of the work that is done, from 0 to 1; None if it is not known.
-            fields: The same as values, for the log in JSON.
+            fields: The same information as JSON values, for the log in JSON.
         """
         self._shown_at = time.monotonic()
         if self._live is not None:
@@ -68,7 +68,7 @@ class StatusLine:
 
 
 class ProgressMeter:
-    """Counts finished items and shows their number, rate and remaining time; use it as a context manager.
+    """A counter of finished items that shows their number, rate and remaining time; use it as a context manager.
 
     Args:
         unit: What is counted, in the plural: `clips`.
@@ -118,17 +118,18 @@ class ProgressMeter:
 
 
 def duration_text(seconds: float) -> str:
-    """A duration for people.
+    """Format a duration for people.
 
-    >>> duration_text(67), duration_text(3720)
-    ('1 min 07 s', '1 h 02 min')
+    Examples:
+        >>> duration_text(67), duration_text(3720)
+        ('1 min 07 s', '1 h 02 min')
     """
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
 
 
 def _live(transient: bool) -> Live | None:
-    """A started display on stderr; None on a terminal that cannot move its cursor."""
+    """Start a display on stderr; return None on a terminal that cannot move its cursor."""
     from rich.console import Console
     from rich.live import Live
 

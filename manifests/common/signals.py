@@ -1,4 +1,4 @@
-"""Signals that ask a process to end: as exceptions, as exit statuses, and kept from child processes."""
+"""Signals that ask a process to end: raise them as exceptions, block them, and report them as exit statuses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SignalInterrupt(KeyboardInterrupt):
 
 
 def exit_status(error: KeyboardInterrupt) -> int:
-    """Exit status of a process that a signal ended, as shells report it: 128 + the number of the signal."""
+    """Return the exit status of a process that a signal ended, as shells report it: 128 + the number of the signal."""
     return 128 + (error.number if isinstance(error, SignalInterrupt) else signal.SIGINT)
 
 
@@ -36,7 +36,7 @@ def signals_as_exceptions() -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         for other in before:
-            signal.signal(other, signal.SIG_IGN)  # do not interrupt the cleaning up
+            signal.signal(other, signal.SIG_IGN)  # a second signal must not interrupt the clean-up
         raise SignalInterrupt(number)
 
     before: dict[int, Any] = {}

@@ -30,7 +30,7 @@ EVERY = 5.0
 
 
 class StatusFile:
-    """Updates a status file from a thread while a block runs; use it as a context manager.
+    """A status file that a thread updates while a block runs; use it as a context manager.
 
     The block never waits for the file, and continues if the file cannot be written.
 

@@ -43,12 +43,13 @@ def write_csv(path: Path, rows: Iterable[Row], *, sync: bool = False) -> None:
 
 
 def markdown_table(header: Row, rows: Iterable[Row]) -> str:
-    """A table as Markdown; `|` in a cell is escaped.
+    """Format a table as Markdown; `|` in a cell is escaped.
 
-    >>> print(markdown_table(["run", "accuracy"], [["opm", "61.2"]]), end="")
-    | run | accuracy |
-    | --- | --- |
-    | opm | 61.2 |
+    Examples:
+        >>> print(markdown_table(["run", "accuracy"], [["opm", "61.2"]]), end="")
+        | run | accuracy |
+        | --- | --- |
+        | opm | 61.2 |
     """
     lines = [header, ["---"] * len(header), *rows]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)

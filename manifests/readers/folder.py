@@ -105,7 +105,7 @@ def _seconds(text: str, where: str) -> float | None:
 
 
 def _inside(text: str, videos: Path | None, where: str) -> str:
-    """The path relative to `videos`, with `/`; a path that leads out of it is refused."""
+    """Return the path relative to `videos`, with `/`; refuse a path that leads out of it."""
     path = PurePosixPath(text)
     if path.is_absolute() and videos is not None:
         for folder in (videos.absolute(), videos.resolve()):
@@ -117,7 +117,7 @@ def _inside(text: str, videos: Path | None, where: str) -> str:
 
 
 def _ids(path: str, start: float | None, duration: float | None) -> tuple[str, ...]:
-    """Possible ids of a clip, from short to long."""
+    """Return the possible ids of a clip, from short to long."""
     stem = str(PurePosixPath(path).with_name(split_name(path)[0]))
     at = "" if start is None else f"@{_number(start)}"
     length = "" if duration is None else f"+{_number(duration)}"

@@ -34,10 +34,11 @@ def parse_key(key: str) -> tuple[str, int, int | None] | None:
         YouTube id, start and end in seconds; the end is None if the key states only the start. None for text that is
         not a key.
 
-    >>> parse_key("-1IlTIWPNs4_000027_000037")
-    ('-1IlTIWPNs4', 27, 37)
-    >>> parse_key("_C52l_00012_33")
-    ('_C52l_00012', 33, None)
+    Examples:
+        >>> parse_key("-1IlTIWPNs4_000027_000037")
+        ('-1IlTIWPNs4', 27, 37)
+        >>> parse_key("_C52l_00012_33")
+        ('_C52l_00012', 33, None)
     """
     match = _BOTH.fullmatch(key)
     if match and int(match[2]) < int(match[3]):

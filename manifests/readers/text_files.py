@@ -1,4 +1,4 @@
-"""Reading annotation files as text: encodings, line ends, line numbers, repeated rows."""
+"""Read annotation files as text: encodings, line ends, line numbers, repeated rows."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, without surrounding white space, each with its number, from 1."""
+    """Yield the lines that are not blank, without surrounding white space, each with its number, from 1."""
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             yield number, line.strip()
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Rows of a CSV file that are not blank, each with the number of its first line. Fields are stripped.
+    """Yield the rows of a CSV file that are not blank, each with the number of its first line. Fields are stripped.
 
     Raises:
         ManifestError: A quote is not closed, or is closed in the middle of a field.
@@ -63,7 +63,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _with_ends(text: str) -> Iterator[str]:
-    """Lines with their ends, one at a time; `io.StringIO` would copy the text, at four bytes per character."""
+    """Yield lines with their ends, one at a time; `io.StringIO` would copy the text, at four bytes per character."""
     start = 0
     while start < len(text):
         end = text.find("\n", start) + 1 or len(text)

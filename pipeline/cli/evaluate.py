@@ -185,8 +185,8 @@ def _one(
         features = probe or (name == split and export_features is not None)
         count = math.ceil(len(run.index.split_range(name)) / run.process.world_size)
         with ProgressMeter("samples", count) if run.process.is_main else nullcontext() as meter:
-            options = PredictOptions(features, absent, meter.advance if meter else None)
-            return run.predict(name, options, batch_size=batch_size, workers=workers)
+            progress = meter.advance if meter else None
+            return run.predict(name, PredictOptions(features, absent, batch_size, workers, progress))
 
     found = predict(split)
     content = evaluation.evaluate(run, split, found, missing=rates, seeds=seeds) if run.process.is_main else {}
@@ -207,7 +207,7 @@ def _one(
 
 
 def _shown(path: Path) -> str:
-    """A path as one would write it here."""
+    """Shorten a path below the current folder to its relative form."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
@@ -257,7 +257,7 @@ def _probes(results: Sequence[_Result]) -> tuple[list[str], list[list[str]]]:
 
 
 def _percent(values: Sequence[float]) -> str:
-    """Mean, and standard deviation of several values, in %."""
+    """Format the mean in %, with the standard deviation if there are several values."""
     if not values:
         return "-"
     mean = percent(statistics.fmean(values))

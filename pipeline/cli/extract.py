@@ -88,13 +88,15 @@ _MANY = 200
     type=click.Choice(["dis", "farneback", "tvl1", "tvl1-fast"]),
     help="Optical flow. tvl1 takes 400 times as long as dis, tvl1-fast 56 times.",
 )
-@option("--flow-images", group=_FEATURES, type=EXISTING_FOLDER, help="Folder of ready-made flow images to use instead.")
+@option(
+    "--flow-images", group=_FEATURES, type=EXISTING_FOLDER, help="Folder of precomputed flow images to use instead."
+)
 @option(
     "--flow-bound",
     group=_FEATURES,
     default=20.0,
     type=click.FloatRange(0, 1000, min_open=True),
-    help="Largest flow in pixels; larger values are clipped. For ready-made images: their bound.",
+    help="Largest flow in pixels; larger values are clipped. For precomputed images: their bound.",
 )
 @option(
     "--flow-stack",
@@ -214,7 +216,7 @@ def extract(
 
 
 def _request(kinds: Sequence[str], seconds: int | None, options: Mapping[str, Any]) -> ExtractionRequest:
-    """The extraction request of the command line."""
+    """Make the extraction request of the command line."""
     from bmlpipe.pipeline.extraction.request import ExtractionRequest
     from bmlpipe.pipeline.front_ends.registry import FRONT_ENDS
 
@@ -223,7 +225,7 @@ def _request(kinds: Sequence[str], seconds: int | None, options: Mapping[str, An
 
 
 def _ffmpeg(options: Mapping[str, Any]) -> FFmpeg | None:
-    """The ffmpeg program to decode with, or None for PyAV."""
+    """Return the ffmpeg program to decode with, or None for PyAV."""
     from bmlpipe.pipeline.media.ffmpeg_program import FFmpeg
 
     program, hwaccel = options["program"], options["hwaccel"]
@@ -232,7 +234,7 @@ def _ffmpeg(options: Mapping[str, Any]) -> FFmpeg | None:
             raise click.UsageError("--ffmpeg and --hwaccel need --decoder ffmpeg.")
         return None
     ffmpeg = FFmpeg(str(program.absolute()) if program else None, hwaccel, math.ceil(options["clip_timeout"]))
-    if options["scheduler"] is None:  # with a scheduler the machines of its workers must have the program
+    if options["scheduler"] is None:  # with a scheduler, the hosts of its workers must have the program
         ffmpeg.program()
     return ffmpeg
 
@@ -261,7 +263,7 @@ def _run(
     dry_run: bool,
     options: Mapping[str, Any],
 ) -> Counter[str] | None:
-    """Plan and run the extraction; gives the number of clips of each status, or None for a dry run."""
+    """Plan and run the extraction; return the number of clips per status, or None for a dry run."""
     from bmlpipe.manifests.common.locks import exclusive_folder
     from bmlpipe.manifests.common.progress import ProgressMeter
     from bmlpipe.pipeline.extraction.estimate import estimate
@@ -300,7 +302,7 @@ def _run(
 
 
 def _cores() -> int:
-    """Number of cores that this process may use, by its affinity and the quota of its container."""
+    """Return the number of cores that this process may use, by its affinity and the quota of its container."""
     from dask.system import CPU_COUNT
 
     return int(CPU_COUNT)

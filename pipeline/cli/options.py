@@ -31,7 +31,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def kinds_option(text: str, **options: Any) -> Callable[[_Command], _Command]:
-    """The option `--kinds` with this help. The command gets a tuple of feature kinds, or None."""
+    """Make the option `--kinds` with this help. The command gets a tuple of feature kinds, or None."""
     return option("--kinds", metavar="LIST", callback=_kinds, help=text, listed=lambda: KINDS, **options)
 
 
@@ -45,7 +45,7 @@ def _kinds(context: click.Context, parameter: click.Parameter, value: str | None
 
 
 def flags_option(declaration: str, name: str, text: str, **options: Any) -> Callable[[_Command], _Command]:
-    """A repeatable option for flags of clips, by their names or beginnings. The command gets a tuple of flags."""
+    """Make a repeatable option for flags of clips, by their names or beginnings. The command gets a tuple of flags."""
     return option(declaration, name, metavar="FLAG", multiple=True, callback=_flags, help=text, **options)
 
 
@@ -59,7 +59,7 @@ def _flags(context: click.Context, parameter: click.Parameter, value: tuple[str,
 
 
 def shards_argument(command: _Command) -> _Command:
-    """The argument SHARDS: a folder or an address. The command gets a Path, or the address as text."""
+    """Add the argument SHARDS: a folder or an address. The command gets a Path, or the address as text."""
     return click.argument("shards", required=False, callback=_shards)(command)
 
 
@@ -74,7 +74,7 @@ def _shards(context: click.Context, parameter: click.Parameter, value: str | Non
 
 
 def folder_or_address(context: click.Context, parameter: click.Parameter, value: str) -> Path | str:
-    """An existing folder, or the address of shards."""
+    """Convert an argument to the path of an existing folder, or leave it as the address of shards."""
     from bmlpipe.shards.remote.shard_set import is_remote
 
     return value if is_remote(value) else Path(str(EXISTING_FOLDER.convert(value, parameter, context)))

@@ -83,7 +83,7 @@ def _default_features(dataset: str | None) -> Path:
 
 
 def _dataset_of(features: Path) -> str:
-    """The data set that a feature folder states."""
+    """Read the name of the data set that a feature folder states."""
     from bmlpipe.pipeline.store.folder import FeatureFolder
 
     path = FeatureFolder(features).dataset

@@ -54,7 +54,7 @@ def stats(shards: Path | str, samples: int, as_json: bool, as_csv: bool) -> None
 
 
 def _by_class(about: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Class → its samples in each split, the most frequent class first."""
+    """Map each class to its number of samples in each split, the most frequent class first."""
     splits = [split["classes"] for split in about["splits"].values()]
     counts = {name: [split[name] for split in splits] for name in (splits[0] if splits else ())}
     return dict(sorted(counts.items(), key=lambda item: -sum(item[1])))
@@ -97,8 +97,8 @@ def _print(where: str, about: Mapping[str, Any]) -> None:
     click.echo()
     if read["seconds"]:
         length = read["seconds"]
-        told = f"seconds: {length['shortest']:.4g} to {length['longest']:.4g}, median {length['median']:.4g}"
-        click.echo(f"{told}, about {length['mean'] * about['samples'] / 3600:.3g} hours in all")
+        span = f"{length['shortest']:.4g} to {length['longest']:.4g}, median {length['median']:.4g}"
+        click.echo(f"seconds: {span}, about {length['mean'] * about['samples'] / 3600:.3g} hours in all")
     counts = {name: split["flags"] for name, split in about["splits"].items() if split["flags"] is not None}
     carried = Counter[str]()
     for of_split in counts.values():
@@ -116,7 +116,7 @@ def _print(where: str, about: Mapping[str, Any]) -> None:
 
 
 def _spread(counts: Collection[int]) -> tuple[int, int, int]:
-    """Classes that occur, and samples of the rarest and of the most frequent class."""
+    """Count the classes that occur, and the samples of the rarest and of the most frequent class."""
     return sum(map(bool, counts)), min(counts, default=0), max(counts, default=0)
 
 
@@ -125,10 +125,11 @@ def _listed(values: Sequence[float]) -> str:
 
 
 def _size(count: float) -> str:
-    """Bytes with a decimal unit.
+    """Format bytes with a decimal unit.
 
-    >>> _size(36_200_000)
-    '36.2 MB'
+    Examples:
+        >>> _size(36_200_000)
+        '36.2 MB'
     """
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:

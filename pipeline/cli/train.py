@@ -19,7 +19,7 @@ _PROCESSES = "--nproc-per-node"
 
 
 class _Train(Program):
-    """Keeps the arguments as they were typed, to pass them on to torchrun."""
+    """A command that keeps its arguments as they were typed, to pass them on to torchrun."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments."""
@@ -63,10 +63,11 @@ def train(context: click.Context, /, processes: int | None, file: Path | None, *
 
 
 def without_processes(arguments: Sequence[str]) -> list[str]:
-    """The arguments without `--nproc-per-node N`.
+    """Remove `--nproc-per-node N` from the arguments.
 
-    >>> without_processes(["--epochs", "3", "--nproc-per-node", "2", "--resume"])
-    ['--epochs', '3', '--resume']
+    Examples:
+        >>> without_processes(["--epochs", "3", "--nproc-per-node", "2", "--resume"])
+        ['--epochs', '3', '--resume']
     """
     left, skip = [], False
     for argument in arguments:

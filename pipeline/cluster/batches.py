@@ -63,7 +63,7 @@ def map_batches(
                 continue
             batch = refresh(call.batch)
             queue.put_back(batch, alone=call.alone)
-            call.future.release()  # Dask retires no worker that holds a result that is still wanted
+            call.future.release()  # Dask retires no worker that holds a result that is still needed
             # As long as the worker is there it would get the batch again: first let its other calls finish.
             if batch != call.batch or pool.retire(reply) or not queue.in_flight:
                 queue.fill()

@@ -10,9 +10,9 @@ from bmlpipe.manifests.common.logs import configure
 
 
 class LocalWorker(WorkerPlugin):
-    """Sets up each worker process as it starts, including those that replace others.
+    """The set-up of each worker process when it starts, also of one that replaces a dead worker.
 
-    Ctrl-C reaches every process of a terminal, but only the process that gives out the work may react to it. Log lines
+    Ctrl-C reaches every process of a terminal, but only the process that hands out the work may react to it. Log lines
     have the format and level of that process.
 
     Args:
@@ -24,6 +24,6 @@ class LocalWorker(WorkerPlugin):
         self._log_format, self._log_level = log_format, log_level
 
     def setup(self, worker: object) -> None:
-        """Called by Dask in the worker's main thread."""
+        """Set up a worker; Dask calls this in the worker's main thread."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         configure(self._log_format, self._log_level)

@@ -133,7 +133,7 @@ class WorkerPool:
             _logger.info("Dask's dashboard: %s", link)
 
     def threads(self) -> int:
-        """Number of threads of all workers.
+        """Count the threads of all workers.
 
         Raises:
             ClusterError: The scheduler was lost.
@@ -144,11 +144,11 @@ class WorkerPool:
             raise ClusterError(_SCHEDULER_LOST) from error
 
     def submit(self, function: Callable[[Sequence[Any]], Any], batch: Sequence[Any]) -> Any:
-        """Submit a call; returns its future (`distributed.Future`)."""
+        """Submit a call; return its future (`distributed.Future`)."""
         return self._client.submit(function, batch, pure=False)
 
     def reply(self, future: Any) -> WorkerReply:
-        """The reply to a finished call.
+        """Return the reply to a finished call.
 
         Raises:
             ClusterError: The scheduler was lost.
@@ -157,7 +157,7 @@ class WorkerPool:
         return WorkerReply(self._result(future))
 
     def retire(self, reply: WorkerReply) -> bool:
-        """Remove an unfit worker from the cluster; returns whether it is gone."""
+        """Remove an unfit worker from the cluster; return whether it is gone."""
         raise NotImplementedError("workers of this machine are never unfit")
 
     def _result(self, future: Any) -> Any:
@@ -195,11 +195,11 @@ class CheckedWorkerPool(WorkerPool):
             )
 
     def submit(self, function: Callable[[Sequence[Any]], Any], batch: Sequence[Any]) -> Any:
-        """Submit a call that checks its worker first; returns its future."""
+        """Submit a call that checks its worker first; return its future."""
         return super().submit(self._caller, pickle_call(function, batch))  # type: ignore[arg-type]
 
     def reply(self, future: Any) -> WorkerReply:
-        """The reply to a finished call. Version differences are logged once per host."""
+        """Return the reply to a finished call. Version differences are logged once per host."""
         reply = WorkerReply(*self._result(future))
         for difference in reply.differences if reply.unfit is None else ():
             if (reply.host, difference) not in self._reported:
@@ -208,9 +208,9 @@ class CheckedWorkerPool(WorkerPool):
         return reply
 
     def retire(self, reply: WorkerReply) -> bool:
-        """Remove an unfit worker from the cluster; returns whether it is gone.
+        """Remove an unfit worker from the cluster; return whether it is gone.
 
-        Dask keeps a worker that holds the only copy of a result that is still wanted, and learns of a released result
+        Dask keeps a worker that holds the only copy of a result that is still needed, and learns of a released result
         with a short delay.
 
         Raises:

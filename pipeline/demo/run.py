@@ -34,7 +34,7 @@ def prepare_folder(folder: Path) -> None:
 
 
 def demo_commands(out: Path, annotation: Path, *, epochs: int, processes: int) -> list[list[str]]:
-    """The commands of the demo in their order, each as a user would type it.
+    """List the commands of the demo in their order, each as a user would type it.
 
     Args:
         out: The demo's folder.

@@ -105,7 +105,7 @@ def render_frames(images: npt.NDArray[np.float64], image: int, random: np.random
 
 
 def render_audio(digit: int, split: str, random: np.random.Generator) -> npt.NDArray[np.int16]:
-    """The keypad tone of a digit at a random amplitude, in noise; shape (SECONDS · RATE,)."""
+    """Make the keypad tone of a digit at a random amplitude, in noise; shape (SECONDS · RATE,)."""
     time = np.arange(SECONDS * RATE) / RATE
     tone = sum(np.sin(2 * np.pi * frequency * time + random.uniform(0, 6.28)) for frequency in _TONES[digit])
     mixed = random.uniform(*_AMPLITUDES[split]) * tone + random.normal(0, _NOISE, len(time))

@@ -144,7 +144,7 @@ class _ClipFiles:
     def _open_streams(
         self, container: InputContainer, streams: list[Any], attempt: _Attempt
     ) -> tuple[Demuxer, Fraction | None]:
-        """A demuxer of these streams, and where it was made to seek to; None: it begins at the file's beginning."""
+        """Open a demuxer of these streams. Return it, and where it has seeked to; None: to the file's beginning."""
         if not self.request.ffmpeg:
             for stream in streams:
                 if stream.codec_context is None:
@@ -167,8 +167,8 @@ class _ClipFiles:
     ) -> ClipFeatures:
         seconds, length = self.request.seconds, self.span.length
         assert seconds is not None  # checked by the request
-        wanted = Fraction(seconds) if length is None else min(Fraction(seconds), length)
-        decoder = AudioDecoder(stream, demuxer, begin + self.span.start, wanted)
+        needed = Fraction(seconds) if length is None else min(Fraction(seconds), length)
+        decoder = AudioDecoder(stream, demuxer, begin + self.span.start, needed)
         read: Any = AudioDecoder.read
         if self.request.ffmpeg:
             read = partial(read_audio_with_ffmpeg, self.request.ffmpeg, path, seek_time=seek_time)
@@ -183,7 +183,7 @@ def _demuxer_flags(demuxer: Demuxer) -> tuple[str, ...]:
 
 
 def _picture_stream(container: InputContainer) -> Any:
-    """The video stream that a player would show; cover art does not count."""
+    """Find the video stream that a player would show; cover art does not count."""
     best = container.streams.best("video")
     return None if best is None or best.disposition & Disposition.attached_pic else best
 

@@ -19,7 +19,7 @@ from bmlpipe.shards.sample import key_of
 
 @dataclass(frozen=True)
 class ClipTimeout:
-    """Ends this process when a clip takes longer than allowed.
+    """A time limit per clip, after which this process ends.
 
     Attributes:
         folder: Folder of the tracebacks of ended processes, one file per clip; made when needed.
@@ -50,9 +50,9 @@ class ClipTimeout:
                 path.unlink(missing_ok=True)
 
     def pop_traceback(self, clip_id: str) -> str:
-        """Where the process of a clip was when it was ended, innermost call first; empty: it was not ended.
+        """Return where the process of a clip was when it was ended, innermost call first; empty: it was not ended.
 
-        The file of the traceback is removed.
+        Remove the file of the traceback.
         """
         path = self._path(clip_id)
         try:

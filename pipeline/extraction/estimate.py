@@ -41,7 +41,7 @@ class Estimate:
         return self.clips * self.bytes_per_clip
 
     def text(self, workers: int) -> str:
-        """The estimate in one line.
+        """Format the estimate in one line.
 
         Args:
             workers: Number of processes.

@@ -1,4 +1,4 @@
-"""What an extraction will do: the manifest compared with the files on disk and with the ledger of earlier runs.
+"""The plan of an extraction: the manifest compared with the files on disk and with the ledger of earlier runs.
 
 A data set may have millions of rows. So only the state of each row is held in memory, and for clips to be extracted the
 names of their files; tasks and ledger rows are made on request.
@@ -72,7 +72,7 @@ class ClipTasks(Sequence[ClipTask]):
 
 @dataclass(frozen=True)
 class ExtractionPlan:
-    """What a run will do.
+    """The work of one run.
 
     Attributes:
         manifest: All clips.
@@ -161,7 +161,7 @@ def make_plan(
 
 
 def _settled(old: LedgerRow, task: ClipTask, plan: ExtractionPlan, retry_failed: str | None) -> bool:
-    """Whether an earlier row still holds, so that the clip need not be extracted again."""
+    """Return whether an earlier row still holds, so that the clip need not be extracted again."""
     new = task.ledger_row(plan.request, plan.videos)
     if (old.split, old.source, old.parameters) != (new.split, new.source, new.parameters):
         return False
@@ -176,7 +176,7 @@ def _settled(old: LedgerRow, task: ClipTask, plan: ExtractionPlan, retry_failed:
 
 
 def stored_parameters(manifest: Manifest, out: Path) -> dict[str, Any]:
-    """Feature kinds that a folder already holds, with their parameters; empty where it does not exist.
+    """Read which feature kinds a folder holds, with their parameters; empty where it does not exist.
 
     Raises:
         ExtractionError: The folder is that of another data set, or its description is damaged.

@@ -1,4 +1,4 @@
-"""What an extraction is asked for: the front ends of the feature kinds, and what is common to all clips."""
+"""The request of an extraction: the front end of each feature kind, and what is common to all clips."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bmlpipe.shards.sample import digest
 
 @dataclass(frozen=True)
 class ExtractionRequest:
-    """Which features to make of each clip, and how. It is checked once, here.
+    """The features to make of each clip, and their parameters. They are validated here, once.
 
     Attributes:
         front_ends: Options of one front end per feature kind; sorted in the order of the table of kinds.
@@ -78,5 +78,5 @@ class ExtractionRequest:
         return digest(self.parameters)
 
     def only(self, kinds: Collection[str]) -> ExtractionRequest:
-        """The same request for some of its feature kinds."""
+        """Return the same request for some of its feature kinds."""
         return replace(self, front_ends=tuple(options for options in self.front_ends if options.kind in kinds))

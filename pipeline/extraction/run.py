@@ -95,7 +95,7 @@ def run_extraction(
 
 
 def _died(task: ClipTask, request: ExtractionRequest, videos: Path, timeout: ClipTimeout | None) -> list[LedgerRow]:
-    """The ledger row of a clip whose worker died twice."""
+    """Make the ledger row of a clip whose worker died twice."""
     try:
         stamp = task.stamp(request)
     except OSError:

@@ -75,11 +75,11 @@ class TaskFiles:
 
     @classmethod
     def seen_now(cls, task: ClipTask) -> TaskFiles:
-        """A clip with the present sizes of its files."""
+        """Record the present sizes of a clip's files."""
         return cls(task, tuple(map(_size, task.files)))
 
     def seen_again(self) -> TaskFiles:
-        """The clip without those sizes that have changed since."""
+        """Drop those sizes that have changed since."""
         now = TaskFiles.seen_now(self.task).sizes
         return TaskFiles(
             self.task, tuple(old if old == new else None for old, new in zip(self.sizes, now, strict=True))
@@ -88,10 +88,10 @@ class TaskFiles:
 
 @dataclass(frozen=True)
 class OnSharedFolders:
-    """Does the work on a batch where the worker sees the same files as the planning process.
+    """A function on batches that first checks that its worker sees the same files as the planning process.
 
     Attributes:
-        function: The work.
+        function: The function.
         request: What to make of each clip; its companion files and its ffmpeg program must be on the worker's host.
         marker: A file in the feature folder that was made for this run.
     """
@@ -101,10 +101,10 @@ class OnSharedFolders:
     marker: Path
 
     def __call__(self, batch: Sequence[TaskFiles]) -> list[LedgerRow]:
-        """Do the work.
+        """Call the function on a batch.
 
         Raises:
-            UnfitWorkerError: This worker does not see the same files, before the work or after it failed.
+            UnfitWorkerError: This worker does not see the same files, before the call or after it failed.
             StoreWriteError: No worker can write the feature folder.
         """
         self._check(batch)

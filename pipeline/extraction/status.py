@@ -18,7 +18,7 @@ from bmlpipe.pipeline.store.ledger import LedgerRow
 
 
 class ExtractionStatus:
-    """Counts the clips of a run and publishes the counts; use `file` as a context manager around the run.
+    """The published counts of the clips of a run; use `file` as a context manager around the run.
 
     Args:
         plan: What the run will do.
@@ -52,7 +52,7 @@ class ExtractionStatus:
                 self._failures[row.reason] += 1
 
     def content(self) -> Mapping[str, Any]:
-        """The content of the file."""
+        """Compute the content of the file."""
         known, planned, done = self._plan.known, len(self._plan.tasks), self._done.total()
         rate = done / max(time.monotonic() - self._start, 1e-9)
         workers, dashboard = _cluster()
@@ -77,7 +77,7 @@ class ExtractionStatus:
 
 
 def _cluster() -> tuple[int | None, str | None]:
-    """Number of Dask workers and address of the dashboard, of this process's Dask client; None: it has no client."""
+    """Return the number of Dask workers and the address of the dashboard of this process's client; None without one."""
     distributed = sys.modules.get("distributed")
     if distributed is None:  # a run without Dask does not import it
         return None, None
@@ -89,13 +89,13 @@ def _cluster() -> tuple[int | None, str | None]:
 
 
 def prometheus(content: Mapping[str, Any]) -> str:
-    """A status in Prometheus' text format: gauges labelled with the folder and, where it applies, status or reason."""
+    """Format a status for Prometheus: gauges labelled with the folder and, where it applies, status or reason."""
     folder = content["folder"].replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
     updated = calendar.timegm(time.strptime(content["updated"], "%Y-%m-%dT%H:%M:%SZ"))
     gauges: list[tuple[str, str, Mapping[str, Any]]] = [
         (
             "running",
-            "1 while the run is going on and the timestamp is recent.",
+            "1 while the run is in progress and the timestamp is recent.",
             {"": int(content["state"] == "running")},
         ),
         ("updated_timestamp_seconds", "Time of this status.", {"": updated}),

@@ -30,7 +30,7 @@ class ClipTask:
         return (self.source.video,) if self.source.audio is None else (self.source.video, self.source.audio)
 
     def ledger_row(self, request: ExtractionRequest, videos: Path, **values: str) -> LedgerRow:
-        """The clip's ledger row: `ok`, unless `values` say otherwise.
+        """Make the clip's ledger row: `ok`, unless `values` say otherwise.
 
         Args:
             request: What was asked for.
@@ -42,7 +42,7 @@ class ClipTask:
         return LedgerRow(self.clip.id, self.clip.split, **{**common, **values})
 
     def stamp(self, request: ExtractionRequest) -> str:
-        """The quick check for changes: an equal stamp means that nothing has changed that the clip is made from.
+        """Make the quick check for changes: an equal stamp means that nothing that the clip is made from has changed.
 
         The stamp holds size and modification time of each file, the start and duration of the clip where they are not
         those of the file, and the stamps of the front ends' companion files.

@@ -1,4 +1,4 @@
-"""What a worker does with a batch of clips: find out what is missing, extract it, store it, and report.
+"""The work of a worker on a batch of clips: find out what is missing, extract it, store it, and report.
 
 The same function runs in Dask workers and in the process of the command; its arguments and results are plain data.
 """
@@ -30,7 +30,7 @@ _logger = logging.getLogger(__name__)
 def extract_batch(
     tasks: Sequence[ClipTask], request: ExtractionRequest, out: Path, videos: Path, timeout: ClipTimeout | None = None
 ) -> list[LedgerRow]:
-    """Extract clips one after the other. A clip that fails becomes a row of the ledger and does not stop the others.
+    """Extract clips one after the other. A clip that fails becomes a row of the ledger and does not stop the batch.
 
     Args:
         tasks: The clips.
@@ -77,7 +77,7 @@ def _extract_task(task: ClipTask, request: ExtractionRequest, store: FeatureStor
 
 
 def _bring_up_to_date(task: ClipTask, request: ExtractionRequest, store: FeatureStore) -> Sequence[str]:
-    """Extract the kinds that are missing or were made otherwise, and keep the rest; returns the clip's flags."""
+    """Extract the kinds that are missing or were made otherwise, and keep the rest; return the clip's flags."""
     clip, video = task.clip, task.source.video
     old = _usable(task, store)
     missing = _outdated(old, request, video)
@@ -110,7 +110,7 @@ def _bring_up_to_date(task: ClipTask, request: ExtractionRequest, store: Feature
 
 
 def _usable(task: ClipTask, store: FeatureStore) -> StoredClip | None:
-    """The provenance of what is stored, if it was made from the same part of the same bytes."""
+    """Read the provenance of what is stored, if it was made from the same part of the same bytes."""
     try:
         old = store.read(task.clip.id, ())
     except StoreError:
@@ -122,7 +122,7 @@ def _usable(task: ClipTask, store: FeatureStore) -> StoredClip | None:
 
 
 def _outdated(old: StoredClip | None, request: ExtractionRequest, video: Path) -> set[str]:
-    """The kinds of the request that are not stored, or were made with other parameters or companion files."""
+    """List the kinds of the request that are not stored, or were made with other parameters or companion files."""
     if old is None:
         return set(request.kinds)
     return {

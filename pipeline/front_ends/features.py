@@ -22,43 +22,43 @@ class Feature(ABC):
 
     @abstractmethod
     def datasets(self) -> dict[str, Array]:
-        """The arrays of its group in the feature file: name → values."""
+        """Return the arrays to store in the feature file: name → values."""
 
     def attributes(self) -> dict[str, int | float]:
-        """The numbers of its group in the feature file: name → value."""
+        """Return the numbers to store in the feature file: name → value."""
         return {}
 
     @classmethod
     @abstractmethod
     def from_stored(cls, datasets: Mapping[str, Array], attributes: Mapping[str, int | float]) -> Feature:
-        """The feature of such a group.
+        """Make the feature from what `datasets` and `attributes` returned.
 
         Raises:
-            LookupError: The group lacks a data set or an attribute.
+            LookupError: An array or a number is missing.
         """
 
     @abstractmethod
     def members(self, kind: FeatureKind) -> dict[str, bytes]:
-        """The tar members of a sample: name → contents.
+        """Encode the tar members of a sample: name → contents.
 
         Args:
-            kind: The kind's row of the table.
+            kind: The feature kind.
         """
 
     def meta(self, kind: FeatureKind) -> dict[str, Any]:
-        """What the sample's JSON holds of this kind; empty for most kinds.
+        """Return what the sample's JSON holds for this kind, often nothing.
 
         Args:
-            kind: The kind's row of the table.
+            kind: The feature kind.
         """
         return {}
 
     @abstractmethod
     def channel_values(self, kind: FeatureKind) -> Array:
-        """The values that the data set's statistics are taken from, (channels, n) float64.
+        """Return the values that the data set's statistics are taken from, (channels, n) float64.
 
         Args:
-            kind: The kind's row of the table.
+            kind: The feature kind.
         """
 
 
@@ -87,12 +87,12 @@ class JpegSeries(Feature):
         return int(self.numbers.get("stack", 1))
 
     def at(self, instant: int) -> tuple[bytes, ...]:
-        """The JPEGs of one instant, ordered by step and component."""
+        """Return the JPEGs of one instant, ordered by step and component."""
         count = len(self.jpegs) // len(self.times)
         return self.jpegs[instant * count : (instant + 1) * count]
 
     def datasets(self) -> dict[str, Array]:
-        """All JPEGs one after the other, where each ends, and the times."""
+        """Return all JPEGs one after the other, where each ends, and the times."""
         return {
             "jpeg": np.frombuffer(b"".join(self.jpegs), dtype=np.uint8),
             "ends": np.cumsum([len(jpeg) for jpeg in self.jpegs], dtype=np.int64),
@@ -100,7 +100,7 @@ class JpegSeries(Feature):
         }
 
     def attributes(self) -> dict[str, int | float]:
-        """Height and width, then `numbers`."""
+        """Return height and width, then `numbers`."""
         return {"height": self.height, "width": self.width, **self.numbers}
 
     @classmethod
@@ -113,16 +113,16 @@ class JpegSeries(Feature):
         return cls(jpegs, tuple(datasets["times"].tolist()), *size, numbers)
 
     def members(self, kind: FeatureKind) -> dict[str, bytes]:
-        """One member per JPEG."""
+        """Return one member per JPEG."""
         return dict(zip(kind.members(len(self.times), self.stack), self.jpegs, strict=True))
 
     def meta(self, kind: FeatureKind) -> dict[str, Any]:
-        """The values that the table names for this kind."""
+        """Return the values that the table of kinds names for this kind."""
         known = {"times": self.times, "height": self.height, "width": self.width, **self.numbers}
         return {name: known[name] for name in kind.meta}
 
     def channel_values(self, kind: FeatureKind) -> Array:
-        """All pixels at the first step of the middle instant, in levels from 0 to 255."""
+        """Decode all pixels at the first step of the middle instant, in levels from 0 to 255."""
         first = self.at(len(self.times) // 2)[: len(kind.components)]
         planes = (simplejpeg.decode_jpeg(jpeg, kind.colourspace).reshape(-1, kind.picture_channels).T for jpeg in first)
         return np.concatenate([plane.astype(np.float64) for plane in planes])
@@ -139,7 +139,7 @@ class ArrayFeature(Feature):
     values: Array
 
     def datasets(self) -> dict[str, Array]:
-        """The array."""
+        """Return the array."""
         return {"values": self.values}
 
     @classmethod
@@ -148,13 +148,13 @@ class ArrayFeature(Feature):
         return cls(datasets["values"])
 
     def members(self, kind: FeatureKind) -> dict[str, bytes]:
-        """One `.npy` file."""
+        """Encode the array as one `.npy` file."""
         file = io.BytesIO()
         np.save(file, self.values, allow_pickle=False)
         return {kind.member: file.getvalue()}
 
     def channel_values(self, kind: FeatureKind) -> Array:
-        """All values, as one channel."""
+        """Return all values, as one channel."""
         return np.asarray(self.values.reshape(1, -1), dtype=np.float64)
 
 
@@ -169,7 +169,7 @@ class FlacSound(Feature):
     flac: bytes
 
     def datasets(self) -> dict[str, Array]:
-        """The bytes of the file."""
+        """Return the bytes of the file."""
         return {"flac": np.frombuffer(self.flac, dtype=np.uint8)}
 
     @classmethod
@@ -178,11 +178,11 @@ class FlacSound(Feature):
         return cls(datasets["flac"].tobytes())
 
     def members(self, kind: FeatureKind) -> dict[str, bytes]:
-        """The file."""
+        """Return the file."""
         return {kind.member: self.flac}
 
     def channel_values(self, kind: FeatureKind) -> Array:
-        """All samples, as one channel, within ±1."""
+        """Decode all samples, as one channel, within ±1."""
         import soundfile
 
         return np.asarray(soundfile.read(io.BytesIO(self.flac))[0][None], dtype=np.float64)
@@ -198,7 +198,7 @@ FEATURE_TYPES: Mapping[Storage, type[Feature]] = {
 
 @dataclass(frozen=True)
 class ClipFeatures:
-    """Everything that one decode of a clip gave.
+    """The features of one clip, and what was measured of it.
 
     Attributes:
         features: Feature kind → feature.
@@ -218,7 +218,7 @@ class ClipFeatures:
         return self.features[kind]
 
     def updated(self, newer: ClipFeatures) -> ClipFeatures:
-        """These features with those of another decode of the clip added, or put in their place."""
+        """Add the features of another decode of the clip to these, or replace them."""
         return replace(
             self,
             features={**self.features, **newer.features},

@@ -41,7 +41,7 @@ Estimate = Callable[[Plane, Plane], Field]
 
 @dataclass(frozen=True)
 class FlowOptions(PictureOptions):
-    """How optical flow is computed and stored.
+    """Options of the front end `flow`.
 
     Attributes:
         algorithm: `dis` (OpenCV's DIS, preset fast), `farneback`, `tvl1` or `tvl1-fast` (400 and 56 times slower than
@@ -104,7 +104,7 @@ class FlowOptions(PictureOptions):
         return self.images
 
     def companion_stamp(self, video: Path) -> str:
-        """Number, total size and newest modification time of the clip's flow images."""
+        """Return the number, total size and newest modification time of the clip's flow images."""
         return "" if self.images is None else "images:{}:{}:{}".format(*flow_images.quick_check(self.images, video))
 
     def companion(self, video: Path) -> SourceFile | None:
@@ -145,7 +145,7 @@ class FlowOptions(PictureOptions):
 
 
 class _FlowFrontEnd(PictureFrontEnd):
-    """What computed and imported flow have in common."""
+    """The common part of computed and imported flow."""
 
     def __init__(self, options: FlowOptions, decoder: VideoDecoder, span: ClipSpan) -> None:
         super().__init__(decoder, span)
@@ -164,7 +164,7 @@ class _FlowFrontEnd(PictureFrontEnd):
 
 
 class ComputedFlow(_FlowFrontEnd):
-    """Computes the flow from the picture shown at each instant on."""
+    """Flow computed from the picture shown at each instant and those that follow it."""
 
     def __init__(self, options: FlowOptions, decoder: VideoDecoder, span: ClipSpan) -> None:
         super().__init__(options, decoder, span)
@@ -181,7 +181,7 @@ class ComputedFlow(_FlowFrontEnd):
 
 
 class ImportedFlow(_FlowFrontEnd):
-    """Takes over precomputed flow images."""
+    """Flow taken over from precomputed images."""
 
     def __init__(
         self, options: FlowOptions, decoder: VideoDecoder, span: ClipSpan, images: flow_images.FlowImages

@@ -57,7 +57,7 @@ class FlowImages:
         self._pairs = list(zip(x, y))
 
     def fields(self, number: int, stack: int) -> tuple[tuple[bytes, bytes], ...]:
-        """Consecutive fields as (x, y) pairs of JPEGs.
+        """Read consecutive fields as (x, y) pairs of JPEGs.
 
         Args:
             number: Number of the first picture in the video, from 0.
@@ -100,7 +100,7 @@ class FlowImages:
 
 
 def quick_check(folder: Path, video: Path) -> tuple[int, int, int]:
-    """Number of a video's images, total size in bytes and newest modification time in ns; zeros if there are none.
+    """Return the number, total size in bytes and newest modification time in ns of a video's images; zeros without any.
 
     Equal numbers mean that the images have not changed.
     """
@@ -109,7 +109,7 @@ def quick_check(folder: Path, video: Path) -> tuple[int, int, int]:
 
 
 def identity(folder: Path, video: Path) -> SourceFile:
-    """Identity of a video's images: the numbers of `quick_check`, and a SHA-256 of all names and contents."""
+    """Identify a video's images: the numbers of `quick_check`, and a SHA-256 of all names and contents."""
     count, size, newest = quick_check(folder, video)
     whole = hashlib.sha256()
     for place in _places(folder, video):
@@ -121,7 +121,7 @@ def identity(folder: Path, video: Path) -> SourceFile:
 
 
 def same_images(old: SourceFile | None, folder: Path, video: Path) -> bool:
-    """Whether a video's images still have an identity; they are read only where their newest time has changed."""
+    """Return whether a video's images still have an identity. They are read only if their newest time has changed."""
     count, size, newest = quick_check(folder, video)
     if old is None or (old.name, old.bytes) != (f"{count} images", size):
         return False
@@ -129,7 +129,7 @@ def same_images(old: SourceFile | None, folder: Path, video: Path) -> bool:
 
 
 def _places(folder: Path, video: Path) -> tuple[Path, ...]:
-    """The folder of a video's images, or the folders of x and of y; empty if there are none."""
+    """Find the folder of a video's images, or the folders of x and of y; empty if there are none."""
     for names in ((video.stem,), (video.parent.name, video.stem)):
         if both := _below(folder, *names):
             return (both,)
@@ -145,7 +145,7 @@ def _files(place: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _in_order(folder: Path, pattern: str) -> list[Path]:
-    """The images whose names match a pattern, ordered by their number."""
+    """List the images whose names match a pattern, ordered by their number."""
     found = {
         int(match[1]): path for path in folder.iterdir() if (match := re.fullmatch(pattern, path.name, re.IGNORECASE))
     }
@@ -160,7 +160,7 @@ def _in_order(folder: Path, pattern: str) -> list[Path]:
 
 
 def _below(folder: Path, *names: str) -> Path | None:
-    """A sub-folder by its names, in upper or lower case; None if it does not exist."""
+    """Find a sub-folder by its names, in upper or lower case; None if it does not exist."""
     place: Path | None = folder
     for name in names:
         place = None if place is None else _folders(place).get(name.casefold())
@@ -168,7 +168,7 @@ def _below(folder: Path, *names: str) -> Path | None:
 
 
 def _folders(folder: Path) -> dict[str, Path]:
-    """Lower-case name → entry of a folder; the folder is listed again only when it has changed."""
+    """Map lower-case names to the entries of a folder, which is listed again only when it has changed."""
     return _listed(folder, folder.stat().st_mtime_ns) if folder.is_dir() else {}
 
 

@@ -38,7 +38,7 @@ _WEIGHTS_601 = (0.299, 0.114)
 
 @dataclass(frozen=True)
 class FrameOptions(PictureOptions):
-    """How frames are stored.
+    """Options of the front end `frames`.
 
     Attributes:
         short_side: Length of the shorter side in pixels, 16 to 4096; smaller pictures are enlarged.
@@ -105,7 +105,7 @@ def encode(planes: Planes, quality: int) -> bytes:
 
 
 class FramesFrontEnd(PictureFrontEnd):
-    """Stores the picture shown at each instant."""
+    """The picture shown at each instant."""
 
     def __init__(self, options: FrameOptions, decoder: VideoDecoder, span: ClipSpan) -> None:
         super().__init__(decoder, span)
@@ -125,7 +125,7 @@ class FramesFrontEnd(PictureFrontEnd):
 
 
 class Scaler:
-    """Scales the pictures of one video to the stored size, with square pixels, and turns them upright.
+    """A converter of the pictures of one video to the stored size, with square pixels, upright.
 
     The size follows from the first picture; later pictures of another size are scaled to the same. Scaling is bicubic,
     in libswscale's bit-exact arithmetic. A source that names no matrix is assumed to be BT.709 if it is high definition
@@ -156,7 +156,7 @@ class Scaler:
         return planes if turn == (0, False) else Planes(*(_turned(plane, turn) for plane in planes))
 
     def luma(self, frame: av.VideoFrame) -> Plane:
-        """The scaled and upright luma plane alone, full range, in the source's own matrix: (rows, columns) uint8.
+        """Return the scaled and upright luma plane, full range, in the source's own matrix: (rows, columns) uint8.
 
         Raises:
             ClipError: See `planes`.
@@ -201,7 +201,7 @@ def _array(plane: Any) -> Plane:
 
 
 def _matrix(frame: av.VideoFrame) -> int:
-    """Libavutil's number of the picture's colour matrix; 6 (BT.601) for RGB, which libswscale converts itself."""
+    """Return libavutil's number of the colour matrix; 6 (BT.601) for RGB, which libswscale converts itself."""
     if frame.format.is_rgb:
         return 6
     if frame.colorspace in (0, 2, 3):
@@ -225,7 +225,7 @@ def _to_bt601(planes: Planes, matrix: int) -> Planes:
 
 
 def _ycbcr_to_rgb(kr: float, kb: float) -> npt.NDArray[np.float64]:
-    """The 3 × 3 matrix from full-range (Y, Cb, Cr) with centred chroma to RGB (ITU-T T.871, section 7)."""
+    """Return the 3 × 3 matrix from full-range (Y, Cb, Cr) with centred chroma to RGB (ITU-T T.871, section 7)."""
     kg = 1 - kr - kb
     return np.array(
         [[1, 0, 2 * (1 - kr)], [1, -2 * kb * (1 - kb) / kg, -2 * kr * (1 - kr) / kg], [1, 2 * (1 - kb), 0]], np.float64
@@ -233,7 +233,7 @@ def _ycbcr_to_rgb(kr: float, kb: float) -> npt.NDArray[np.float64]:
 
 
 def _turn(frame: av.VideoFrame) -> tuple[int, bool]:
-    """What the display matrix requests: quarter turns counter-clockwise, then whether to mirror left to right."""
+    """Read what the display matrix requests: quarter turns counter-clockwise, then whether to mirror left to right."""
     data: Any
     for data in frame.side_data:
         if data.type.name == "DISPLAYMATRIX":

@@ -1,6 +1,6 @@
-"""What a front end is: how one feature kind is made of the decoded pictures or sound of a clip.
+"""The base classes of front ends, each of which makes one feature kind from the pictures or the sound of a clip.
 
-A front end consists of its options, a frozen dataclass that is checked when it is made and hashed into the ledger,
+A front end consists of its options, a frozen dataclass that is validated when it is made and hashed into the ledger,
 and the code that turns a decoded clip into a `Feature`. There are two sorts: `PictureOptions` start a
 `PictureFrontEnd` for each clip, which takes the pictures of one instant after the other; `SoundOptions` turn the whole
 sound of a clip into a feature. `registry.FRONT_ENDS` lists all of them.
@@ -32,7 +32,7 @@ class FrontEndOptions(ABC):
 
     @classmethod
     def from_command_line(cls, values: Mapping[str, Any]) -> FrontEndOptions:
-        """The options that `bmlpipe extract` was given.
+        """Make the options that `bmlpipe extract` was given.
 
         Args:
             values: Name of a command-line option, with underscores → its value. Options of other front ends are
@@ -45,7 +45,7 @@ class FrontEndOptions(ABC):
 
     @abstractmethod
     def parameters(self, seconds: int | None) -> dict[str, Any]:
-        """Everything that the stored bytes depend on, as JSON values. Its hash decides what is extracted again.
+        """Return all that the stored bytes depend on, as JSON values. Its hash decides what is extracted again.
 
         Args:
             seconds: Length of the clips, in seconds; None: each clip as long as it is.
@@ -57,15 +57,15 @@ class FrontEndOptions(ABC):
         return None
 
     def companion_stamp(self, video: Path) -> str:
-        """A quick check of a clip's companion files: an equal stamp means that they have not changed; empty: none."""
+        """Return a quick check of a clip's companion files: an equal stamp means no change; empty: there are none."""
         return ""
 
     def companion(self, video: Path) -> SourceFile | None:
-        """Identity of a clip's companion files; None: there are none."""
+        """Identify a clip's companion files; None: there are none."""
         return None
 
     def companion_unchanged(self, old: SourceFile | None, video: Path) -> bool:
-        """Whether a clip's companion files are still those of an earlier `companion`."""
+        """Return whether a clip's companion files are still those of an earlier `companion`."""
         return True
 
 
@@ -97,7 +97,7 @@ class PictureOptions(FrontEndOptions):
 
 
 class PictureFrontEnd(ABC):
-    """Makes one feature kind of one clip from its pictures, instant by instant.
+    """A feature kind of one clip in the making, picture by picture.
 
     Args:
         decoder: The video.
@@ -124,14 +124,14 @@ class PictureFrontEnd(ABC):
 
     @abstractmethod
     def finish(self) -> JpegSeries:
-        """The feature, once all instants have been added.
+        """Return the feature, once all instants have been added.
 
         Raises:
             ClipError: The clip cannot be used.
         """
 
     def _seconds(self, frame: TimedFrame) -> float:
-        """Presentation time of a picture, in seconds from the clip's start."""
+        """Return the presentation time of a picture, in seconds from the clip's start."""
         return self._decoder.seconds_from_start(frame.pts, self._span)
 
 
@@ -145,7 +145,7 @@ class SoundOptions(FrontEndOptions):
 
     @abstractmethod
     def make(self, samples: npt.NDArray[np.float32]) -> Feature:
-        """The feature of one clip.
+        """Make the feature of one clip.
 
         Args:
             samples: (n,) mono sound at `rate`, within ±1, tiled or cut to the clip's fixed length.

@@ -29,7 +29,7 @@ _FLOOR = 2.0**-23  # float32's epsilon
 
 
 def parameters() -> dict[str, Any]:
-    """Everything that the values depend on, beside the length of the sound."""
+    """Return all parameters that the values depend on, except the length of the sound."""
     return {
         "rate": RATE,
         "window": WINDOW,
@@ -44,7 +44,7 @@ def parameters() -> dict[str, Any]:
 
 
 def log_mel(samples: Floats) -> Floats:
-    """The log mel filter bank of a clip: (n,) within ±1, n ≥ 400 → (128, 1 + (n − 400) // 160)."""
+    """Compute the log mel filter bank of a clip: (n,) within ±1, n ≥ 400 → (128, 1 + (n − 400) // 160)."""
     from scipy import fft
 
     strided = np.lib.stride_tricks.sliding_window_view(np.ascontiguousarray(samples, np.float32), WINDOW)[::HOP]
@@ -62,7 +62,7 @@ def log_mel(samples: Floats) -> Floats:
 
 @cache
 def _bands() -> list[tuple[int, Floats]]:
-    """Of each mel bin, the first FFT bin with a weight above 0, and the weights from there on."""
+    """Return for each mel bin the first FFT bin with a weight above 0, and the weights from there on."""
     low, high, *bins = 1127 * np.log1p(np.array([_LOW, _HIGH, *np.arange(_FFT // 2 + 1) * (RATE / _FFT)]) / 700)
     edges = np.linspace(low, high, MELS + 2)
     width = edges[1] - edges[0]

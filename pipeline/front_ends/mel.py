@@ -35,7 +35,7 @@ _RANGE = 80.0  # dB
 
 
 def parameters(preset: str) -> dict[str, Any]:
-    """All parameters that the values depend on, except the length of the sound.
+    """Return all parameters that the values depend on, except the length of the sound.
 
     Args:
         preset: A name of `NAMES`.
@@ -55,7 +55,7 @@ def parameters(preset: str) -> dict[str, Any]:
 
 
 def mel_features(samples: Floats, preset: str) -> Floats:
-    """The log-mel spectrogram or the MFCCs of a clip.
+    """Compute the log-mel spectrogram or the MFCCs of a clip.
 
     Args:
         samples: (n,) mono at 16 kHz within ±1, n ≥ 1024.

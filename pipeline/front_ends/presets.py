@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Layout(NamedTuple):
-    """Where the windows of a spectrogram lie in the sound.
+    """The position of the windows of a spectrogram in the sound.
 
     Attributes:
         rate: Sampling rate in Hz.

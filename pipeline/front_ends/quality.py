@@ -63,14 +63,14 @@ _Levels = npt.NDArray[Any]
 
 
 def measure_sound(samples: Floats) -> dict[str, float]:
-    """Peak and share of samples at full scale of mono sound (n,), n ≥ 1; see the module."""
+    """Measure the peak and the share of samples at full scale of mono sound (n,), n ≥ 1; see the module."""
     peak = max(float(samples.max()), -float(samples.min()))
     clipped = np.count_nonzero(np.abs(samples) >= FULL_SCALE) / samples.size if peak >= FULL_SCALE else 0.0
     return {"peak": float(f"{peak:.3g}"), "clipped": float(f"{clipped:.3g}")}
 
 
 class PictureQuality:
-    """Measures the quality of a clip's pictures.
+    """The measured quality of a clip's pictures.
 
     `add` only copies a few thousand pixels, since between two decoded pictures every call finds cold caches. `result`
     measures all of them together.
@@ -92,7 +92,7 @@ class PictureQuality:
         self._grids.append(luma[::step, : plane.width : step].copy())
 
     def result(self) -> dict[str, float]:
-        """See the module."""
+        """Return `instants`, `black` and `change`; see the module."""
         if len({grid.shape for grid in self._grids}) > 1:  # a video that changes its size is not still
             means = [self._means(grid[None]) for grid in self._grids]
             black, change = sum(int(self._black(mean)) for mean in means), 255.0
@@ -102,7 +102,7 @@ class PictureQuality:
         return {"instants": len(self._grids), "black": black, "change": round(change, 1)}
 
     def _means(self, grids: npt.NDArray[np.uint8]) -> _Levels:
-        """Mean of each block, in levels of full range: (pictures, lines, columns) → (pictures, blocks down, across)."""
+        """Average each block, in levels of full range: (pictures, lines, columns) → (pictures, blocks down, across)."""
         side = min(_BLOCK, *grids.shape[1:])
         rows, columns = (size // side * side for size in grids.shape[1:])
         # Sums of slices are ten times as fast as a mean over two axes of such small blocks.
@@ -118,7 +118,7 @@ class PictureQuality:
 
 
 def quality_flags(media: Mapping[str, Any]) -> set[str]:
-    """The flags (docs/reasons.md) that follow from the measurements in `media`."""
+    """Derive the flags (docs/reasons.md) that follow from the measurements in `media`."""
     flags = set()
     if sound := media.get("sound"):
         if sound["peak"] < SILENT_PEAK:

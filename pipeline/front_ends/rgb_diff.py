@@ -34,7 +34,7 @@ VERSION = 1  # of the values: increase it with every change that alters them
 
 @dataclass(frozen=True)
 class RgbDiffOptions(PictureOptions):
-    """How RGB differences are stored.
+    """Options of the front end `rgb_diff`.
 
     Attributes:
         stack: Number of consecutive differences at each instant, 1 to 10.
@@ -86,7 +86,7 @@ class RgbDiffOptions(PictureOptions):
 
 
 class RgbDiffFrontEnd(PictureFrontEnd):
-    """Stores the differences from the picture shown at each instant on."""
+    """Differences of the picture shown at each instant and those that follow it."""
 
     def __init__(self, options: RgbDiffOptions, decoder: VideoDecoder, span: ClipSpan) -> None:
         super().__init__(decoder, span)

@@ -19,7 +19,7 @@ each preset with the library that defines it, or with its definition in float64.
 
 The STFT presets are computed by `scipy.fft` in float32 and not by librosa itself, which takes twice the time and rounds
 differently: of the stored float16 values 0.4 % would differ, nearly all of them in the last bit, and single values of
-almost no energy by up to 1.1. Features that are extracted already stay valid this way.
+almost no energy by up to 1.1. Features that were extracted earlier stay valid this way.
 
 `cvpr-cremad` and `cvpr-vggsound` are what the CVPR 2022 release (OGM-GE) computes for CREMA-D and for VGGSound. Known
 differences: the release resamples with librosa, this module gets sound resampled by libswresample; the release reads
@@ -50,7 +50,7 @@ from bmlpipe.pipeline.front_ends.presets import PRESETS, Layout
 
 RATE = 16_000  # Hz
 
-VERSION = 1  # of the values: raise it with every change that alters them
+VERSION = 1  # of the values: increase it with every change that alters them
 _FLOOR = 1e-7
 
 Floats = npt.NDArray[np.float32]
@@ -58,7 +58,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class SpectrogramOptions(SoundOptions):
-    """Which spectrogram is computed.
+    """Options of the front end `spectrogram`.
 
     Attributes:
         preset: A name of `PRESETS`.
@@ -104,7 +104,7 @@ class SpectrogramOptions(SoundOptions):
 
 
 def windows(samples: int, preset: str = "vggsound") -> int:
-    """Number of windows in this number of samples; under the default preset, 1004 for 10 s and 299 for 3 s."""
+    """Count the windows in this number of samples; under the default preset, 1004 for 10 s and 299 for 3 s."""
     layout = PRESETS[preset]
     return samples // layout.hop + 1 if layout.centred else max(0, (samples - layout.window) // layout.hop + 1)
 
@@ -190,7 +190,7 @@ def _tukey(window: int) -> Floats:
 
 @cache
 def _density(layout: Layout) -> Floats:
-    """Factor that makes squared FFT values a one-sided power spectral density: (bins,), 1/Hz."""
+    """Return the factor that makes squared FFT values a one-sided power spectral density: (bins,), 1/Hz."""
     from scipy.signal import get_window
 
     window = get_window(("tukey", 0.25), layout.window, fftbins=True)

@@ -26,7 +26,7 @@ VERSION = 1  # of the values: increase it with every change that alters them
 
 @dataclass(frozen=True)
 class WaveformOptions(SoundOptions):
-    """How waveforms are stored: there are no options yet."""
+    """Options of the front end `waveform`, which has none yet."""
 
     kind: ClassVar[str] = "waveform"
 

@@ -9,12 +9,12 @@ from bmlpipe.pipeline.inspection.samples import InspectedSample
 
 
 def sample_title(meta: Mapping[str, Any]) -> str:
-    """Class, split and id of a sample, for its heading."""
+    """Join class, split and id of a sample, for its heading."""
     return " · ".join(printable(str(meta[part])) for part in ("label", "split", "id") if meta.get(part))
 
 
 def source_line(sample: InspectedSample) -> str:
-    """The origin of a sample in one line: source, span, streams and key."""
+    """Describe the origin of a sample in one line: source, span, streams and key."""
     meta = sample.meta
     parts = (printable(sample.source), describe_span(meta), describe_media(meta), f"key {sample.key}")
     return " · ".join(filter(None, parts))
@@ -33,7 +33,7 @@ def describe_media(meta: Mapping[str, Any]) -> str:
 
 
 def describe_span(meta: Mapping[str, Any]) -> str:
-    """The part of its source that a sample covers, as text; empty if it is the whole file."""
+    """Describe the part of its source that a sample covers; empty if it is the whole file."""
     start, duration = meta.get("start") or 0.0, meta.get("duration")
     if not start and duration is None:
         return ""

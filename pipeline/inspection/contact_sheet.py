@@ -49,7 +49,7 @@ def write_contact_sheet(samples: Iterable[InspectedSample], out: Path) -> int:
 
 
 def sound_png(sample: InspectedSample) -> bytes | None:
-    """The stored spectrogram and waveform as a PNG; None if neither is stored."""
+    """Draw the stored spectrogram and waveform as a PNG; None if neither is stored."""
     values, wave = stored_spectrogram(sample), waveform_envelope(sample)
     heights = ([0.9] if wave else []) + ([2.6] if values is not None else [])
     if not heights:
@@ -91,7 +91,7 @@ def draw_sample(sample: InspectedSample) -> Figure:
 
 
 def _stack_axes(figure: Figure, place: SubplotSpec, heights: Sequence[float]) -> list[Axes]:
-    """Axes of the given relative heights, one below the other."""
+    """Add axes of the given relative heights, one below the other."""
     grid = place.subgridspec(len(heights), 1, height_ratios=heights)
     return [figure.add_subplot(grid[number]) for number in range(len(heights))]
 

@@ -34,7 +34,7 @@ def flow_colours(field: npt.NDArray[np.floating[Any]], radius: float) -> Picture
 
 
 def flow_wheel(side: int = _WHEEL_SIDE) -> Picture:
-    """The legend of `flow_colours`: the colour of each displacement up to the radius, on a white square."""
+    """Draw the legend of `flow_colours`: the colour of each displacement up to the radius, on a white square."""
     place = (np.arange(side) + 0.5) / side * 2 - 1
     field = np.stack(np.meshgrid(place, place), axis=-1)
     wheel = flow_colours(field, 1.0)

@@ -26,7 +26,7 @@ from bmlpipe.shards.sample import key_of
 
 @dataclass(frozen=True)
 class InspectedSample:
-    """One sample with what is known of its making.
+    """One sample, and how it was made.
 
     Attributes:
         key: Sample key.
@@ -45,7 +45,7 @@ class InspectedSample:
 
 @dataclass(frozen=True)
 class SampleSelection:
-    """Which samples to inspect.
+    """The samples to inspect.
 
     Attributes:
         names: Keys or ids, in order of appearance; empty: random samples.
@@ -99,7 +99,7 @@ def samples_from_shards(
 
 
 def _candidates(reader: ShardReader, selection: SampleSelection) -> npt.NDArray[np.int64]:
-    """Numbers of the samples of a split and class, shuffled.
+    """Shuffle the numbers of the samples of a split and class.
 
     Remote shards are taken one by one, so that few are fetched. The choice is still random, because a split is shuffled
     before it is cut into shards.
@@ -120,7 +120,7 @@ def _candidates(reader: ShardReader, selection: SampleSelection) -> npt.NDArray[
 
 
 def _named_numbers(reader: ShardReader, names: Sequence[str]) -> list[int]:
-    """Numbers of the samples with these keys or ids."""
+    """Find the numbers of the samples with these keys or ids."""
     keys = np.asarray(reader.index.samples["key"])
     found = []
     for name in names:

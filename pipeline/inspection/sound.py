@@ -40,7 +40,7 @@ class SpectrogramAxes(NamedTuple):
 
 
 def spectrogram_axes(parameters: Mapping[str, Any], shape: tuple[int, int]) -> SpectrogramAxes | None:
-    """The axes of a spectrogram, from the parameters it was computed with.
+    """Compute the axes of a spectrogram from the parameters it was computed with.
 
     A value is drawn around its window's centre and its bin's frequency: bin b of a Fourier transform is at
     b · rate / window Hz. Mel bins are evenly spaced on their mel scale, on which the axis is linear. Cepstral
@@ -85,7 +85,7 @@ _MEL_SCALES = {"kaldi": _kaldi_mel, "slaney": _slaney_mel}
 
 
 def stored_spectrogram(sample: InspectedSample) -> Floats | None:
-    """The stored spectrogram, (F, T) float32; None if the sample has none."""
+    """Load the stored spectrogram, (F, T) float32; None if the sample has none."""
     data = sample.members.get(KINDS["spectrogram"].member)
     if data is None:
         return None
@@ -94,7 +94,7 @@ def stored_spectrogram(sample: InspectedSample) -> Floats | None:
 
 
 def waveform_envelope(sample: InspectedSample, points: int = 1500) -> tuple[Floats, Floats, Floats] | None:
-    """The envelope of the stored waveform.
+    """Compute the envelope of the stored waveform.
 
     Args:
         sample: The sample.

@@ -78,14 +78,14 @@ def _instants(sample: InspectedSample, kind: FeatureKind, most: int) -> _Instant
 
 
 def _stored_row(sample: InspectedSample, kind: FeatureKind, instants: _Instants) -> TileRow:
-    """The first picture of each instant, as it is stored."""
+    """Show the first picture of each instant, as it is stored."""
     jpegs = [bytes(sample.members[kind.members_at(at)[0]]) for at in instants.shown]
     tiles = [Tile(simplejpeg.decode_jpeg(jpeg, "RGB"), time, jpeg) for jpeg, time in zip(jpegs, instants.captions)]
     return TileRow(f"{kind.name}{instants.remark}", tiles)
 
 
 def _flow_row(sample: InspectedSample, kind: FeatureKind, instants: _Instants) -> TileRow:
-    """The first field of each instant in colours, and the wheel that explains them."""
+    """Draw the first field of each instant in colours, and the wheel that explains them."""
     bound, stack = float(sample.meta[kind.name]["bound"]), _stack(sample, kind)
     fields = []
     for at in instants.shown:
@@ -100,7 +100,7 @@ def _flow_row(sample: InspectedSample, kind: FeatureKind, instants: _Instants) -
 
 
 def _rgb_diff_row(sample: InspectedSample, kind: FeatureKind, instants: _Instants) -> TileRow:
-    """The first difference of each instant, with a gain."""
+    """Draw the first difference of each instant, with a gain."""
     stack, tiles = _stack(sample, kind), []
     for at, time in zip(instants.shown, instants.captions):
         levels = simplejpeg.decode_jpeg(bytes(sample.members[kind.members_at(at)[0]]), "RGB")
@@ -111,11 +111,11 @@ def _rgb_diff_row(sample: InspectedSample, kind: FeatureKind, instants: _Instant
 
 
 def _stack(sample: InspectedSample, kind: FeatureKind) -> int:
-    """Number of steps at each instant."""
+    """Return the number of steps at each instant."""
     return int(sample.features.get(kind.name, {}).get("stack", 1))
 
 
-#: Picture kind → how it is drawn, for kinds whose stored pictures are not meant to be looked at.
+#: Picture kind → function that draws it, for kinds whose stored pictures are not meant for the eye.
 _DRAWERS: Mapping[str, Callable[[InspectedSample, FeatureKind, _Instants], TileRow]] = {
     "flow": _flow_row,
     "rgb_diff": _rgb_diff_row,

@@ -30,7 +30,7 @@ GAP_THRESHOLD_AFTER_LOSS = 0.005
 
 @dataclass
 class AudioDecoder:
-    """Decodes the audio of a clip, at most `length` seconds of it.
+    """A decoder of the audio of a clip, at most `length` seconds of it.
 
     Attributes:
         stream: The audio stream.
@@ -149,7 +149,7 @@ class _Track:
         self.full = segment.position + segment.pushed * self.rate // segment.rate > self._samples.size
 
     def finish(self, end: Fraction) -> Samples:
-        """The samples so far, extended by silence up to `end` seconds from the clip's start."""
+        """Return the samples so far, extended by silence up to `end` seconds from the clip's start."""
         if self._segment is not None:
             self._written = self._segment.write(self._samples, self._written)
         self._written = max(self._written, min(self._samples.size, round(end * self.rate)))
@@ -184,11 +184,11 @@ class _Segment:
         self._graph.set_audio_frame_size(out_rate)
 
     def has_same_format(self, frame: Any) -> bool:
-        """Whether a frame has the sampling rate, sample format and channel layout of this segment."""
+        """Return whether a frame has the sampling rate, sample format and channel layout of this segment."""
         return frame.sample_rate == self.rate and (frame.format.name, frame.layout.name) == self._format
 
     def jump_to(self, frame: Any) -> float:
-        """Seconds from the end of the pushed samples to the start of `frame`; negative where it begins earlier."""
+        """Return the seconds from the end of the pushed samples to the start of `frame`; negative if they overlap."""
         if frame.pts is None:
             return 0.0
         ticks = frame.pts - self._first_pts

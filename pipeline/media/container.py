@@ -95,7 +95,7 @@ def _count_ffmpeg_errors() -> Iterator[None]:
 
 
 class Demuxer:
-    """Reads the packets of a container once, in file order, and hands them out per stream.
+    """A reader of the packets of a container, once and in file order, which hands them out per stream.
 
     Args:
         container: The file, opened by `open_media`.
@@ -119,7 +119,7 @@ class Demuxer:
         self._positions = {stream.index: _indexed_positions(stream) for stream in streams if is_avi}
 
     def end_time(self, stream: Any) -> Fraction:
-        """Latest end of a packet of `stream` read so far, in seconds of the stream's clock."""
+        """Return the latest end of a packet of `stream` read so far, in seconds of the stream's clock."""
         return Fraction(self._ends.get(stream.index, 0) * stream.time_base)
 
     def seek(self, stream: Any, time: Fraction) -> Fraction:
@@ -172,7 +172,7 @@ class Demuxer:
         return True
 
     def _next_packet(self) -> Any:
-        """The next packet, or None at the end.
+        """Demux the next packet; None at the end.
 
         The MPEG-TS demuxer reports lost packets by a warning only, and does not mark every packet concerned.
         """
@@ -194,7 +194,7 @@ class Demuxer:
         return packet
 
     def _reported_error(self) -> bool:
-        """Whether the demuxer has reported an error since the last call."""
+        """Return whether the demuxer has reported an error since the last call."""
         before = self._errors
         self._errors, last = av.logging.get_last_error()
         name = self._container.format.name
@@ -206,7 +206,7 @@ class Demuxer:
         )
 
     def _is_at_indexed_position(self, packet: Any) -> bool:
-        """Whether a packet of an AVI file lies where the file's index says; True for all other formats.
+        """Return whether a packet of an AVI file lies where the file's index says; True for all other formats.
 
         AVI files store no times, so one lost packet would shift all that follow. An index that does not match the very
         first packet is of another kind and is ignored.
@@ -220,17 +220,17 @@ class Demuxer:
 
 
 def _indexed_positions(stream: Any) -> set[int]:
-    """File positions of a stream's packets by the index of an AVI file, which counts from their 8-byte headers."""
+    """Read the file positions of a stream's packets from an AVI file's index, which counts from 8-byte headers."""
     return {entry.pos + 8 for entry in stream.index_entries}
 
 
 def start_time(stream: Any) -> Fraction:
-    """When a stream starts, in seconds of its own clock."""
+    """Return the time at which a stream starts, in seconds of its own clock."""
     return Fraction((stream.start_time or 0) * stream.time_base)
 
 
 def is_truncated(stream: Any, demuxer: Demuxer, end: Fraction, needed: Fraction) -> bool:
-    """Whether a stream ends earlier than both its header declares and the clip needs.
+    """Return whether a stream ends earlier than both its header declares and the clip needs.
 
     Args:
         stream: A stream that was read to its end.

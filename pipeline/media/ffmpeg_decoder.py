@@ -139,7 +139,7 @@ def _all_frames(
 def _some_frames(
     frames: Generator[TimedFrame, None, None], decoder: VideoDecoder, scan: _PacketScan, selected: set[int]
 ) -> Generator[TimedFrame, None, None]:
-    """All frames of the scan, of which only those selected are taken from `frames`."""
+    """Yield all frames of the scan, of which only those selected are taken from `frames`."""
     last = max(selected, default=None)
     with closing(frames):
         for pts in sorted(scan.ends):
@@ -157,7 +157,7 @@ def _some_frames(
 def _timed(
     images: Generator[Any, None, None], decoder: VideoDecoder, scan: _PacketScan, by_dts: bool, hwaccel: str | None
 ) -> Generator[TimedFrame, None, None]:
-    """Ffmpeg's frames with their presentation times and colours, checked against the container."""
+    """Yield ffmpeg's frames with their presentation times and colours, checked against the container."""
     last = None
     delay = scan.delay
     with closing(images):
@@ -179,7 +179,7 @@ def _timed(
 
 @dataclass
 class _PacketScan:
-    """What the packets of a clip say about its frames.
+    """The information about frames that the packets of a clip hold.
 
     Attributes:
         ends: Presentation time of each frame → when it ends, in ticks.
@@ -227,7 +227,7 @@ def _scan_packets(decoder: VideoDecoder, span: ClipSpan, lookahead: int, by_dts:
 
 
 def _decode_sample(decoder: VideoDecoder, packet: Any) -> Any:
-    """The first frame that PyAV returns for this packet, if any."""
+    """Decode a packet; return the first frame that PyAV gives for it, if any."""
     context = decoder.stream.codec_context
     if context is None:
         return None
@@ -241,7 +241,7 @@ def _decode_sample(decoder: VideoDecoder, packet: Any) -> Any:
 
 
 def _output_options(selected: set[int] | None, base: Fraction, sample: Any, hwaccel: str | None) -> dict[str, Any]:
-    """Output options for raw, unchanged frames with their times; only the selected ones where that is possible."""
+    """Make output options for raw, unchanged frames with their times; only the selected ones where that is possible."""
     filters = []
     if selected is not None:
         expression = "+".join(f"eq(pts,{pts})" for pts in sorted(selected))
@@ -266,7 +266,7 @@ def _check_frame(pts: int, last: int | None, image: Any, scan: _PacketScan, hwac
 
 
 def _with_properties(raw: Any, sample: Any) -> Any:
-    """A raw frame with the properties of decoded ones: colour matrix, range, chroma location and rotation."""
+    """Give a raw frame the properties of decoded ones: colour matrix, range, chroma location and rotation."""
     if sample is None or sample.format.name == "pal8":
         return raw
     # Reformatting keeps the properties of the sample, whose pixels are then replaced.

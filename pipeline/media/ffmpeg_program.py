@@ -45,7 +45,7 @@ class Program(NamedTuple):
 
 @dataclass(frozen=True)
 class FFmpeg:
-    """Which ffmpeg program decodes, and how.
+    """An ffmpeg program as decoder.
 
     Attributes:
         path: The program. None: that of imageio-ffmpeg, or else the one on PATH; with `hwaccel`, the first of these
@@ -78,14 +78,14 @@ class FFmpeg:
         return _find(self.path, self.hwaccel)
 
     def software(self) -> dict[str, str]:
-        """This decoder as it is recorded in a feature's provenance."""
+        """Describe this decoder for a feature's provenance."""
         hardware = f", hwaccel {self.hwaccel}" if self.hwaccel else ""
         return {"decoder": f"ffmpeg {self.program().version}{hardware}"}
 
     def command(
         self, path: Path, stream: int, output: dict[str, Any], *, exit_on_error: bool, seek_time: Fraction | None = None
     ) -> list[str]:
-        """The command line that decodes one stream of a file to standard output.
+        """Build the command line that decodes one stream of a file to standard output.
 
         Args:
             path: The file.
@@ -207,7 +207,7 @@ def _error_output(file: IO[bytes]) -> str:
 
 
 def _one_line(messages: bytes) -> str:
-    """Messages on one line and without memory addresses, so that the same error has the same text."""
+    """Join messages to one line without memory addresses, so that the same error has the same text."""
     return " ".join(re.sub(" @ 0x[0-9a-f]+", "", messages.decode("utf-8", "replace")).split())
 
 
@@ -237,7 +237,7 @@ def _candidates() -> list[str]:
 
 
 def _version(program: str, hwaccel: str | None) -> str:
-    """The version that a program reports, once it is shown to be 5.1 or newer (by -fps_mode) and to open its device."""
+    """Ask a program for its version, and check that it is 5.1 or newer (by -fps_mode) and opens its device."""
     device = ["-init_hw_device", hwaccel] if hwaccel else []
     command = [program, "-v", "error", *device, "-fps_mode", "passthrough", "-version"]
     try:

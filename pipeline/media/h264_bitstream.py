@@ -27,7 +27,7 @@ class NalUnit(NamedTuple):
 
 
 def length_field_size(stream: Any) -> int | None:
-    """How the NAL units of a stream are separated, by its extradata.
+    """Find out from its extradata how the NAL units of a stream are separated.
 
     Returns:
         Bytes of the length field before each unit (avcC), 0 for start codes (Annex B), None where it is unknown.
@@ -39,7 +39,7 @@ def length_field_size(stream: Any) -> int | None:
 
 
 def nal_units(packet: Any, length_size: int) -> list[NalUnit]:
-    """The NAL units of a packet; empty where the packet is not a well-formed sequence of them.
+    """Split a packet into NAL units; empty where the packet is not a well-formed sequence of them.
 
     Args:
         packet: The packet (`av.Packet`).
@@ -76,12 +76,12 @@ def _bounds_annex_b(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def is_sps(unit: bytes) -> bool:
-    """Whether the bytes of a NAL unit are a sequence parameter set."""
+    """Return whether the bytes of a NAL unit are a sequence parameter set."""
     return unit[0] & 31 == SPS
 
 
 def extradata_sps(extradata: bytes) -> list[bytes]:
-    """The sequence parameter sets of an avcC record or of Annex B extradata."""
+    """Extract the sequence parameter sets of an avcC record or of Annex B extradata."""
     if extradata[:1] != b"\x01":
         units = [extradata[begin:end] for begin, end in _bounds_annex_b(extradata) if end > begin]
         return [unit for unit in units if is_sps(unit)]
@@ -94,7 +94,7 @@ def extradata_sps(extradata: bytes) -> list[bytes]:
 
 
 class _BitReader:
-    """Reads bits, most significant first.
+    """A reader of bits, most significant first.
 
     Raises:
         IndexError: The data has ended.
@@ -122,7 +122,7 @@ class _BitReader:
 
 
 def has_frames_only(sps: bytes) -> bool:
-    """`frame_mbs_only_flag` of a sequence parameter set (ITU-T H.264, 7.3.2.1.1); False where it cannot be read."""
+    """Read `frame_mbs_only_flag` of a sequence parameter set (ITU-T H.264, 7.3.2.1.1); False where it is unreadable."""
     bits = _BitReader(sps[1:].replace(b"\x00\x00\x03", b"\x00\x00"))
     try:
         profile = bits.read(8)
@@ -132,7 +132,7 @@ def has_frames_only(sps: bytes) -> bool:
                 bits.skip(1)
             bits.skip(0, 0, 1)  # bit depths; transform bypass
             if bits.read(1):
-                return False  # scaling matrices are rare and not worth parsing
+                return False  # scaling matrices are rare, so they are not parsed
         bits.skip(0)  # log2_max_frame_num
         order = bits.read_golomb()  # pic_order_cnt_type
         if order == 0:

@@ -90,7 +90,7 @@ def decode_needed_frames(decoder: VideoDecoder, span: ClipSpan, lookahead: int =
 
 
 def selected_pts(decoder: VideoDecoder, span: ClipSpan, lookahead: int, display: list[TimedFrame]) -> set[int]:
-    """Presentation times of the frames that are selected from `display`, the frames in display order."""
+    """Return the presentation times of the frames that are selected from `display`, the frames in display order."""
     selections = select_frames_at_instants(decoder, span, lookahead, display)
     return {frame.pts for selection in selections for frame in (selection.shown, *selection.frames)}
 
@@ -108,7 +108,7 @@ def _read_ahead(packets: Iterator[Any], last: int, lookahead: int) -> list[Any]:
 
 
 def _is_regular(packets: list[Any], units: list[list[NalUnit]], stream: Any) -> bool:
-    """Whether the packets are frames (not fields) with regular times and NAL units, under one set of parameters."""
+    """Return whether the packets are frames (not fields) with regular times and NAL units, under one parameter set."""
     if not packets or not all(units) or any(packet.pts is None for packet in packets):
         return False
     rank = {pts: number for number, pts in enumerate(sorted(packet.pts for packet in packets))}
@@ -127,7 +127,7 @@ def _is_regular(packets: list[Any], units: list[list[NalUnit]], stream: Any) -> 
 
 
 def _needed(packets: list[Any], units: list[list[NalUnit]], selected: set[int]) -> list[bool]:
-    """Whether each packet, in decoding order, must be decoded."""
+    """Return whether each packet, in decoding order, must be decoded."""
     needed = [False] * len(packets)
     precedes_selected = False  # a selected picture follows before the next IDR picture
     for number in reversed(range(len(packets))):

@@ -40,7 +40,7 @@ class SourceFile:
             return cls(path.name, status.st_size, status.st_mtime_ns, sha256_of(file))
 
     def same_content(self, path: Path) -> bool:
-        """Whether `path` holds the same bytes; it is hashed only where the size matches and name or time differs."""
+        """Return whether `path` holds the same bytes; hash it only if the size matches and name or time differs."""
         status = path.stat()
         if status.st_size != self.bytes:
             return False

@@ -68,7 +68,7 @@ class TimedFrame(NamedTuple):
 
 @dataclass
 class VideoDecoder:
-    """Decodes the video of a clip to frames in display order.
+    """A decoder of the video of a clip to frames in display order.
 
     Attributes:
         stream: The video stream.
@@ -100,7 +100,7 @@ class VideoDecoder:
         return max(1, round(1 / (rate * self.stream.time_base))) if rate else 1
 
     def pts_at(self, span: ClipSpan, instant: int) -> int:
-        """The last tick that is not after an instant, given in whole seconds from the clip's start."""
+        """Return the last tick that is not after an instant, given in whole seconds from the clip's start."""
         base: Fraction = self.stream.time_base
         return math.floor((start_time(self.stream) + span.start + instant) / base)
 
@@ -198,7 +198,7 @@ class SelectedFrames(NamedTuple):
     moved: bool
 
     def narrowed(self, lookahead: int) -> tuple[tuple[TimedFrame, ...], bool]:
-        """`frames` and `moved` as they would be for a smaller `lookahead`."""
+        """Return `frames` and `moved` as they would be for a smaller `lookahead`."""
         begin = min(self.frames.index(self.shown), len(self.frames) - 1 - lookahead)
         return self.frames[begin : begin + lookahead + 1], self.frames[begin] != self.shown
 

@@ -38,7 +38,7 @@ class Statistics:
         self._sums[kind] = self._sums.get(kind, 0) + sums
 
     def result(self) -> dict[str, dict[str, list[float]]]:
-        """Feature kind → `mean` and `std` of each channel; of pictures in levels from 0 to 255."""
+        """Compute feature kind → `mean` and `std` of each channel; of pictures in levels from 0 to 255."""
         found = {}
         for kind, (count, total, squares) in self._sums.items():
             mean = total / count

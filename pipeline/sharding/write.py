@@ -1,4 +1,4 @@
-"""Write shards from features: the clips that the ledger calls ok, as samples in an order that is shuffled once."""
+"""Write shards from features: the clips whose ledger status is `ok`, as samples in an order that is shuffled once."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def sample_of(stored: StoredClip, clip: Clip, label: int, kinds: Iterable[str]) 
         "media": stored.features.media,
         "source_sha256": [source.sha256 for source in stored.sources],
     }
-    for kind in kinds:
-        feature, row = stored.features[kind], KINDS[kind]
-        members |= feature.members(row)
-        if about := feature.meta(row):
-            meta[kind] = about
+    for name in kinds:
+        feature, kind = stored.features[name], KINDS[name]
+        members |= feature.members(kind)
+        if about := feature.meta(kind):
+            meta[name] = about
     return Sample(key_of(clip.id), label, members, meta)
 
 
@@ -166,18 +166,18 @@ class _Extraction:
         return cls(folder, name, about["classes"], parameters, rows)
 
     def parameters_of(self, kinds: Iterable[str] | None) -> dict[str, dict[str, Any]]:
-        """The parameters of these kinds; None: of all."""
-        wanted = set(self.parameters if kinds is None else kinds)
-        if absent := wanted - set(self.parameters):
+        """Return the parameters of these kinds; None: of all."""
+        chosen = set(self.parameters if kinds is None else kinds)
+        if absent := chosen - set(self.parameters):
             raise ExtractionError(
                 f"{self.folder.path} has no {', '.join(sorted(absent))}, only {', '.join(self.parameters)}: run "
                 "bmlpipe extract with these --kinds first (kinds that are stored are kept)"
             )
-        return {kind: value for kind, value in self.parameters.items() if kind in wanted}
+        return {kind: value for kind, value in self.parameters.items() if kind in chosen}
 
 
 def _read(store: FeatureStore, clip_id: str, parameters: Mapping[str, Any]) -> StoredClip:
-    """A clip's features of these kinds, all made with these parameters."""
+    """Read a clip's features of these kinds, all made with these parameters."""
     stored = store.read(clip_id, parameters)
     for kind, expected in parameters.items():
         if stored.parameters[kind] != expected:
@@ -189,7 +189,7 @@ def _read(store: FeatureStore, clip_id: str, parameters: Mapping[str, Any]) -> S
 
 
 def _choose(rows: Iterable[LedgerRow], drop_flags: Collection[str]) -> tuple[set[str], dict[str, int]]:
-    """Ids of the clips that are ok and carry none of these flags; and flag → number of clips left out for it."""
+    """Choose the clips that are ok and carry none of these flags; count the clips left out for each flag."""
     ready, dropped, left_out = set[str](), dict.fromkeys(drop_flags, 0), 0
     for row in rows:
         if row.status == "ok":

@@ -76,10 +76,10 @@ class StoredClip:
     companions: dict[str, SourceFile] = field(default_factory=dict)
 
     def with_kept(self, old: StoredClip, kinds: Collection[str]) -> StoredClip:
-        """This clip together with some kinds of what was stored of it before.
+        """Return this clip with some feature kinds added that were stored before.
 
         Args:
-            old: What was stored, with the features of `kinds` and no others.
+            old: The stored clip, with the features of `kinds` only.
             kinds: The kinds to keep.
         """
         return replace(
@@ -102,7 +102,7 @@ class FeatureStore:
         self.folder = FeatureFolder(folder)
 
     def path(self, clip_id: str) -> Path:
-        """Where a clip's file is or would be."""
+        """Return the path of a clip's file, whether or not it exists."""
         return self.folder.clip(clip_id)
 
     def write(self, stored: StoredClip) -> None:
@@ -137,16 +137,14 @@ class FeatureStore:
                 f"{path} cannot be read ({type(error).__name__}: {error}): delete it and run bmlpipe extract again"
             ) from error
 
-    def remove_leftovers(self) -> int:
-        """Remove temporary files that killed runs left behind; returns their number."""
-        leftovers = list(self.folder.leftovers())
-        for path in leftovers:
+    def remove_leftovers(self) -> None:
+        """Remove temporary files that killed runs left behind."""
+        for path in self.folder.leftovers():
             path.unlink(missing_ok=True)
-        return len(leftovers)
 
 
 def _encode(stored: StoredClip) -> bytes:
-    """The file's bytes; made in memory, because libhdf5 can crash the process when a disk is full."""
+    """Encode the file in memory, because libhdf5 can crash the process when a disk is full."""
     with h5py.File("image", "w", driver="core", backing_store=False, libver="latest") as file:
         _fill(file, stored)
         file.flush()
@@ -205,14 +203,14 @@ def _load(file: h5py.File, kinds: Iterable[str] | None) -> StoredClip:
     name, version = _text(file.attrs["format"]), int(file.attrs["version"])
     if (name, version) != (_FORMAT, _VERSION):
         raise ValueError(f"format {name!r} version {version}, expected {_FORMAT!r} version {_VERSION}")
-    wanted = set(KINDS).intersection(file) if kinds is None else set(kinds)
-    if absent := [kind for kind in wanted if kind not in file]:
+    chosen = set(KINDS).intersection(file) if kinds is None else set(kinds)
+    if absent := [kind for kind in chosen if kind not in file]:
         raise StoreError(
             f"{file.filename} holds {', '.join(file)} but not {', '.join(absent)}: extract these kinds in one command "
             "(bmlpipe extract --kinds); kinds that are stored are kept"
         )
     start, duration = json.loads(file.attrs["clip"])
-    features = {name: _feature(file[name], kind) for name, kind in KINDS.items() if name in wanted}
+    features = {name: _feature(file[name], kind) for name, kind in KINDS.items() if name in chosen}
     companions = {kind: group.attrs[_COMPANION] for kind, group in file.items() if _COMPANION in group.attrs}
     return StoredClip(
         id=_text(file.attrs["id"]),

@@ -1,4 +1,4 @@
-"""The files of a feature folder, which `bmlpipe extract` writes and all later steps read."""
+"""The files of a feature folder, which `bmlpipe extract` writes and all later commands read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROMETHEUS_FILE = "status.prom"
 
 @dataclass(frozen=True)
 class FeatureFolder:
-    """Where each file of a feature folder lies.
+    """The places of the files of a feature folder.
 
     Attributes:
         path: The folder.
@@ -62,18 +62,18 @@ class FeatureFolder:
 
     @property
     def hung(self) -> Path:
-        """Folder of the tracebacks of clips that exceeded their time limit, while a run is going on."""
+        """Folder of the tracebacks of clips that exceeded their time limit, while a run is in progress."""
         return self.path / ".hung"
 
     def clip(self, clip_id: str) -> Path:
-        """Feature file of a clip, in one of 256 sub-folders of `clips`."""
+        """Return the path of the feature file of a clip, in one of 256 sub-folders of `clips`."""
         sub_folder = hashlib.sha256(clip_id.encode("utf-8", "surrogatepass")).hexdigest()[:2]
         return self.clips / sub_folder / f"{key_of(clip_id)}.h5"
 
     def run_marker(self, token: str) -> Path:
-        """Empty file by which workers on other hosts recognise the folder of a run."""
+        """Return the path of an empty file by which workers on other hosts recognise the folder of a run."""
         return self.path / f".run-{token}"
 
     def leftovers(self) -> Iterator[Path]:
-        """Temporary files that killed runs left among the clips' feature files."""
+        """Yield temporary files that killed runs left among the clips' feature files."""
         return self.clips.glob(f"??/*{TEMPORARY_SUFFIX}")

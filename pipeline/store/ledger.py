@@ -3,7 +3,7 @@
 From the start of a run, `ledger.csv` has one row for each row of the manifest, in the manifest's order; clips that the
 run has not reached are `failed` with the reason `not_tried`. During the run, rows are appended to `ledger.log.jsonl`,
 one line per row, so that a kill can damage only one line. At the end of the run `ledger.csv` is written anew and the
-log is removed. So a log means that a run is going on or did not finish.
+log is removed. So a log means that a run is in progress or did not finish.
 """
 
 from __future__ import annotations
@@ -130,18 +130,18 @@ class Ledger:
             self._places |= places
 
     def counts(self) -> Counter[str]:
-        """Number of rows per status in the table on disk; their sum is the number of rows of the manifest."""
+        """Count the rows per status in the table on disk; the sum is the number of rows of the manifest."""
         return +self._counts
 
     def _now(self, log: BinaryIO) -> Iterator[Sequence[str]]:
-        """The rows of the table, with the rows of this run in place of the earlier ones."""
+        """Yield the rows of the table, with the rows of this run in place of the earlier ones."""
         for cells in _read_cells(self._folder.ledger):
             place = self._places.get(cells[0])
             yield cells if place is None else _line_at(log, place)
 
 
 class KnownRows:
-    """Looks up the rows of earlier runs, finished or not, without holding them in memory.
+    """A look-up of the rows of earlier runs, finished or not, that does not hold them in memory.
 
     Look-ups in the order of the table, which is that of the manifest, read the table once from beginning to end; rows
     that are skipped are kept in memory.
@@ -165,7 +165,7 @@ class KnownRows:
             self._log.close()
 
     def find(self, clip_id: str) -> LedgerRow | None:
-        """The row of a clip; None where there is none. Each clip may be looked up once."""
+        """Find the row of a clip; None where there is none. Each clip may be looked up once."""
         cells = self._skipped.pop(clip_id, None) or self._read_until(clip_id)
         if self._log is not None and (place := self._places.get(clip_id)) is not None:
             return _row(_line_at(self._log, place))
@@ -180,14 +180,14 @@ class KnownRows:
 
 
 def known_rows(folder: Path) -> dict[str, LedgerRow]:
-    """All rows of earlier runs, finished or not, by clip id."""
+    """Read all rows of earlier runs, finished or not, by clip id."""
     files = FeatureFolder(folder)
     rows = {cells[0]: _row(cells) for cells in _read_cells(files.ledger)}
     return rows | {row.id: row for _, row in _read_log(files.ledger_log)}
 
 
 def read_ledger(folder: Path) -> list[LedgerRow]:
-    """The rows of a finished extraction, in the manifest's order.
+    """Read the rows of a finished extraction, in the manifest's order.
 
     Raises:
         ExtractionError: There is no extraction, or it has not finished.
@@ -204,7 +204,7 @@ def read_ledger(folder: Path) -> list[LedgerRow]:
 
 
 def _write_table(path: Path, rows: Iterable[Sequence[str]]) -> Counter[str]:
-    """Replace the table; returns the number of rows per status."""
+    """Replace the table; return the number of rows per status."""
     counts: Counter[str] = Counter()
 
     def counted() -> Iterator[Sequence[str]]:
@@ -226,7 +226,7 @@ def _read_cells(path: Path) -> Iterator[Sequence[str]]:
 
 
 def _row(cells: Sequence[str]) -> LedgerRow:
-    """A row whose repeated values are shared between rows: ledgers of millions of rows are held in memory."""
+    """Make a row; repeated values are shared between rows, since ledgers of millions of rows are held in memory."""
     id_, split, status, reason, message, flags, source, stamp, parameters = cells
     split, status, reason, message, flags = map(sys.intern, (split, status, reason, message, flags))
     return LedgerRow(id_, split, status, reason, message, flags, source, stamp, sys.intern(parameters))

@@ -270,8 +270,9 @@ def named_flags(names: Iterable[str]) -> tuple[str, ...]:
     Raises:
         OptionError: A name matches no flag.
 
-    >>> named_flags(["silent", "short", "mended_times"])
-    ('short_video', 'mended_times', 'short_audio', 'silent_audio')
+    Examples:
+        >>> named_flags(["silent", "short", "mended_times"])
+        ('short_video', 'mended_times', 'short_audio', 'silent_audio')
     """
     found = set()
     for name in names:

@@ -10,7 +10,7 @@ _PACKAGES = ("bmlpipe", "av", "numpy", "scipy", "opencv-contrib-python-headless"
 
 @cache
 def installed_versions() -> dict[str, str]:
-    """Package name → version, with that of FFmpeg's libraries as `ffmpeg`."""
+    """Return package name → version, with that of FFmpeg's libraries as `ffmpeg`."""
     import av
 
     found = {"ffmpeg": ".".join(map(str, av.library_versions["libavcodec"])) + " (libavcodec)"}

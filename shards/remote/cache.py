@@ -33,15 +33,15 @@ Fill = Callable[[int], None]
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """What a cached file must be.
+    """The identity of a cached file.
 
     Attributes:
         sha256: SHA-256 of its content, 64 hexadecimal digits; its name in the cache.
         bytes: Its size.
-        slack: Number of bytes that it may be larger, where its exact size is not known.
+        slack: Number of bytes by which it may be larger, if its exact size is not known.
 
     Raises:
-        ShardError: The hash or the size is not one.
+        ShardError: The hash is no SHA-256, or the size is no size.
     """
 
     sha256: str
@@ -55,7 +55,7 @@ class CacheEntry:
             raise ShardError(f"{self.bytes!r} is not a size in bytes: the index is damaged, publish the set again")
 
     def fits(self, size: int) -> bool:
-        """Whether a file of this size can be the entry."""
+        """Return whether a file of this size can be the entry."""
         return self.bytes <= size <= self.bytes + self.slack
 
 
@@ -72,7 +72,7 @@ class Cache:
         self.folder, self.limit, self.patience = folder.absolute(), limit, patience
 
     def used(self) -> int:
-        """Total size of the files in the cache in bytes. Files that are being written count with their full size."""
+        """Return the total size of the files in the cache in bytes; files being written count with their full size."""
         return sum(size for _, size, _ in self._files())
 
     def find(self, entry: CacheEntry) -> int | None:
@@ -212,14 +212,14 @@ class Cache:
         return True
 
     def path(self, entry: CacheEntry) -> Path:
-        """Path of an entry that is in the cache."""
+        """Return the path of an entry that is in the cache."""
         return self.folder / entry.sha256
 
     def _part(self, entry: CacheEntry) -> Path:
         return self.folder / f"{entry.sha256}{_PART}"
 
     def _files(self) -> list[tuple[int, int, str]]:
-        """Time of last use (ns), size and name of each file, in the order of their use."""
+        """List time of last use (ns), size and name of each file, in the order of their use."""
         found: list[tuple[int, int, str]] = []
         with suppress(FileNotFoundError), os.scandir(self.folder) as files:
             for file in files:
@@ -237,7 +237,9 @@ class Cache:
                 f"the cache {self.folder} may hold {self.limit} bytes, and one file has {room}: raise --cache-bytes "
                 "(BMLPIPE_CACHE_BYTES)"
             )
-        with locked(self.folder / "lock", patience=self.patience):  # others would count on the same free bytes
+        with locked(
+            self.folder / "lock", patience=self.patience
+        ):  # one process at a time, so that no two count on the same free bytes
             files = [(size, name) for _, size, name in self._files() if name != own]
             excess = sum(size for size, _ in files) + room - self.limit
             for size, name in files:
@@ -267,13 +269,12 @@ class Cache:
             return
         if not entry.fits(size):
             raise ShardError(f"{self.path(entry)}: {size} bytes were written, {entry.bytes} expected")
-        with locked(
-            self.folder / "lock", patience=self.patience
-        ):  # a process that lists the folder may miss both names
+        # Without the lock, a process that lists the folder could miss both names.
+        with locked(self.folder / "lock", patience=self.patience):
             self._part(entry).rename(self.path(entry))
 
     def _free(self, size: int, keep: Collection[str]) -> int:
-        """Remove files until `size` bytes are freed; returns the number of bytes that were freed."""
+        """Remove files until `size` bytes are freed; return the number of bytes that were freed."""
         freed = 0
         with locked(self.folder / "lock", patience=self.patience):
             for _, bytes_, name in self._files():
@@ -282,7 +283,7 @@ class Cache:
         return freed
 
     def _remove(self, name: str) -> bool:
-        """Remove a file unless a process holds it; returns whether it is gone."""
+        """Remove a file unless a process holds it; return whether it is gone."""
         path = self.folder / name
         descriptor = try_lock(path, create=False)
         if descriptor is None:
@@ -297,7 +298,7 @@ class Cache:
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
-    """Write all of `data`; `os.write` may write a part of it only."""
+    """Write all of `data`; `os.write` may write only a part of it."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]

@@ -53,10 +53,11 @@ class _BrokenError(Exception):
 
 
 def redacted(url: str) -> str:
-    """An address or message without user names and passwords.
+    """Remove user names and passwords from an address or message.
 
-    >>> redacted("https://me:secret@host/set/")
-    'https://host/set/'
+    Examples:
+        >>> redacted("https://me:secret@host/set/")
+        'https://host/set/'
     """
     return re.sub(r"//[^/@]*@", "//", url)
 
@@ -160,7 +161,7 @@ class _Target:
         return entry is None or (entry.fits(self.position) and self._hash.hexdigest() == entry.sha256)
 
     def mismatch(self) -> str:
-        """How the content differs from what it must be."""
+        """Describe how the content differs from what it must be."""
         assert self._entry is not None
         return (
             f"{self.position} bytes with SHA-256 {self._hash.hexdigest()} came, and the index states "
@@ -177,7 +178,7 @@ def _explained(error: BaseException | None) -> tuple[str, bool]:
 
 
 def _blocks(url: str, start: int, limit: int | None, step: int, stall: float) -> Iterator[tuple[int, bytes]]:
-    """Blocks of a remote file as (position, bytes), from byte `start` on, or from 0 if the server supports no ranges.
+    """Yield blocks of a remote file as (position, bytes), from byte `start` on, or from 0 without support for ranges.
 
     Raises:
         ShardError: The package for such addresses is not installed.
@@ -194,7 +195,7 @@ def _blocks(url: str, start: int, limit: int | None, step: int, stall: float) ->
 
 
 def _stream(filesystem: Any, path: str, start: int) -> Iterator[tuple[int, bytes]]:
-    """One HTTP request; its time limits are those of the session."""
+    """Stream the file by one HTTP request; its time limits are those of the session."""
     headers = {**filesystem.kwargs.get("headers", {}), **({"Range": f"bytes={start}-"} if start else {})}
     with filesystem.open(path, "rb", block_size=0, size=1, headers=headers) as file:  # any size saves a request for it
         position = start if file.r.status == 206 else 0
@@ -206,7 +207,7 @@ def _stream(filesystem: Any, path: str, start: int) -> Iterator[tuple[int, bytes
 def _ranges(
     filesystem: Any, path: str, start: int, limit: int | None, step: int, stall: float
 ) -> Iterator[tuple[int, bytes]]:
-    """Consecutive ranged requests, each with a time limit if the filesystem can be interrupted."""
+    """Request consecutive ranges, each with a time limit if the filesystem can be interrupted."""
     timeout = {"timeout": stall} if filesystem.async_impl else {}
     while limit is None or start < limit:
         end = start + step if limit is None else min(start + step, limit)
@@ -218,7 +219,7 @@ def _ranges(
 
 
 def _filesystem(url: str, stall: float) -> tuple[Any, str]:
-    """The filesystem of an address, and the file's path in it."""
+    """Open the filesystem of an address; return it with the file's path in it."""
     base, _, name = url.rpartition("/")
     filesystem, path = _opened(base, stall, os.getpid())
     return filesystem, f"{path.rstrip('/')}/{name}"

@@ -18,7 +18,7 @@ Batch = TypeVar("Batch")
 Batch_co = TypeVar("Batch_co", covariant=True)
 
 _MAX_AHEAD = 1024  # batches
-_PORTION = 16  # batches that are looked at in one go
+_PORTION = 16  # batches examined per call of `_look_ahead`
 _SHARE = 0.75  # of the cache, for the shards of batches that are not due yet
 _RETRY_SOON = 0.2  # seconds, for a shard that another process downloads or that had no room
 _RETRY_LATER = 10.0  # seconds, for a shard whose download failed; also between two records of what is needed
@@ -99,7 +99,7 @@ class _DownloadQueue(Generic[Batch]):
         self.complete = threading.Event()
         self._coming, self._shards_of, self._in_flight = coming, shards_of, in_flight
         self._lock = threading.Lock()
-        self._seen = 0  # batches looked at
+        self._seen = 0  # batches examined
         self._finished = -1  # last batch whose samples are read
         self._last_batch: dict[RemoteShard, int] = {}  # needed shards in the order of need → last batch that needs each
         self._waiting: set[RemoteShard] = set()  # needed shards that are neither in the cache nor being downloaded
@@ -139,7 +139,7 @@ class _DownloadQueue(Generic[Batch]):
                     self._waiting.add(shard)
 
     def _look_ahead(self) -> None:
-        """Look at the next few batches, as long as the cache has room for their shards."""
+        """Examine the next batches while the cache has room for their shards."""
         with self._lock:
             for _ in range(_PORTION):
                 size = sum(shards.entries[number].bytes for shards, number in self._last_batch)
@@ -157,7 +157,7 @@ class _DownloadQueue(Generic[Batch]):
                 self._seen += 1
 
     def _take(self) -> tuple[RemoteShard | None, frozenset[str]]:
-        """The shard to download next, and the names of the cache entries that must not be removed for it."""
+        """Choose the shard to download next, and the names of the cache entries that must not be removed for it."""
         with self._lock:
             shard = next((shard for shard in self._last_batch if shard in self._waiting), None)
             if shard is not None:

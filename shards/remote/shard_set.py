@@ -27,10 +27,11 @@ _MAX_HEADER = 4096  # bytes of the header of samples.npy
 
 
 def is_remote(shards: Path | str) -> bool:
-    """Whether `shards` is an address rather than a folder.
+    """Return whether `shards` is an address rather than a folder.
 
-    >>> is_remote("s3://bucket/set/"), is_remote("shards/vggsound")
-    (True, False)
+    Examples:
+        >>> is_remote("s3://bucket/set/"), is_remote("shards/vggsound")
+        (True, False)
     """
     return "://" in str(shards)
 
@@ -41,8 +42,9 @@ def parse_bytes(text: str) -> int:
     Raises:
         OptionError: The text is not a number of bytes.
 
-    >>> parse_bytes("50GB"), parse_bytes("1.5 GiB"), parse_bytes("2000000")
-    (50000000000, 1610612736, 2000000)
+    Examples:
+        >>> parse_bytes("50GB"), parse_bytes("1.5 GiB"), parse_bytes("2000000")
+        (50000000000, 1610612736, 2000000)
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*((?:[KMGT]I?)?)B?", text.strip().upper())
     if not match:
@@ -125,7 +127,7 @@ class RemoteShards:
         self.__init__(url, cache, retry=retry, index=index)  # type: ignore[misc]
 
     def address(self, shard: int) -> str:
-        """Address of a shard, for messages."""
+        """Return the address of a shard, for messages."""
         return redacted(self.url + self.index.shards[shard].file)
 
     def open(self, shard: int) -> int:
@@ -163,7 +165,7 @@ class RemoteShards:
         return found is not None
 
     def shards_of(self, numbers: Sequence[int]) -> list[int]:
-        """Numbers of the shards that hold these samples, sorted."""
+        """Return the numbers of the shards that hold these samples, sorted."""
         found: list[int] = np.unique(np.searchsorted(self._ends, numbers, side="right")).tolist()
         return found
 
@@ -176,7 +178,7 @@ class RemoteShards:
         check_cache_size([self], shards)
 
     def cache_bytes(self, shards: int) -> tuple[int, int]:
-        """Total size in bytes of this number of the largest shards, and of the index."""
+        """Return the total size in bytes of this number of the largest shards, and that of the index."""
         return sum(sorted(entry.bytes for entry in self.entries)[-shards:]), self._bytes
 
     def close(self) -> None:
@@ -187,7 +189,7 @@ class RemoteShards:
         return lambda into: download(self.url + name, into, entry, retry=self.retry, stop=stop)
 
     def _newest(self) -> CacheEntry:
-        """Download the present `index.json` into the cache."""
+        """Download the newest `index.json` into the cache."""
         with tempfile.TemporaryFile() as file:
             download(self.url + INDEX_FILE, file.fileno(), retry=self.retry)
             text = os.pread(file.fileno(), os.lseek(file.fileno(), 0, os.SEEK_CUR), 0)
@@ -242,7 +244,7 @@ def check_cache_size(sets: Sequence[RemoteShards], shards: int) -> None:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a shard's name in an index names a file in the same folder."""
+    """Return whether a shard's name in an index names a file in the same folder."""
     return ".." not in name and re.fullmatch(r"[\w+=,@-][\w+=,@. -]*", name) is not None
 
 

@@ -49,7 +49,7 @@ def verify(
 
     Yields:
         One fault per difference; none for an intact set. Hidden files in a folder are ignored. At an address, only
-        files that the index names are looked at.
+        files that the index names are read.
 
     Raises:
         ShardError: The index cannot be downloaded, or there is no disk space for a temporary file.
@@ -70,7 +70,7 @@ def verify(
 def _compared(
     folder: Path, url: str | None, progress: Callable[[int], None], start: Callable[[Index], None], workers: int
 ) -> Iterator[Fault]:
-    """`verify` of a folder, into which the files of a remote set are downloaded from `url` as they are needed."""
+    """Verify a folder, into which the files of a remote set are downloaded from `url` as they are needed."""
     if url is not None:
         _download(url, folder / INDEX_FILE)
         try:
@@ -117,8 +117,8 @@ def _remote_shard(url: str, folder: Path, index: Index, number: int, records: np
     """Download a remote shard, compare it, and remove it."""
     path = folder / index.shards[number].file
     if not is_plain_name(path.name) or path.parent != folder:
-        about = f"names a shard {index.shards[number].file!r}: not a plain file name"
-        return [Fault(INDEX_FILE, "", "", about)]
+        message = f"names a shard {index.shards[number].file!r}: not a plain file name"
+        return [Fault(INDEX_FILE, "", "", message)]
     try:
         _download(url, path)
         return _shard(folder, index, number, records)
@@ -140,8 +140,8 @@ def _shard(folder: Path, index: Index, number: int, records: npt.NDArray[np.void
     path, faults = folder / shard.file, list[Fault]()
     ends = np.concatenate([np.zeros(1, "u8"), records["offset"] + records["length"]])
     if (records["shard"] != number).any() or (records["offset"] != ends[:-1]).any():
-        about = "its samples in the index do not follow one another: the index belongs to other shards"
-        return [Fault(shard.file, "", "", about)]
+        message = "its samples in the index do not follow one another: the index belongs to other shards"
+        return [Fault(shard.file, "", "", message)]
     whole, intact, readable = hashlib.sha256(), True, True
     buffer = memoryview(bytearray(max(1 << 16, int(records["length"].max(initial=0)))))
     try:
@@ -157,8 +157,8 @@ def _shard(folder: Path, index: Index, number: int, records: npt.NDArray[np.void
             while count := file.readinto(buffer):
                 whole.update(buffer[:count])
     except OSError as error:
-        about = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-        return [Fault(shard.file, "", "", about)]
+        message = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        return [Fault(shard.file, "", "", message)]
     if whole.hexdigest() == shard.sha256 and readable:
         return faults
     if whole.hexdigest() == shard.sha256 and not intact:
@@ -176,7 +176,7 @@ def _shard(folder: Path, index: Index, number: int, records: npt.NDArray[np.void
 
 
 def _members(record: np.void, data: memoryview) -> dict[str, memoryview] | None:
-    """Members of a sample; None if these bytes are not this sample."""
+    """Split a sample into members; None if these bytes are not this sample."""
     if not bytes(data[:65]).startswith(record["key"] + b"."):
         return None
     try:
@@ -186,7 +186,7 @@ def _members(record: np.void, data: memoryview) -> dict[str, memoryview] | None:
 
 
 def _repeated(index: Index) -> Iterator[Fault]:
-    """Faults of keys that the index has more than once. It holds 8 bytes per sample in memory."""
+    """Yield faults of keys that the index has more than once. It holds 8 bytes per sample in memory."""
     chunks = range(0, len(index.samples), _CHUNK)
     hashes = np.concatenate([np.empty(0, np.uint64), *(_hashes(index.samples[at : at + _CHUNK]) for at in chunks)])
     values, counts = np.unique(hashes, return_counts=True)
@@ -203,7 +203,7 @@ def _repeated(index: Index) -> Iterator[Fault]:
 
 
 def _hashes(records: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
-    """A 64-bit hash of the key of each record."""
+    """Compute a 64-bit hash of the key of each record."""
     words = np.ascontiguousarray(records["key"]).view("<u8").reshape(len(records), -1)
     found = np.zeros(len(records), np.uint64)
     for column in words.T:

@@ -42,7 +42,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class ExpectedSample:
-    """What the index states about every sample.
+    """The properties of every sample that the index states.
 
     Attributes:
         kinds: Feature kinds that each sample has.
@@ -67,8 +67,8 @@ def sample_faults(
     key = record["key"].decode()
     stored, target = bytes(members.get(CLASS.member, b"")), int(record[CLASS.field])
     if stored != CLASS.encode(target) or not CLASS.in_range(target, expected.classes):
-        about = f"is {stored.decode(errors='replace')!r}, the index states {target} of {expected.classes} classes"
-        yield Fault(shard, key, CLASS.member, about if CLASS.member in members else _GONE)
+        message = f"is {stored.decode(errors='replace')!r}, the index states {target} of {expected.classes} classes"
+        yield Fault(shard, key, CLASS.member, message if CLASS.member in members else _GONE)
     if JSON_MEMBER not in members:
         yield Fault(shard, key, JSON_MEMBER, _GONE)
         return
@@ -160,13 +160,13 @@ def diagnose(path: Path, shard: Shard, records: npt.NDArray[np.void], expected: 
             own = list(_key_faults(data, shard.file, record, mine, expected))
             faults += own
             if not own and mine[0][0].header != record["offset"]:
-                about = f"begins at byte {mine[0][0].header}, the index states {int(record['offset'])}"
-                moved.append(Fault(shard.file, key, "", about))
+                message = f"begins at byte {mine[0][0].header}, the index states {int(record['offset'])}"
+                moved.append(Fault(shard.file, key, "", message))
     faults += [Fault(shard.file, key, "", "is not among the index's samples of this shard") for key in runs]
     if cut:
         others = f", and so are the {len(cut) - 1} samples after it" if len(cut) > 1 else ""
-        about = f"is cut off{others}: the shard ends at byte {size} of {shard.bytes}"
-        faults.append(Fault(shard.file, cut[0], "", about))
+        message = f"is cut off{others}: the shard ends at byte {size} of {shard.bytes}"
+        faults.append(Fault(shard.file, cut[0], "", message))
     faults = faults or moved
     if size != shard.bytes and not cut:
         faults.append(Fault(shard.file, "", "", f"has {size} bytes, the index states {shard.bytes}"))
@@ -214,21 +214,21 @@ def _key_faults(
         yield Fault(shard, key, runs[1][0].suffix, "is apart from the other members of its sample")
     before = ""
     for member in (member for run in runs for member in run):
-        about = ""
+        message = ""
         if member.end > len(data):
-            about = f"is cut off at byte {len(data) - member.start} of {member.end - member.start}"
+            message = f"is cut off at byte {len(data) - member.start} of {member.end - member.start}"
         elif not member.as_written:
-            about = "its tar header is damaged"
+            message = "its tar header is damaged"
         elif data[member.end : member.next].any():
-            about = "the padding behind it is damaged"
+            message = "the padding behind it is damaged"
         elif member.suffix in contents and len(runs) == 1:
-            about = "occurs twice"
+            message = "occurs twice"
         elif member.suffix < before and len(runs) == 1:
-            about = "is out of order"
+            message = "is out of order"
         before = member.suffix
-        if about:
+        if message:
             found += 1
-            yield Fault(shard, key, member.suffix, about)
+            yield Fault(shard, key, member.suffix, message)
         if member.end <= len(data):
             contents.setdefault(member.suffix, data[member.start : member.end].data)
     for fault in sample_faults(shard, record, contents, expected):

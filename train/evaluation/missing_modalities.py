@@ -44,10 +44,11 @@ def parse_missing(text: str) -> list[dict[str, float]]:
     FIRST:LAST[:STEP], both ends included, with the step 0.1 by default. Several NAMES=RATES give every combination.
     Modalities joined by + are missing at one common rate, but independently of each other.
 
-    >>> parse_missing("audio=0.1:0.3,visual=0.1")
-    [{'audio': 0.1, 'visual': 0.1}, {'audio': 0.2, 'visual': 0.1}, {'audio': 0.3, 'visual': 0.1}]
-    >>> parse_missing("audio+visual=0,1")
-    [{'audio': 0.0, 'visual': 0.0}, {'audio': 1.0, 'visual': 1.0}]
+    Examples:
+        >>> parse_missing("audio=0.1:0.3,visual=0.1")
+        [{'audio': 0.1, 'visual': 0.1}, {'audio': 0.2, 'visual': 0.1}, {'audio': 0.3, 'visual': 0.1}]
+        >>> parse_missing("audio+visual=0,1")
+        [{'audio': 0.0, 'visual': 0.0}, {'audio': 1.0, 'visual': 1.0}]
 
     Raises:
         ConfigError: The text has another form, names an unknown modality or one twice, or has a rate outside [0, 1].

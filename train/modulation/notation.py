@@ -19,8 +19,9 @@ _WINDOW = re.compile(r"(\d*):(\d*)")
 def parse(text: str) -> list[tuple[str, dict[str, Value]]]:
     """Read the notation of a modulation.
 
-    >>> parse("opm(p_exe=0.7, epochs=6:)+ogm")
-    [('opm', {'p_exe': 0.7, 'epochs': (6, None)}), ('ogm', {})]
+    Examples:
+        >>> parse("opm(p_exe=0.7, epochs=6:)+ogm")
+        [('opm', {'p_exe': 0.7, 'epochs': (6, None)}), ('ogm', {})]
 
     Args:
         text: Terms joined by `+`; `none` or an empty text stands for no term. Values are numbers, true, false, words,

@@ -160,8 +160,9 @@ def printable(text: str) -> str:
 def slug(text: str) -> str:
     """Text reduced to letters, digits and dashes, for file names.
 
-    >>> slug("ρ of audio, Opm")
-    'of-audio-opm'
+    Examples:
+        >>> slug("ρ of audio, Opm")
+        'of-audio-opm'
     """
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40]
 

@@ -38,8 +38,9 @@ class Table:
 def mean_and_deviation(values: Iterable[float], form: str) -> str:
     """Mean ± sample standard deviation of the finite values; a single value has no deviation.
 
-    >>> mean_and_deviation([40, 50], ".1f"), mean_and_deviation([40], ".1f"), mean_and_deviation([], ".1f")
-    ('45.0 ± 7.1', '40.0', '-')
+    Examples:
+        >>> mean_and_deviation([40, 50], ".1f"), mean_and_deviation([40], ".1f"), mean_and_deviation([], ".1f")
+        ('45.0 ± 7.1', '40.0', '-')
     """
     finite = [value for value in values if np.isfinite(value)]
     if not finite:

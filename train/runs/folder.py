@@ -92,8 +92,9 @@ class RunFolder:
 def epoch_checkpoint(epoch: int) -> str:
     """Name of the checkpoint at the end of an epoch, counted from 0.
 
-    >>> epoch_checkpoint(3)
-    'epoch-003'
+    Examples:
+        >>> epoch_checkpoint(3)
+        'epoch-003'
     """
     return f"epoch-{epoch:03d}"
 

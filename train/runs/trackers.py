@@ -35,10 +35,11 @@ _SPEED = ("data_s", "step_s", "samples_per_s")
 def tags(row: Row) -> dict[str, float]:
     """The finite numbers of a journal row, under names that dashboards group by their first part.
 
-    >>> tags({"step": 3, "loss": 0.5, "rho/audio": 1.25, "step_s": 0.125})
-    {'train/loss': 0.5, 'rho/audio': 1.25, 'speed/step_s': 0.125}
-    >>> tags({"step": 4, "split": "val", "accuracy": 0.75, "accuracy/audio": 0.5})
-    {'val/accuracy': 0.75, 'val/accuracy/audio': 0.5}
+    Examples:
+        >>> tags({"step": 3, "loss": 0.5, "rho/audio": 1.25, "step_s": 0.125})
+        {'train/loss': 0.5, 'rho/audio': 1.25, 'speed/step_s': 0.125}
+        >>> tags({"step": 4, "split": "val", "accuracy": 0.75, "accuracy/audio": 0.5})
+        {'val/accuracy': 0.75, 'val/accuracy/audio': 0.5}
     """
     split = row.get("split")
     found = {}

@@ -129,8 +129,9 @@ class Classification:
     def describe(self, summary: Mapping[str, Any]) -> str:
         """A summary as a log line shows it.
 
-        >>> Classification(("a", "b")).describe({"accuracy": 0.5, "loss": 1.25, "accuracy/audio": 0.1604})
-        'accuracy 50.0%  loss 1.250  accuracy/audio 16.0%'
+        Examples:
+            >>> Classification(("a", "b")).describe({"accuracy": 0.5, "loss": 1.25, "accuracy/audio": 0.1604})
+            'accuracy 50.0%  loss 1.250  accuracy/audio 16.0%'
         """
         return "  ".join(
             f"{name} {value:.3f}" if name == "loss" else f"{name} {percent(value)}"
