@@ -84,16 +84,17 @@ class CombinedReader:
             if all(index.features.get(kind) == made for index in indices)
         }
         trained = [index for index in indices if index.has_split("train")]
+        shares = self.mixture.shares if self.mixture else ()
         return Index(
-            "+".join(dict.fromkeys(index.dataset for index in indices)),
-            indices[0].classes,
-            features,
-            tuple(shards),
-            np.empty(0, SAMPLE_DTYPE),
-            indices[0].seed,
-            merged_statistics([index.statistics for index in trained], self.mixture.shares if self.mixture else ()),
-            _joined(index.samples_sha256 for index in indices),
-            _joined(index.sha256 for index in indices),
+            dataset="+".join(dict.fromkeys(index.dataset for index in indices)),
+            classes=indices[0].classes,
+            features=features,
+            shards=tuple(shards),
+            samples=np.empty(0, SAMPLE_DTYPE),
+            seed=indices[0].seed,
+            statistics=merged_statistics([index.statistics for index in trained], shares),
+            samples_sha256=_joined(index.samples_sha256 for index in indices),
+            sha256=_joined(index.sha256 for index in indices),
         )
 
     def __len__(self) -> int:

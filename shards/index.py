@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +121,9 @@ class Index:
         Raises:
             ShardError: The set has no samples of this split.
         """
-        self.split_shards(split)
-        first = sum(s.samples for s in self.shards[: next(i for i, s in enumerate(self.shards) if s.split == split)])
-        return range(first, first + sum(s.samples for s in self.split_shards(split)))
+        shards = self.split_shards(split)
+        first = sum(shard.samples for shard in self.shards[: self.shards.index(shards[0])])
+        return range(first, first + sum(shard.samples for shard in shards))
 
 
 def write_index(folder: Path, index: Index) -> None:
@@ -219,16 +219,25 @@ def _parsed(folder: Path, text: bytes) -> Index | ShardError:
         return ShardError(f"{path} is damaged: its SHA-256 is not the one that it states; run bmlpipe shard again")
     try:
         count = int(content["samples"]["count"])
-        shards = tuple(Shard(**shard) for shard in content["shards"])
-        about = (content["dataset"], tuple(content["classes"]), content["features"], shards)
-        rest = (content["seed"], content["statistics"], content["samples"]["sha256"], own)
-        flags, dropped = content.get("flags"), dict(content.get("dropped", {}))
+        index = Index(
+            dataset=content["dataset"],
+            classes=tuple(content["classes"]),
+            features=content["features"],
+            shards=tuple(Shard(**shard) for shard in content["shards"]),
+            samples=np.empty(0, SAMPLE_DTYPE),
+            seed=content["seed"],
+            statistics=content["statistics"],
+            samples_sha256=content["samples"]["sha256"],
+            sha256=own,
+            flags=content.get("flags"),
+            dropped=dict(content.get("dropped", {})),
+        )
     except (KeyError, TypeError, ValueError) as error:
         return ShardError(f"{path} is damaged ({type(error).__name__}: {error}): run bmlpipe shard again")
     samples = _records(records, count)
-    if samples is None or count != sum(shard.samples for shard in shards):
+    if samples is None or count != sum(shard.samples for shard in index.shards):
         return ShardError(f"{records} is damaged, or does not belong to {INDEX_FILE}: run bmlpipe shard again")
-    return Index(*about, samples, *rest, flags, dropped)
+    return replace(index, samples=samples)
 
 
 def _records(path: Path, count: int) -> npt.NDArray[np.void] | None:

@@ -37,6 +37,31 @@ _MEASURES = {"accuracy": "accuracy", "mAP": "mAP", "f1": "F1"}
 
 
 @dataclass(frozen=True)
+class _Request:
+    """What to compute of each checkpoint.
+
+    Attributes:
+        split: Split to predict.
+        combinations: For each `--missing`, its combinations of rates: modality → rate.
+        seeds: Seed of each random draw.
+        probe: Fit linear probes.
+        export: File for the predictions.
+        export_features: File for the features.
+        batch_size: Number of samples per batch and process; None: the run's.
+        workers: Number of loader processes per process; None: the run's.
+    """
+
+    split: str
+    combinations: Sequence[Sequence[Mapping[str, float]]]
+    seeds: Sequence[int]
+    probe: bool
+    export: Path | None
+    export_features: Path | None
+    batch_size: int | None
+    workers: int | None
+
+
+@dataclass(frozen=True)
 class _Result:
     """The results of one checkpoint; `bmlpipe.train.evaluation.results` describes their form."""
 
@@ -57,7 +82,7 @@ class _Result:
 @click.argument("runs", nargs=-1, required=True, type=EXISTING)
 @option(
     "--checkpoint",
-    "wanted",
+    "checkpoints",
     group=MAIN,
     multiple=True,
     default=["best"],
@@ -95,15 +120,13 @@ class _Result:
 )
 def evaluate(
     runs: tuple[Path, ...],
-    wanted: tuple[str, ...],
-    split: str,
+    checkpoints: tuple[str, ...],
     missing: tuple[str, ...],
     repeats: int,
     seed: int,
-    export: Path | None,
     shards: str | None,
     device: str,
-    **how: Any,
+    **options: Any,
 ) -> None:
     """Evaluate checkpoints on a split.
 
@@ -118,8 +141,9 @@ def evaluate(
     from bmlpipe.train.runs.folder import folder_of_checkpoint
 
     combinations = [parse_missing(text) for text in missing]
-    paths = [path for run in runs for path in find_checkpoints(run, wanted)]
-    for file, endings in ((export, files.PREDICTIONS), (how["export_features"], files.FEATURES)):
+    request = _Request(combinations=combinations, seeds=range(seed, seed + repeats), **options)
+    paths = [path for run in runs for path in find_checkpoints(run, checkpoints)]
+    for file, endings in ((request.export, files.PREDICTIONS), (request.export_features, files.FEATURES)):
         if file is not None:
             files.check_format(file, endings)
             if len(paths) > 1:
@@ -132,7 +156,7 @@ def evaluate(
         results = []
         for path in paths:
             run = load_run(path, process, shards=shards.split(",") if shards else ())
-            results.append(_one(run, split, combinations, range(seed, seed + repeats), export, **how))
+            results.append(_evaluate(run, request))
         if process.is_main:
             _show(results)
             log_next(f"bmlpipe report {' '.join(dict.fromkeys(one.run for one in results))} --out report.html")
@@ -148,18 +172,7 @@ def _check_modalities(combinations: Sequence[Sequence[Mapping[str, float]]], run
             raise ConfigError(f"--missing names {absent[0]}, but the runs have {', '.join(sorted(there))} only")
 
 
-def _one(
-    run: LoadedRun,
-    split: str,
-    combinations: Sequence[Sequence[Mapping[str, float]]],
-    seeds: Sequence[int],
-    export: Path | None,
-    *,
-    export_features: Path | None,
-    probe: bool,
-    batch_size: int | None,
-    workers: int | None,
-) -> _Result:
+def _evaluate(run: LoadedRun, request: _Request) -> _Result:
     """Evaluate one checkpoint and write its files; each split is predicted once."""
     from bmlpipe.manifests.common.progress import ProgressMeter
     from bmlpipe.train.evaluation import export as files
@@ -170,8 +183,8 @@ def _one(
     about = f"{folder}, {run.checkpoint}"
     if run.other_samples and run.process.is_main:
         _logger.warning("%s: these are not the samples of its training (%s)", about, run.other_samples)
-    fitting = [rates for rates in combinations if set(rates[0]) <= set(run.config.resolved_modalities)]
-    if len(fitting) < len(combinations):
+    fitting = [rates for rates in request.combinations if set(rates[0]) <= set(run.config.resolved_modalities)]
+    if len(fitting) < len(request.combinations):
         _logger.info(
             "%s has %s only; --missing of other modalities is skipped",
             about,
@@ -181,27 +194,29 @@ def _one(
 
     @cache
     def predict(name: str) -> Predictions:
-        absent = tuple(dict.fromkeys(m for one in rates for m in one if one[m] > 0)) if name == split else ()
-        features = probe or (name == split and export_features is not None)
+        absent = tuple(dict.fromkeys(m for one in rates for m in one if one[m] > 0)) if name == request.split else ()
+        features = request.probe or (name == request.split and request.export_features is not None)
         count = math.ceil(len(run.index.split_range(name)) / run.process.world_size)
         with ProgressMeter("samples", count) if run.process.is_main else nullcontext() as meter:
             progress = meter.advance if meter else None
-            return run.predict(name, PredictOptions(features, absent, batch_size, workers, progress))
+            return run.predict(name, PredictOptions(features, absent, request.batch_size, request.workers, progress))
 
-    found = predict(split)
-    content = evaluation.evaluate(run, split, found, missing=rates, seeds=seeds) if run.process.is_main else {}
-    probes = evaluation.linear_probes(run, predict) if probe else []
+    found, content = predict(request.split), {}
+    if run.process.is_main:
+        content = evaluation.evaluate(run, request.split, found, missing=rates, seeds=request.seeds)
+    probes = evaluation.linear_probes(run, predict) if request.probe else []
     if run.process.is_main:
         written = [evaluation.keep_evaluation(run, content)]
         if probes:
             written.append(evaluation.keep_probes(run, probes))
-        if export or export_features:
-            ids = files.sample_ids(run.predictor.data.reader, found.numbers.tolist())
-            if export:
-                files.write(export, files.prediction_columns(ids, run.task, found))
-            if export_features:
-                files.write(export_features, files.feature_columns(ids, run.task, found))
-            written += [file for file in (export, export_features) if file]
+        for file, columns in (
+            (request.export, files.prediction_columns),
+            (request.export_features, files.feature_columns),
+        ):
+            if file:
+                ids = files.sample_ids(run.predictor.data.reader, found.numbers.tolist())
+                files.write(file, columns(ids, run.task, found))
+                written.append(file)
         _logger.info("written: %s", ", ".join(map(_shown, written)))
     return _Result(folder, content, probes)
 

@@ -21,6 +21,7 @@ from bmlpipe.shards.order import EpochOrder
 from bmlpipe.shards.reader import ShardReader
 from bmlpipe.shards.sample import Sample
 from bmlpipe.shards.writer import ShardWriter
+from bmlpipe.train.config.options import TrainConfig
 from bmlpipe.train.data.dataset import ClipDataset, make_loader
 from bmlpipe.train.data.sampler import BatchItem, TrainBatches
 
@@ -142,14 +143,12 @@ def test_weights_are_taken_as_decimals_in_lowest_terms() -> None:
 @pytest.mark.parametrize("last_batch", ["drop", "pad"])
 def test_a_mixture_resumes_at_any_step_and_on_any_number_of_ranks(world: int, last_batch: str) -> None:
     mixture = Mixture.of([[5, 4], [3], [8, 2, 1]], weights=[1, 3, 2])
-    options = {"batch_size": 8, "epochs": 3, "seed": 1, "shuffle_shards": 2, "last_batch": last_batch}
-    whole = [item for batch in TrainBatches(mixture, **options) for item in batch]
-    steps = TrainBatches(mixture, **options).steps
+    config = TrainConfig(batch_size=8, epochs=3, seed=1, shuffle_shards=2, last_batch=last_batch)
+    whole = [item for batch in TrainBatches(mixture, config) for item in batch]
+    steps = TrainBatches(mixture, config).steps
     assert steps == (9 if last_batch == "pad" else 6)
     for first in range(steps + 1):
-        ranks = [
-            list(TrainBatches(mixture, **options, rank=r, world_size=world, first_step=first)) for r in range(world)
-        ]
+        ranks = [list(TrainBatches(mixture, config, rank=r, world_size=world, first_step=first)) for r in range(world)]
         assert [item for step in zip(*ranks, strict=True) for part in step for item in part] == whole[8 * first :]
     for at in range(0, len(whole), 8):
         counts = Counter(0 if n < 9 else 1 if n < 12 else 2 for _, n, padding in whole[at : at + 8] if not padding)
@@ -263,7 +262,7 @@ def test_the_loader_takes_a_mixture_as_it_takes_a_set(toy_shards: Path) -> None:
     mixed = CombinedReader([ShardReader(toy_shards), ShardReader(toy_shards)], kinds=["spectrogram"], weights=[3, 1])
     data = ClipDataset(mixed, ("audio",), frames=1, image_size=32, augment=True, seed=0)
     assert mixed.mixture is not None
-    batches = TrainBatches(mixed.mixture, batch_size=16, epochs=1, seed=0, shuffle_shards=2, first_step=10)
+    batches = TrainBatches(mixed.mixture, TrainConfig(batch_size=16, epochs=1, shuffle_shards=2), first_step=10)
     alone = ClipDataset(toy_shards, ("audio",), frames=1, image_size=32, augment=True, seed=0)
     for items, batch in zip(batches, make_loader(data, batches, workers=0), strict=True):
         assert batch["number"].tolist() == [number for _, number, _ in items]

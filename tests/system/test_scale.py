@@ -18,6 +18,7 @@ import torch
 from bmlpipe.shards.index import SAMPLE_DTYPE, Index, Shard, read_index, write_index
 from bmlpipe.shards.sample import Sample
 from bmlpipe.shards.writer import ShardWriter
+from bmlpipe.train.config.options import TrainConfig
 from bmlpipe.train.data.dataset import ClipDataset, make_loader
 from bmlpipe.train.data.sampler import BatchItem, TrainBatches
 
@@ -53,7 +54,7 @@ def start(folder: Path, first_step: int) -> tuple[list[BatchItem], torch.Tensor]
     """Open the set; the samples and the pictures of the first batch from some step on."""
     data = ClipDataset(folder, ["visual"], frames=1, image_size=16, augment=True, seed=0)
     sizes = [shard.samples for shard in data.reader.index.shards]
-    batches = TrainBatches(sizes, batch_size=BATCH, epochs=3, seed=0, shuffle_shards=4, first_step=first_step)
+    batches = TrainBatches(sizes, TrainConfig(batch_size=BATCH, epochs=3, shuffle_shards=4), first_step=first_step)
     pictures = next(iter(make_loader(data, batches, workers=0)))["visual"]
     data.reader.close()
     return batches.global_batch(first_step), pictures

@@ -11,33 +11,33 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from bmlpipe.train.data import decode as views
+from bmlpipe.train.data import decode
 from bmlpipe.train.data.decode import (
+    Crop,
     DamagedMemberError,
-    View,
-    centre_view,
+    centre_crop,
     choose_instants,
     mirror_motion,
-    random_view,
+    random_crop,
     spectrogram,
 )
 
 
 def gradient(height: int, width: int) -> bytes:
-    """Red grows to the right, green downwards: every position can be told from its colour."""
+    """Red grows to the right, green downwards: so the colour of a pixel shows where it was."""
     rows, columns = np.mgrid[0:height, 0:width]
     image = np.stack([columns * 255 / (width - 1), rows * 255 / (height - 1), np.full_like(rows, 99)], axis=2)
     return bytes(simplejpeg.encode_jpeg(image.astype(np.uint8), 98, colorspace="RGB", colorsubsampling="444"))
 
 
-def picture(jpeg: bytes, view: View, size: int, channels: int = 3) -> np.ndarray:
+def picture(jpeg: bytes, crop: Crop, size: int, channels: int = 3) -> np.ndarray:
     out = np.empty((size, size, channels), np.uint8)
-    views.picture(jpeg, view, out)
+    decode.picture(jpeg, crop, out)
     return out
 
 
 def uniform_numbers(seed: int, epoch: int, number: int, count: int) -> list[float]:
-    return list(views.uniform_numbers(seed, np.array([epoch]), np.array([number]), count)[0])
+    return list(decode.uniform_numbers(seed, np.array([epoch]), np.array([number]), count)[0])
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_random_frames_stay_in_their_segments() -> None:
 
 
 def test_evaluation_sees_the_largest_centred_square() -> None:
-    image = picture(gradient(90, 160), centre_view(90, 160), 90)
+    image = picture(gradient(90, 160), centre_crop(90, 160), 90)
     assert image.shape == (90, 90, 3)
     # columns 35 … 125 of 160, all rows
     assert image[45, 0, 0] == pytest.approx(35 * 255 / 159, abs=4)
@@ -65,17 +65,17 @@ def test_evaluation_sees_the_largest_centred_square() -> None:
 
 
 @pytest.mark.parametrize("size", [16, 32, 56, 112, 224])
-@pytest.mark.parametrize("view", [View(0.1, 0.25, 0.6, 0.5), View(0, 0, 0.4, 1), View(0.5, 0.1, 0.25, 0.2)])
-def test_decoding_at_a_reduced_size_shows_the_same_as_decoding_whole(size: int, view: View) -> None:
+@pytest.mark.parametrize("crop", [Crop(0.1, 0.25, 0.6, 0.5), Crop(0, 0, 0.4, 1), Crop(0.5, 0.1, 0.25, 0.2)])
+def test_decoding_at_a_reduced_size_shows_the_same_as_decoding_whole(size: int, crop: Crop) -> None:
     jpeg = gradient(256, 340)
     whole = np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
     top, left, tall, wide = (
-        round(part * of) for part, of in zip((view.top, view.left, view.height, view.width), (256, 340, 256, 340))
+        round(part * of) for part, of in zip((crop.top, crop.left, crop.height, crop.width), (256, 340, 256, 340))
     )
     part = whole[top : top + tall, left : left + wide]
     shrinks = tall >= size and wide >= size
     expected = cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    assert np.abs(picture(jpeg, view, size).astype(int) - expected).max() <= 8
+    assert np.abs(picture(jpeg, crop, size).astype(int) - expected).max() <= 8
 
 
 @pytest.mark.parametrize(
@@ -92,33 +92,33 @@ def test_pictures_are_decoded_no_larger_than_a_halving_allows(
         return image
 
     monkeypatch.setattr(simplejpeg, "decode_jpeg", recorded)
-    picture(gradient(256, 340), centre_view(256, 340), side)
+    picture(gradient(256, 340), centre_crop(256, 340), side)
     assert heights == [decoded]
 
 
-def test_a_flipped_view_is_the_mirror_image() -> None:
+def test_a_flipped_crop_is_the_mirror_image() -> None:
     jpeg = gradient(64, 64)
-    one, mirrored = picture(jpeg, View(0, 0, 1, 1), 64), picture(jpeg, View(0, 0, 1, 1, flip=True), 64)
+    one, mirrored = picture(jpeg, Crop(0, 0, 1, 1), 64), picture(jpeg, Crop(0, 0, 1, 1, flip=True), 64)
     np.testing.assert_array_equal(one[:, ::-1], mirrored)
 
 
-def test_random_views_lie_inside_and_have_the_stated_sizes() -> None:
+def test_random_crops_lie_inside_and_have_the_stated_sizes() -> None:
     for number in range(300):
-        view = random_view(240, 320, uniform_numbers(0, 1, number, 5))
-        assert view.top >= 0
-        assert view.left >= 0
-        assert view.top + view.height <= 1 + 1e-9
-        assert view.left + view.width <= 1 + 1e-9
-        assert view.height * view.width >= 0.08 * 0.5
-        ratio = view.width * 320 / (view.height * 240)
-        assert 0.74 < ratio < 1.34 or max(view.height, view.width) == pytest.approx(1)
+        crop = random_crop(240, 320, uniform_numbers(0, 1, number, 5))
+        assert crop.top >= 0
+        assert crop.left >= 0
+        assert crop.top + crop.height <= 1 + 1e-9
+        assert crop.left + crop.width <= 1 + 1e-9
+        assert crop.height * crop.width >= 0.08 * 0.5
+        ratio = crop.width * 320 / (crop.height * 240)
+        assert 0.74 < ratio < 1.34 or max(crop.height, crop.width) == pytest.approx(1)
 
 
 def test_random_numbers_depend_on_seed_epoch_and_sample_only() -> None:
     assert uniform_numbers(1, 2, 3, 8)[:5] == uniform_numbers(1, 2, 3, 5)
     others = [uniform_numbers(*key, 5) for key in ((0, 2, 3), (1, 0, 3), (1, 2, 0))]
     assert all(other != uniform_numbers(1, 2, 3, 5) for other in others)
-    batch = views.uniform_numbers(1, np.array([2, -1, 0]), np.array([3, 10**7, 0]), 5)
+    batch = decode.uniform_numbers(1, np.array([2, -1, 0]), np.array([3, 10**7, 0]), 5)
     assert batch.tolist() == [uniform_numbers(1, *key, 5) for key in ((2, 3), (-1, 10**7), (0, 0))]
 
 
@@ -131,7 +131,7 @@ def test_mirrored_motion_points_the_other_way() -> None:
 def test_grey_pictures_have_one_channel() -> None:
     rows = np.mgrid[0:32, 0:48][1].astype(np.uint8)[..., None] * 5
     jpeg = simplejpeg.encode_jpeg(rows, 98, colorspace="GRAY")
-    shown = picture(jpeg, View(0, 0, 1, 2 / 3, flip=True), 32, channels=1)
+    shown = picture(jpeg, Crop(0, 0, 1, 2 / 3, flip=True), 32, channels=1)
     assert np.abs(shown.astype(int) - rows[:, 31::-1]).max() <= 2
 
 
@@ -153,4 +153,4 @@ def test_other_arrays_are_no_spectrogram(values: np.ndarray) -> None:
 
 def test_other_bytes_are_no_picture() -> None:
     with pytest.raises(DamagedMemberError, match="not a JPEG"):
-        picture(b"no picture at all", View(0, 0, 1, 1), 8)
+        picture(b"no picture at all", Crop(0, 0, 1, 1), 8)

@@ -1,4 +1,4 @@
-"""Batches of bytes: the same as sample by sample, in any worker, one view for all pictures, padding, errors."""
+"""Batches of bytes: the same as sample by sample, in any worker, one crop for all pictures, padding, errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from bmlpipe.shards.reader import ShardReader
 from bmlpipe.shards.sample import Sample
 from bmlpipe.shards.writer import ShardWriter
 from bmlpipe.train.data.dataset import ClipDataset, make_loader, reading
-from bmlpipe.train.data.decode import View, centre_view, choose_instants, random_view, uniform_numbers
+from bmlpipe.train.data.decode import Crop, centre_crop, choose_instants, random_crop, uniform_numbers
 from bmlpipe.train.data.normalise import Normaliser
 from bmlpipe.train.data.sampler import BatchItem
 
@@ -82,20 +82,20 @@ def stacks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("stacks") / "shards", [sample(number) for number in range(7)])
 
 
-def reference_picture(jpeg: memoryview, view: View, size: int, *, grey: bool) -> np.ndarray:
+def reference_picture(jpeg: memoryview, crop: Crop, size: int, *, grey: bool) -> np.ndarray:
     """(H, W, C): decoded with its own call, cropped, resized, mirrored."""
-    spare = min(round(view.height * HEIGHT), round(view.width * WIDTH)) / size
+    spare = min(round(crop.height * HEIGHT), round(crop.width * WIDTH)) / size
     halvings = max(0, min(3, math.floor(math.log2(spare))))
     wanted = {"min_height": math.ceil(HEIGHT / 2**halvings), "min_width": math.ceil(WIDTH / 2**halvings)}
     image = simplejpeg.decode_jpeg(bytes(jpeg), "GRAY" if grey else "RGB", **wanted, min_factor=1)
     rows, columns = image.shape[:2]
     assert rows == HEIGHT // 2**halvings
-    top, left = round(view.top * rows), round(view.left * columns)
-    tall, wide = round(view.height * rows), round(view.width * columns)
+    top, left = round(crop.top * rows), round(crop.left * columns)
+    tall, wide = round(crop.height * rows), round(crop.width * columns)
     method = cv2.INTER_AREA if max(tall, wide) > 2 * size else cv2.INTER_LINEAR
     shown = cv2.resize(image[top : top + tall, left : left + wide].copy(), (size, size), interpolation=method)
     shown = shown.reshape(size, size, -1)
-    return shown[:, ::-1] if view.flip else shown
+    return shown[:, ::-1] if crop.flip else shown
 
 
 def reference_sample(reader: ShardReader, item: BatchItem, size: int, frames: int) -> dict[str, Any]:
@@ -103,12 +103,12 @@ def reference_sample(reader: ShardReader, item: BatchItem, size: int, frames: in
     epoch, number, padding = item
     stored = reader[number]
     drawn = uniform_numbers(5, np.array([epoch]), np.array([number]), 5 + frames)[0].tolist() if epoch >= 0 else None
-    view = random_view(HEIGHT, WIDTH, drawn) if drawn else centre_view(HEIGHT, WIDTH)
+    crop = random_crop(HEIGHT, WIDTH, drawn) if drawn else centre_crop(HEIGHT, WIDTH)
     chosen = choose_instants(TIMES, frames, drawn[5:] if drawn else None)
 
     def shown(name: str, *, grey: bool = False) -> np.ndarray:
-        picture = reference_picture(stored.members[name], view, size, grey=grey)
-        if view.flip and "_x" in name:
+        picture = reference_picture(stored.members[name], crop, size, grey=grey)
+        if crop.flip and "_x" in name:
             picture = np.clip(256 - picture.astype(int), 0, 255).astype(np.uint8)
         return picture.transpose(2, 0, 1)
 
@@ -151,7 +151,7 @@ def test_a_batch_is_what_its_samples_are_one_by_one(stacks: Path, size: int, fra
         assert all(torch.equal(value, torch.as_tensor(one[name])) for name, value in data[item].items())
 
 
-def test_all_pictures_of_a_sample_are_seen_through_one_view(tmp_path: Path) -> None:
+def test_all_pictures_of_a_sample_have_the_same_crop(tmp_path: Path) -> None:
     shards = write(tmp_path / "shards", [sample(number, same=True) for number in range(3)])
     data = ClipDataset(shards, MODALITIES, frames=2, image_size=32, augment=True, seed=5)
     (batch,) = make_loader(data, [[BatchItem(epoch, number) for epoch in range(4) for number in range(3)]], workers=0)
@@ -218,7 +218,7 @@ def test_inputs_are_normalised_by_the_index_or_as_torchvisions_weights_expect() 
         Normaliser(["flow"], {})
 
 
-def test_views_change_with_the_epoch_and_not_in_evaluation(toy_shards: Path) -> None:
+def test_crops_change_with_the_epoch_and_not_in_evaluation(toy_shards: Path) -> None:
     data = dataset(toy_shards)
     assert torch.equal(data[BatchItem(0, 7)]["visual"], data[BatchItem(0, 7)]["visual"])
     assert not torch.equal(data[BatchItem(0, 7)]["visual"], data[BatchItem(1, 7)]["visual"])

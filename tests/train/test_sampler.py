@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
+from bmlpipe.manifests.common.errors import BmlpipeError
 from bmlpipe.shards.index import read_index
 from bmlpipe.shards.reader import ShardReader
 from bmlpipe.shards.sample import Sample
 from bmlpipe.shards.writer import ShardWriter
-from bmlpipe.train.config.options import ConfigError
+from bmlpipe.train.config.options import ConfigError, TrainConfig
 from bmlpipe.train.data.dataset import ClipDataset, make_loader
 from bmlpipe.train.data.sampler import BatchItem, TrainBatches, evaluation_batches
 from bmlpipe.train.runs import checkpoint
@@ -27,9 +28,15 @@ OPTIONS: dict[str, Any] = {"batch_size": BATCH, "epochs": 2, "seed": 5, "shuffle
 
 
 def sizes(shards: int) -> list[int]:
-    """About 100 samples in so many shards, the last one shorter."""
+    """Sizes of shards that hold about 100 samples together; the last shard is smaller."""
     each = -(-100 // shards)
     return [each] * (shards - 1) + [max(1, each - 2)]
+
+
+def train_batches(samples: list[int], **given: Any) -> TrainBatches:
+    """Batches with the arguments of `TrainBatches`, or options of a run, in `given`."""
+    arguments = {name: given.pop(name) for name in ("rank", "world_size", "first_step") if name in given}
+    return TrainBatches(samples, TrainConfig(**given), **arguments)
 
 
 def together(ranks: list[TrainBatches], accumulate: int = 1) -> Iterator[list[BatchItem]]:
@@ -46,7 +53,7 @@ def together(ranks: list[TrainBatches], accumulate: int = 1) -> Iterator[list[Ba
 def test_each_sample_comes_once_an_epoch(shards: int, last_batch: str) -> None:
     samples = sizes(shards)
     total = sum(samples)
-    batches = TrainBatches(samples, **OPTIONS, last_batch=last_batch)
+    batches = train_batches(samples, **OPTIONS, last_batch=last_batch)
     steps = list(batches)
     assert (batches.steps, len(steps)) == (2 * batches.steps_per_epoch,) * 2
     assert (batches.dropped, batches.padded) == {
@@ -65,27 +72,27 @@ def test_each_sample_comes_once_an_epoch(shards: int, last_batch: str) -> None:
         assert len(items) - len(real) == batches.padded
         left_out.append(set(range(total)) - set(real))
     assert not batches.dropped or left_out[0] != left_out[1]
-    assert sum(map(batches.real, range(batches.steps))) == 2 * (total - batches.dropped)
+    assert sum(map(batches.samples_in, range(batches.steps))) == 2 * (total - batches.dropped)
 
 
 def test_padding_repeats_samples_of_its_own_batch_at_weight_0() -> None:
-    batches = TrainBatches([5, 5], **{**OPTIONS, "batch_size": 8}, last_batch="pad")
+    batches = train_batches([5, 5], **{**OPTIONS, "batch_size": 8}, last_batch="pad")
     first, second = list(batches)[:2]
     assert not any(item.padding for item in first)
     real, padding = second[:2], second[2:]
     assert not any(item.padding for item in real)
     assert padding == [item._replace(padding=True) for item in real * 3]
-    assert [batches.real(step) for step in range(4)] == [8, 2, 8, 2]
+    assert [batches.samples_in(step) for step in range(4)] == [8, 2, 8, 2]
     assert (batches.steps_per_epoch, batches.padded, batches.dropped) == (2, 6, 0)
 
 
 def test_fewer_samples_than_a_batch_are_padded_and_never_dropped_altogether() -> None:
-    batches = TrainBatches([3], **OPTIONS, last_batch="pad")
+    batches = train_batches([3], **OPTIONS, last_batch="pad")
     assert [len(batch) for batch in batches] == [BATCH] * 2
     assert {item.number for item in next(iter(batches))} == {0, 1, 2}
-    assert batches.real(0) == 3
+    assert batches.samples_in(0) == 3
     with pytest.raises(ValueError, match="only 3 training samples: choose a smaller batch, or pad the last batch"):
-        TrainBatches([3], **OPTIONS)
+        train_batches([3], **OPTIONS)
 
 
 @pytest.mark.parametrize("last_batch", ["drop", "pad"])
@@ -93,11 +100,11 @@ def test_fewer_samples_than_a_batch_are_padded_and_never_dropped_altogether() ->
 @pytest.mark.parametrize("world", WORLDS)
 def test_ranks_together_see_the_global_batch_in_its_order(world: int, shards: int, last_batch: str) -> None:
     options = {**OPTIONS, "last_batch": last_batch}
-    alone = list(TrainBatches(sizes(shards), **options))
-    assert [TrainBatches(sizes(shards), **options).global_batch(step) for step in range(len(alone))] == alone
+    alone = list(train_batches(sizes(shards), **options))
+    assert [train_batches(sizes(shards), **options).global_batch(step) for step in range(len(alone))] == alone
     for accumulate in (a for a in (1, 2, 3) if BATCH % (world * a) == 0):
         ranks = [
-            TrainBatches(sizes(shards), **options, rank=r, world_size=world, accumulate=accumulate)
+            train_batches(sizes(shards), **options, rank=r, world_size=world, accumulate=accumulate)
             for r in range(world)
         ]
         assert list(together(ranks, accumulate)) == alone
@@ -107,11 +114,11 @@ def test_ranks_together_see_the_global_batch_in_its_order(world: int, shards: in
 @pytest.mark.parametrize("shards", SHARDS)
 def test_any_stop_resumes_to_the_same_sequence_at_any_other_world_size(shards: int, last_batch: str) -> None:
     options = {**OPTIONS, "last_batch": last_batch}
-    alone = list(TrainBatches(sizes(shards), **options))
+    alone = list(train_batches(sizes(shards), **options))
     for first, world in itertools.product(range(len(alone) + 1), WORLDS):
         accumulate = 1 + (first + world) % 2 if world != 8 else 1
         more = {"world_size": world, "first_step": first, "accumulate": accumulate}
-        ranks = [TrainBatches(sizes(shards), **options, rank=r, **more) for r in range(world)]
+        ranks = [train_batches(sizes(shards), **options, rank=r, **more) for r in range(world)]
         assert list(together(ranks, accumulate)) == alone[first:]
 
 
@@ -144,11 +151,11 @@ def test_whatever_the_sizes_the_union_is_one_order(
         "shuffle_shards": shuffle_shards,
         "last_batch": last_batch,
     }
-    alone = list(TrainBatches(samples, **options))
+    alone = list(train_batches(samples, **options))
     first = data.draw(st.integers(0, len(alone)))
     more = {"world_size": world, "first_step": first, "accumulate": accumulate}
     assert (
-        list(together([TrainBatches(samples, **options, rank=r, **more) for r in range(world)], accumulate))
+        list(together([train_batches(samples, **options, rank=r, **more) for r in range(world)], accumulate))
         == (alone[first:])
     )
     real = [item for step in alone for item in step if not item.padding]
@@ -174,19 +181,19 @@ def test_evaluation_sees_each_sample_once_on_uneven_ranks(count: int, world: int
         ({"world_size": 32}, "choose a multiple of 32 .32"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"accumulate": 0}, "accumulate is 0: must be at least 1"),
-        ({"last_batch": "keep"}, "last_batch is 'keep': must be drop or pad"),
+        ({"last_batch": "keep"}, "last_batch is 'keep': must be one of drop, pad"),
         ({"batch_size": 120}, "only 98 training samples"),
     ],
 )
 def test_impossible_batches_are_refused_with_a_remedy(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        TrainBatches(sizes(1), **{**OPTIONS, **change})
+    with pytest.raises(BmlpipeError, match=message):
+        train_batches(sizes(1), **{**OPTIONS, **change})
 
 
 def test_a_finished_training_yields_nothing() -> None:
-    steps = TrainBatches(sizes(2), **OPTIONS).steps
+    steps = train_batches(sizes(2), **OPTIONS).steps
     for first in (steps, steps + 5):
-        batches = TrainBatches(sizes(2), **OPTIONS, first_step=first)
+        batches = train_batches(sizes(2), **OPTIONS, first_step=first)
         assert (len(batches), list(batches)) == (0, [])
 
 
@@ -244,8 +251,8 @@ def test_worker_processes_load_the_global_order(tiny: dict[int, Path], world: in
     accumulate = 1 if world == 8 else 2
     options = {**OPTIONS, "last_batch": "pad", "accumulate": accumulate}
     first = 3
-    alone = list(TrainBatches(sizes_there, **{**options, "accumulate": 1}))[first:]
-    batches = TrainBatches(sizes_there, **options, rank=world - 1, world_size=world, first_step=first)
+    alone = list(train_batches(sizes_there, **{**options, "accumulate": 1}))[first:]
+    batches = train_batches(sizes_there, **options, rank=world - 1, world_size=world, first_step=first)
     found = loaded(tiny[shards], batches, workers)
     share = BATCH // (world * accumulate)
     expected = [step[(micro * world + world - 1) * share :][:share] for step in alone for micro in range(accumulate)]
@@ -257,7 +264,7 @@ def test_worker_processes_load_the_global_order(tiny: dict[int, Path], world: in
 def test_our_loader_gives_weights_and_true_numbers_in_any_kind_of_worker(toy_shards: Path, context: str) -> None:
     data = ClipDataset(toy_shards, ("audio",), frames=1, image_size=32, augment=True, seed=0)
     options = {**OPTIONS, "batch_size": 40, "last_batch": "pad", "accumulate": 2}
-    batches = TrainBatches([20, 20, 20, 20, 16], **options, first_step=2)
+    batches = train_batches([20, 20, 20, 20, 16], **options, first_step=2)
     loader = make_loader(data, batches, workers=1)
     loader.multiprocessing_context = context
     for expected, batch in zip(batches, loader, strict=True):

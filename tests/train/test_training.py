@@ -339,6 +339,18 @@ def test_resuming_with_other_options_is_refused(toy_shards: Path, finished: Path
 
 
 @pytest.mark.slow
+def test_resuming_without_the_checkpoint_of_the_best_epoch_is_refused_before_training(
+    toy_shards: Path, tmp_path: Path
+) -> None:
+    out = trained(toy_shards, tmp_path / "run")
+    (out / "checkpoints" / "best.pt").unlink()
+    before = numbers(out)
+    with pytest.raises(ConfigError, match=r"best\.pt is missing"):
+        trained(toy_shards, out, epochs=2, resume=True)
+    assert numbers(out) == before
+
+
+@pytest.mark.slow
 def test_a_loss_that_is_not_a_number_ends_the_run_with_a_remedy(toy_shards: Path, tmp_path: Path) -> None:
     error = run(toy_shards, tmp_path / "run", "--epochs", "3", "--lr", "1e30", status=1)
     assert "lower --lr" in error

@@ -51,6 +51,12 @@ def _option(
 #: Encoders that ImageNet weights exist for.
 _PRETRAINED = ("resnet18", "tsm18")
 
+#: Options that may change when a run is resumed: they say where and how to compute, not what.
+MAY_CHANGE = frozenset(
+    {"out", "shards", "cache", "cache_bytes", "accumulate", "epochs", "workers", "device", "resume", "tensorboard"}
+    | {"checkpoint_every", "keep_every", "group_timeout", "trackers"}
+)
+
 #: Option → the smallest value that it may have.
 _LOWEST: Mapping[str, float] = {
     **dict.fromkeys(("epochs", "batch_size", "frames", "accumulate", "classifier_layers", "shuffle_shards"), 1),
@@ -219,8 +225,7 @@ class TrainConfig:
         """Fill in the places (`bmlpipe.train.config.places`) and the setting of the data set.
 
         Raises:
-            ConfigError: Options do not go together, or a place cannot be found. The message names the option, its
-                value and the remedy.
+            ConfigError: Options do not go together, or a place cannot be found.
         """
         from bmlpipe.train.config.places import located  # needs this class
 
@@ -229,9 +234,7 @@ class TrainConfig:
         modalities = config.modalities or setting.modalities
         gamma = config.gamma or PRESETS[config.preset].gamma(config.fusion, len(modalities))
         if gamma is None and config.intermediate != "none" and config._splits_by_layer:
-            # Scores behind an intermediate fusion are read by zero-out. For one linear layer that is its split with
-            # γ = 1.
-            gamma = (1.0,) * len(modalities)
+            gamma = (1.0,) * len(modalities)  # as zero-out does, which reads scores behind an intermediate fusion
         pretrained = setting.pretrained and config.encoder in _PRETRAINED
         filled = dataclasses.replace(
             config,

@@ -48,7 +48,7 @@ class ClipDataset(Dataset[Batch]):
         kinds: Modality → feature kind that it reads.
         frames: T, the number of instants per sample.
         image_size: H = W, in pixels.
-        augment: Whether training sees random views.
+        augment: Whether training gets random crops, flips and frames; evaluation never does.
         seed: Seed of the run.
 
     Attributes:
@@ -152,7 +152,7 @@ class ClipDataset(Dataset[Batch]):
         self, sample: StoredSample, random: Sequence[float] | None, arrays: Mapping[str, Array], row: int
     ) -> None:
         """Decode one sample into its row of the batch."""
-        view: decode.View | None = None
+        crop: decode.Crop | None = None
         for modality, array in arrays.items():
             kind = self._kinds[modality]
             if not kind.is_pictures:
@@ -166,13 +166,13 @@ class ClipDataset(Dataset[Batch]):
                 continue
             if kind.name not in sample.meta:
                 raise decode.DamagedMemberError(f"it has no {kind.name}")
-            view = view or _view(sample, random)
+            crop = crop or _crop(sample, random)
             instants = len(sample.meta[kind.name]["times"])
             chosen = decode.choose_instants(instants, self._frames, random and random[5:])
             for planes, instant in zip(array[row], chosen):
                 for out, member in zip(planes, kind.members_at(instant, self._stacks[modality])):
-                    decode.picture(_member(sample, member), view, out)
-                    if view.flip and kind.changes_sign(member):
+                    decode.picture(_member(sample, member), crop, out)
+                    if crop.flip and kind.changes_sign(member):
                         decode.mirror_motion(out)
 
 
@@ -182,11 +182,11 @@ def _member(sample: StoredSample, name: str) -> bytes | memoryview:
     return sample.members[name]
 
 
-def _view(sample: StoredSample, random: Sequence[float] | None) -> decode.View:
-    """The view of all pictures of a sample, independent of which modalities are loaded."""
+def _crop(sample: StoredSample, random: Sequence[float] | None) -> decode.Crop:
+    """The crop of all pictures of a sample, independent of which modalities are loaded."""
     about = next(sample.meta[kind.name] for kind in KINDS.values() if kind.is_pictures and kind.name in sample.meta)
     height, width = about["height"], about["width"]
-    return decode.random_view(height, width, random) if random else decode.centre_view(height, width)
+    return decode.random_crop(height, width, random) if random else decode.centre_crop(height, width)
 
 
 def _as_batch(arrays: Mapping[str, Array]) -> Batch:

@@ -31,15 +31,15 @@ class DamagedMemberError(BmlpipeError):
 
 
 @dataclass(frozen=True)
-class View:
-    """A part of a picture, relative to the size of the picture.
+class Crop:
+    """A rectangle of a picture, relative to the size of the picture, and whether it is flipped.
 
     Attributes:
-        top: Upper edge of the box, as a fraction of the picture's height.
-        left: Left edge, as a fraction of the width.
-        height: Height of the box, as a fraction of the height.
-        width: Width of the box, as a fraction of the width.
-        flip: Whether the box is mirrored left to right.
+        top: Upper edge, as a fraction of the picture's height.
+        left: Left edge, as a fraction of the picture's width.
+        height: Height of the rectangle, as a fraction of the picture's height.
+        width: Width of the rectangle, as a fraction of the picture's width.
+        flip: Whether the result is mirrored left to right.
     """
 
     top: float
@@ -49,17 +49,17 @@ class View:
     flip: bool = False
 
 
-def centre_view(height: int, width: int) -> View:
+def centre_crop(height: int, width: int) -> Crop:
     """The largest centred square, for evaluation and for training without augmentation."""
     side = min(height, width)
-    return View((height - side) / 2 / height, (width - side) / 2 / width, side / height, side / width)
+    return Crop((height - side) / 2 / height, (width - side) / 2 / width, side / height, side / width)
 
 
-def random_view(height: int, width: int, numbers: Sequence[float]) -> View:
-    """A random box with 8% to 100% of the area and an aspect ratio from 3:4 to 4:3, flipped with probability ½.
+def random_crop(height: int, width: int, numbers: Sequence[float]) -> Crop:
+    """A random crop with 8% to 100% of the area and an aspect ratio from 3:4 to 4:3, flipped with probability ½.
 
-    This is the training crop of Inception and ResNet (Szegedy et al. 2015, Sec. 6). A box that is larger than the
-    picture is cut to it.
+    This is the training crop of Inception and ResNet (Szegedy et al. 2015, Sec. 6). A crop that would be taller or
+    wider than the picture is cut to it.
 
     Args:
         height: Height of the picture, in pixels.
@@ -71,7 +71,7 @@ def random_view(height: int, width: int, numbers: Sequence[float]) -> View:
     tall = min(height, math.sqrt(area / ratio))
     wide = min(width, math.sqrt(area * ratio))
     top, left = (height - tall) * numbers[2], (width - wide) * numbers[3]
-    return View(top / height, left / width, tall / height, wide / width, numbers[4] < 0.5)
+    return Crop(top / height, left / width, tall / height, wide / width, numbers[4] < 0.5)
 
 
 def uniform_numbers(
@@ -107,39 +107,39 @@ def choose_instants(available: int, count: int, numbers: Sequence[float] | None 
     return [min(available - 1, int((segment + inside[segment]) * available / count)) for segment in range(count)]
 
 
-def picture(jpeg: bytes | memoryview, view: View, out: Image) -> None:
-    """Decode a JPEG file, crop it to a view and resize it.
+def picture(jpeg: bytes | memoryview, crop: Crop, out: Image) -> None:
+    """Decode a JPEG file, crop it and resize it.
 
-    The decoder halves the picture in the DCT domain, up to three times, as long as the view stays at least as large as
+    The decoder halves the picture in the DCT domain, up to three times, as long as the crop stays at least as large as
     `out`. It could scale by any n/8, but scales between two halvings take longer than the larger of the two. The rest
-    is resized bilinearly, by less than a factor of two; an axis of a long box that shrinks more is averaged.
+    is resized bilinearly, by less than a factor of two; an axis of a long crop that shrinks more is averaged.
 
     Args:
         jpeg: Content of a JPEG file.
-        view: Part of the picture to show.
+        crop: Part of the picture to keep.
         out: Receives the result; contiguous, (height, width, 3) for RGB or (height, width, 1) for grey, uint8.
 
     Raises:
         DamagedMemberError: The bytes are not a JPEG file.
     """
-    image = _reduced(jpeg, view, out)
+    image = _reduced(jpeg, crop, out)
     rows, columns = image.shape[:2]
-    top, left = round(view.top * rows), round(view.left * columns)
-    tall, wide = max(1, round(view.height * rows)), max(1, round(view.width * columns))
+    top, left = round(crop.top * rows), round(crop.left * columns)
+    tall, wide = max(1, round(crop.height * rows)), max(1, round(crop.width * columns))
     part = image[top : top + tall, left : left + wide]
     long = tall > 2 * out.shape[0] or wide > 2 * out.shape[1]
     size, interpolation = (out.shape[1], out.shape[0]), cv2.INTER_AREA if long else cv2.INTER_LINEAR
-    if view.flip:
+    if crop.flip:
         cv2.flip(cv2.resize(part, size, interpolation=interpolation), 1, dst=out)
     else:
         cv2.resize(part, size, dst=out, interpolation=interpolation)
 
 
-def _reduced(jpeg: bytes | memoryview, view: View, out: Image) -> Image:
-    """Decode a JPEG file at the smallest scale at which the view is at least as large as `out`."""
+def _reduced(jpeg: bytes | memoryview, crop: Crop, out: Image) -> Image:
+    """Decode a JPEG file at the smallest scale at which the crop is at least as large as `out`."""
     try:
         height, width = simplejpeg.decode_jpeg_header(jpeg)[:2]
-        spare = min(round(view.height * height) / out.shape[0], round(view.width * width) / out.shape[1])
+        spare = min(round(crop.height * height) / out.shape[0], round(crop.width * width) / out.shape[1])
         reduction = next(factor for factor in (8, 4, 2, 1) if spare >= factor or factor == 1)
         image: Image = simplejpeg.decode_jpeg(
             jpeg,

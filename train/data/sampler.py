@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.shards.mixture_order import Mixture, MixtureOrder
+from bmlpipe.train.config.options import TrainConfig
 
-#: Epoch of items that are evaluated: their views are not random.
+#: Epoch of items that are evaluated: their crops are not random.
 EVALUATION = -1
 
 
@@ -23,7 +24,7 @@ class BatchItem(NamedTuple):
     """One sample of a batch, and all that a loader process must know to load it.
 
     Attributes:
-        epoch: Epoch, from 0, which the random view depends on; `EVALUATION` for a view without randomness.
+        epoch: Epoch, from 0, which the random crop depends on; `EVALUATION` for the centre crop.
         number: Sample number.
         padding: Whether the sample only fills up the batch, with weight 0.
     """
@@ -36,18 +37,16 @@ class BatchItem(NamedTuple):
 class TrainBatches:
     """The batches of a rank, from one step to the end of training; a batch sampler for the DataLoader.
 
+    The last, incomplete batch of an epoch is dropped, or padded with samples that it already contains, at weight 0.
+    Either way all ranks take the same number of steps.
+
     Args:
         samples: Number of samples of each training shard of a set, or a mixture of sets.
-        batch_size: Number of samples of a global batch.
-        epochs: Number of epochs of the whole training.
-        seed: Seed of the run.
-        shuffle_shards: Number of shards that are shuffled at a time.
+        config: Its `batch_size` (of the global batch), `epochs`, `seed`, `shuffle_shards`, `accumulate` and
+            `last_batch`.
         rank: Number of this process.
         world_size: Number of processes.
         first_step: Optimiser step to start with, counted over all epochs.
-        accumulate: Number of micro-batches per rank and optimiser step.
-        last_batch: What to do with the last, incomplete batch of an epoch: `drop` it, or `pad` it with samples that it
-            already contains, at weight 0. Either way all ranks take the same number of steps.
 
     Attributes:
         steps_per_epoch: Number of optimiser steps per epoch.
@@ -62,24 +61,16 @@ class TrainBatches:
     def __init__(
         self,
         samples: Sequence[int] | Mixture,
+        config: TrainConfig,
         *,
-        batch_size: int,
-        epochs: int,
-        seed: int,
-        shuffle_shards: int,
         rank: int = 0,
         world_size: int = 1,
         first_step: int = 0,
-        accumulate: int = 1,
-        last_batch: Literal["drop", "pad"] = "drop",
     ) -> None:
-        if last_batch not in ("drop", "pad"):
-            raise OptionError(f"last_batch is {last_batch!r}: must be drop or pad")
-        if accumulate < 1:
-            raise OptionError(f"accumulate is {accumulate}: must be at least 1")
+        batch_size, accumulate = config.batch_size, config.accumulate
         parts = world_size * accumulate
-        if batch_size < 1 or batch_size % parts:
-            above = max(1, math.ceil(batch_size / parts)) * parts
+        if batch_size % parts:
+            above = math.ceil(batch_size / parts) * parts
             nearest = f"{above - parts} or {above}" if above > parts else f"{above}"
             raise OptionError(
                 f"batch_size is {batch_size}, which cannot be split evenly among {world_size} ranks with {accumulate} "
@@ -87,24 +78,25 @@ class TrainBatches:
             )
         self._mixture = samples if isinstance(samples, Mixture) else Mixture.of([samples])
         self._total = len(self._mixture)
-        if batch_size > self._total and last_batch == "drop":
+        if batch_size > self._total and config.last_batch == "drop":
             raise OptionError(
                 f"batch_size is {batch_size}, but there are only {self._total} training samples: choose a smaller "
                 "batch, or pad the last batch"
             )
-        self._batch, self._seed, self._shuffle_shards, self._accumulate = batch_size, seed, shuffle_shards, accumulate
+        self._seed, self._shuffle_shards = config.seed, config.shuffle_shards
+        self._batch, self._accumulate = batch_size, accumulate
         self._rank, self._world_size, self._first = rank, world_size, first_step
         whole, rest = divmod(self._total, batch_size)
-        self.dropped = rest if last_batch == "drop" else 0
-        self.padded = -self._total % batch_size if last_batch == "pad" else 0
+        self.dropped = rest if config.last_batch == "drop" else 0
+        self.padded = -rest % batch_size if config.last_batch == "pad" else 0
         self.steps_per_epoch = whole + (self.padded > 0)
-        self.steps = self.steps_per_epoch * epochs
+        self.steps = self.steps_per_epoch * config.epochs
 
     def __len__(self) -> int:
         """Number of micro-batches that iterating yields."""
         return max(0, self.steps - self._first) * self._accumulate
 
-    def real(self, step: int) -> int:
+    def samples_in(self, step: int) -> int:
         """Number of samples of weight 1 in the global batch of a step."""
         last = (step + 1) % self.steps_per_epoch == 0
         return self._batch - self.padded if last else self._batch
@@ -127,10 +119,10 @@ class TrainBatches:
 
     def _slice(self, order: MixtureOrder, step: int) -> list[BatchItem]:
         epoch, position = divmod(step, self.steps_per_epoch)
-        start, real = epoch * self._total + position * self._batch, self.real(step)
-        epochs, numbers = (values.tolist() for values in order.slice(start, start + real))
+        start, count = epoch * self._total + position * self._batch, self.samples_in(step)
+        epochs, numbers = (values.tolist() for values in order.slice(start, start + count))
         items = [BatchItem(*item) for item in zip(epochs, numbers, strict=True)]
-        return items + [items[i % real]._replace(padding=True) for i in range(self._batch - real)]
+        return items + [items[i % count]._replace(padding=True) for i in range(self._batch - count)]
 
 
 def evaluation_batches(

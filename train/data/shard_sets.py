@@ -1,4 +1,4 @@
-"""Open the sets of shards that the options of a run name."""
+"""The shards and samples of a run, as its options name them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from bmlpipe.shards.mixture_order import Mixture
 from bmlpipe.shards.reader import ShardReader
 from bmlpipe.shards.remote.shard_set import is_remote, open_cache
 from bmlpipe.train.config.options import TrainConfig
+from bmlpipe.train.data.dataset import ClipDataset
 
 
 def open_reader(config: TrainConfig, *, weights: Sequence[float] | None = None) -> CombinedReader:
@@ -25,6 +26,28 @@ def open_reader(config: TrainConfig, *, weights: Sequence[float] | None = None) 
     cache = open_cache(config.cache, config.cache_bytes) if any(map(is_remote, config.shards)) else None
     readers = [ShardReader(place, cache=cache) for place in config.shards]
     return CombinedReader(readers, kinds=set(config.kinds.values()), weights=weights)
+
+
+def make_dataset(config: TrainConfig, reader: CombinedReader, *, augment: bool) -> ClipDataset:
+    """Make the data set of a run: its modalities of the samples of these shards.
+
+    Args:
+        config: Resolved options.
+        reader: The shards.
+        augment: Whether training gets random crops, flips and frames.
+
+    Raises:
+        ShardError: The shards lack the feature of a modality.
+    """
+    return ClipDataset(
+        reader,
+        config.resolved_modalities,
+        kinds=config.kinds,
+        frames=config.frames or 1,
+        image_size=config.image_size,
+        augment=augment,
+        seed=config.seed,
+    )
 
 
 def open_shards(config: TrainConfig) -> tuple[CombinedReader, Mixture]:

@@ -64,7 +64,7 @@ def run_losses(run: Run, until: Until = "last") -> Losses:
     """Read the losses of a finished run from its journals.
 
     `start` is the loss of the first batch, which the untrained model sees. `train` is the mean over the steps of an
-    epoch: over augmented views, and of a model that changes during the epoch.
+    epoch: over augmented samples, and of a model that changes during the epoch.
 
     Raises:
         ConfigError: The run is not finished, or a loss is missing.

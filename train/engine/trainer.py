@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from bmlpipe.train.config.options import ConfigError, TrainConfig
-from bmlpipe.train.data.dataset import ClipDataset, make_loader, reading
+from bmlpipe.train.data.dataset import make_loader, reading
 from bmlpipe.train.data.normalise import Normaliser
 from bmlpipe.train.data.sampler import TrainBatches
-from bmlpipe.train.data.shard_sets import open_shards
+from bmlpipe.train.data.shard_sets import make_dataset, open_shards
 from bmlpipe.train.distributed.group import ProcessInfo, broadcast_buffers
 from bmlpipe.train.engine.gblending_references import reference_weights
 from bmlpipe.train.engine.optimizers import make_optimizer, set_lr
@@ -80,15 +80,7 @@ class Trainer:
         reader, mixture = open_shards(config)
         self.index = reader.index
         self.index.split_shards("val")  # raises now, not after the first epoch, if the split is missing
-        self.data = ClipDataset(
-            reader,
-            config.resolved_modalities,
-            kinds=config.kinds,
-            frames=config.frames or 1,
-            image_size=config.image_size,
-            augment=config.augment == "standard",
-            seed=config.seed,
-        )
+        self.data = make_dataset(config, reader, augment=config.augment == "standard")
         self.task = make_task(self.index.classes)
         self.modulation = config.make_modulation()
         self.model = self._build_model(resuming)
@@ -116,16 +108,7 @@ class Trainer:
         if resuming:
             self.load(LAST)
         self.batches = TrainBatches(
-            mixture,
-            batch_size=config.batch_size,
-            epochs=config.epochs,
-            seed=config.seed,
-            shuffle_shards=config.shuffle_shards,
-            rank=process.rank,
-            world_size=process.world_size,
-            first_step=self.step,
-            accumulate=config.accumulate,
-            last_batch=config.last_batch,
+            mixture, config, rank=process.rank, world_size=process.world_size, first_step=self.step
         )
 
     @property
@@ -160,7 +143,7 @@ class Trainer:
                     self.save(LAST)
                     log.mark_stopped()
                     return None
-            if any(shard.split == "test" for shard in self.index.shards):
+            if self.index.has_split("test"):
                 metrics = self.test(log)
             return metrics
 
@@ -176,7 +159,7 @@ class Trainer:
         start = time.perf_counter()
         while self.step < (epoch + 1) * steps_per_epoch and not log.stop_agreed:
             self.stop_request.check()
-            step, samples = self.step, self.batches.real(self.step)
+            step, samples = self.step, self.batches.samples_in(self.step)
             micro_batches = [next(batches) for _ in range(config.accumulate)]
             loaded = time.perf_counter()
             values = self.train_step(
@@ -249,7 +232,8 @@ class Trainer:
         """Continue from a checkpoint of this run.
 
         Raises:
-            ConfigError: The checkpoint is damaged, or belongs to other options, features or samples.
+            ConfigError: The checkpoint is damaged or belongs to other options, features or samples, or the checkpoint
+                of the best epoch, with which the test split will be evaluated, is missing.
         """
         path = self.folder.checkpoint(name)
         state = checkpoint.load(path, self.process.device)
@@ -262,6 +246,12 @@ class Trainer:
         self.train_step.scaler.load_state_dict(state["scaler"])
         self.modulation.load_state_dict(state["modulation"])
         self.validation = ValidationState(**state["validation"])
+        best = self.folder.checkpoint(BEST)
+        if self.index.has_split("test") and self.validation.best_epoch >= 0 and not best.is_file():
+            raise ConfigError(
+                f"{best} is missing: it holds the parameters of the best epoch, epoch {self.validation.best_epoch}, "
+                "with which the test split is evaluated at the end. Restore the file, or train anew with another --out"
+            )
 
     def _build_model(self, resuming: bool) -> MultimodalModel:
         """The model on the device, as the options describe it."""

@@ -1,6 +1,6 @@
 """Linear probes: how much of the target the features of a frozen encoder hold, whatever the head makes of them.
 
-A probe is the task's linear model of the training split's features (evaluation views, no augmentation), each dimension
+A probe is the task's linear model of the training split's features (centre crops, no augmentation), each dimension
 standardised by its mean and deviation over that split. Its regularisation is the one with the highest score on
 validation, the strongest among equals; nothing is fitted to the test split. Alain and Bengio, "Understanding
 intermediate layers using linear classifier probes", 2016; the protocol is that of Kornblith, Shlens, Le, "Do better

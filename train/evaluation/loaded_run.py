@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from bmlpipe.shards.index import Index
-from bmlpipe.train.config.options import ConfigError, TrainConfig
+from bmlpipe.train.config.options import MAY_CHANGE, ConfigError, TrainConfig
 from bmlpipe.train.config.parsing import parse, read_file
-from bmlpipe.train.data.dataset import ClipDataset
 from bmlpipe.train.data.normalise import Normaliser
-from bmlpipe.train.data.shard_sets import open_reader
+from bmlpipe.train.data.shard_sets import make_dataset, open_reader
 from bmlpipe.train.distributed.group import ProcessInfo
 from bmlpipe.train.evaluation.predict import Predictions, PredictOptions, Predictor
 from bmlpipe.train.models.build import build_model
@@ -114,20 +113,9 @@ class LoadedRun:
         """This process."""
         return self.predictor.process
 
-    def has_split(self, split: str) -> bool:
-        """Whether the shards have samples of a split."""
-        return any(shard.split == split for shard in self.index.shards)
-
-    def predict(
-        self,
-        split: str,
-        options: PredictOptions | None = None,
-        *,
-        batch_size: int | None = None,
-        workers: int | None = None,
-    ) -> Predictions:
+    def predict(self, split: str, options: PredictOptions | None = None) -> Predictions:
         """Predict a split on all ranks, with the labels of the model; see `Predictor.predict`."""
-        found = self.predictor.predict(split, options, batch_size=batch_size, workers=workers)
+        found = self.predictor.predict(split, options)
         return dataclasses.replace(found, labels=self.label_of[found.labels])
 
 
@@ -165,15 +153,7 @@ def load_run(path: Path, process: ProcessInfo, *, shards: Sequence[str] = ()) ->
             f"{len(task.classes)} classes: {_shortened(task.classes)}"
         )
     model, normaliser = _load_modules(config, state, index)
-    data = ClipDataset(
-        reader,
-        config.resolved_modalities,
-        kinds=config.kinds,
-        frames=config.frames or 1,
-        image_size=config.image_size,
-        augment=False,
-        seed=config.seed,
-    )
+    data = make_dataset(config, reader, augment=False)
     step = int(state["step"])
     predictor = Predictor(config, model.to(process.device), normaliser.to(process.device), data, index, task, process)
     return LoadedRun(
@@ -200,7 +180,7 @@ def checkpoint_config(path: Path, state: Mapping[str, Any] | None = None) -> Tra
     """
     values = dict((state or checkpoint.load(path))["config"])
     if (file := folder_of_checkpoint(path).config).is_file():
-        values |= {name: value for name, value in read_file(file).items() if name in checkpoint.MAY_CHANGE}
+        values |= {name: value for name, value in read_file(file).items() if name in MAY_CHANGE}
     return parse(values, str(path)).resolved()
 
 

@@ -48,16 +48,20 @@ class Predictions:
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What `predict` computes beside the joint prediction and the branches, and where it reports its progress.
+    """What is computed beside the joint prediction and the branches, and how.
 
     Attributes:
         features: Also return the features.
         missing: Modalities that may be missing: also predict without every subset of them.
+        batch_size: Samples per batch of a rank; None: the rank's part of the training's global batch.
+        workers: Loader processes per rank; None: as in training.
         progress: Called with the number of samples of each batch of this rank.
     """
 
     features: bool = False
     missing: Sequence[str] = ()
+    batch_size: int | None = None
+    workers: int | None = None
     progress: Callable[[int], None] | None = None
 
 
@@ -69,7 +73,7 @@ class Predictor:
         config: Resolved options of the run.
         model: The model itself, not its data-parallel wrapper, on the device.
         normaliser: Normalises raw batches, on the device.
-        data: Samples of the shards; evaluation never takes random views.
+        data: Samples of the shards.
         index: Index of the shards.
         task: What predictions are scored against.
         process: This process.
@@ -83,36 +87,27 @@ class Predictor:
     task: Task
     process: ProcessInfo
 
-    def predict(
-        self,
-        split: str,
-        options: PredictOptions | None = None,
-        *,
-        batch_size: int | None = None,
-        workers: int | None = None,
-    ) -> Predictions:
+    def predict(self, split: str, options: PredictOptions | None = None) -> Predictions:
         """Predict a split on all ranks; every rank calls it and gets the same result.
 
         Args:
-            split: `train` (without random views), `val` or `test`.
-            options: Further results; None: none of them.
-            batch_size: Samples per batch of a rank; None: the rank's part of the training's global batch.
-            workers: Loader processes per rank; None: as in training.
+            split: `train` (with centre crops), `val` or `test`.
+            options: Further results, batch size and workers; None: the defaults.
 
         Raises:
             ShardError: The shards have no such split, or a sample is damaged.
         """
-        process, config = self.process, self.config
+        process, config, options = self.process, self.config, options or PredictOptions()
         batches = evaluation_batches(
             self.index.split_range(split),
-            batch_size=batch_size or max(1, config.batch_size // process.world_size),
+            batch_size=options.batch_size or max(1, config.batch_size // process.world_size),
             rank=process.rank,
             world_size=process.world_size,
         )
         loader = make_loader(
             self.data,
             batches,
-            workers=config.workers if workers is None else workers,
+            workers=config.workers if options.workers is None else options.workers,
             pin_memory=process.device.type == "cuda",
         )
         with reading(loader) as iterator:

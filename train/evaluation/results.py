@@ -60,7 +60,7 @@ def linear_probes(run: LoadedRun, predict: Callable[[str], Predictions]) -> list
     Returns:
         One row per modality on rank 0; an empty list on the other ranks, which fit nothing.
     """
-    splits = [split for split in ("train", "val", "test") if split != "test" or run.has_split(split)]
+    splits = [split for split in ("train", "val", "test") if split != "test" or run.index.has_split(split)]
     found = {split: predict(split) for split in splits}
     rows = []
     for m in run.config.resolved_modalities if run.process.is_main else ():

@@ -6,9 +6,9 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass
 from typing import Any
 
+from bmlpipe.train.config.options import MAY_CHANGE
 from bmlpipe.train.report.figure import Series
 from bmlpipe.train.report.read_evaluation import Evaluation, RunEvaluations
-from bmlpipe.train.runs.checkpoint import MAY_CHANGE
 from bmlpipe.train.runs.run_reader import Run
 
 #: Options that do not make two runs different experiments.

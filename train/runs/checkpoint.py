@@ -10,15 +10,9 @@ import torch
 
 from bmlpipe.manifests.common.files import open_atomically
 from bmlpipe.shards.sample import differences
-from bmlpipe.train.config.options import ConfigError
+from bmlpipe.train.config.options import MAY_CHANGE, ConfigError
 
 _FORMAT, _VERSION = "bmlpipe-checkpoint", 1
-
-#: Options that may change when a run is resumed: they say where and how to compute, not what.
-MAY_CHANGE = frozenset(
-    {"out", "shards", "cache", "cache_bytes", "accumulate", "epochs", "workers", "device", "resume", "tensorboard"}
-    | {"checkpoint_every", "keep_every", "group_timeout", "trackers"}
-)
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:

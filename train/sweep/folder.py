@@ -10,10 +10,8 @@ from typing import Literal
 import yaml
 
 from bmlpipe.manifests.datasets import DATASETS
-from bmlpipe.train.config.options import ConfigError
-from bmlpipe.train.data.dataset import ClipDataset
-from bmlpipe.train.data.shard_sets import open_shards
-from bmlpipe.train.runs.checkpoint import MAY_CHANGE
+from bmlpipe.train.config.options import MAY_CHANGE, ConfigError
+from bmlpipe.train.data.shard_sets import make_dataset, open_shards
 from bmlpipe.train.runs.folder import LAST, RunFolder
 from bmlpipe.train.runs.journal_reader import Row, read_rows
 from bmlpipe.train.sweep.recipe import Job
@@ -33,15 +31,7 @@ def check_shards(jobs: Sequence[Job]) -> None:
     for job in {(job.config.shards, job.config.shard_weights, *job.config.kinds.items()): job for job in jobs}.values():
         config = job.config
         reader, _ = open_shards(config)
-        ClipDataset(
-            reader,
-            config.resolved_modalities,
-            kinds=config.kinds,
-            frames=config.frames or 1,
-            image_size=16,
-            augment=False,
-            seed=0,
-        )
+        make_dataset(config, reader, augment=False)
         reader.index.split_shards("val")
         found[str(reader.folder)] = reader.index.dataset
     setting = DATASETS[jobs[0].config.dataset]
