@@ -20,6 +20,8 @@ from bmlpipe.manifests.common.help_texts import option
 from bmlpipe.manifests.common.percent import percent
 from bmlpipe.manifests.schema import SPLITS
 from bmlpipe.pipeline.cli.options import EXISTING, MAIN, log_next
+from bmlpipe.train.modulation.names import JOINT
+from bmlpipe.train.tasks.metric_names import FRACTIONS
 
 if TYPE_CHECKING:
     from bmlpipe.train.evaluation.loaded_run import LoadedRun
@@ -31,9 +33,6 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 _PATIENCE = timedelta(days=1)  # the other processes wait while the first one fits probes
 
 _logger = logging.getLogger(__name__)
-
-#: Measure → its title.
-_MEASURES = {"accuracy": "accuracy", "mAP": "mAP", "f1": "F1"}
 
 
 @dataclass(frozen=True)
@@ -245,10 +244,10 @@ def _metrics(results: Sequence[_Result]) -> tuple[list[str], list[list[str]]]:
     for one in results:
         about, metrics = one.evaluation, one.evaluation["metrics"]
         cells = [one.run, about["checkpoint"], str(about["epoch"]), about["split"], str(about["samples"])]
-        for name in about["confusion"] if len(about["confusion"]) > 2 else ["joint"]:  # one modality is its own branch
-            branch = "" if name == "joint" else f"/{name}"
-            rows.append([*cells, name, *(_percent([metrics[measure + branch]]) for measure in _MEASURES)])
-    return ["run", "checkpoint", "epoch", "split", "samples", "prediction", *_MEASURES.values()], rows
+        for name in about["confusion"] if len(about["confusion"]) > 2 else [JOINT]:  # one modality is its own branch
+            branch = "" if name == JOINT else f"/{name}"
+            rows.append([*cells, name, *(_percent([metrics[metric + branch]]) for metric in FRACTIONS)])
+    return ["run", "checkpoint", "epoch", "split", "samples", "prediction", *FRACTIONS.values()], rows
 
 
 def _missing(results: Sequence[_Result]) -> tuple[list[str], list[list[str]]]:
@@ -257,8 +256,8 @@ def _missing(results: Sequence[_Result]) -> tuple[list[str], list[list[str]]]:
         for point in one.evaluation["missing"]:
             rates = ", ".join(f"{m} {100 * rate:g}%" for m, rate in point["rates"].items())
             cells = [one.run, one.evaluation["checkpoint"], rates]
-            rows.append([*cells, *(_percent(point[measure]) for measure in _MEASURES)])
-    return ["run", "checkpoint", "missing", *_MEASURES.values()], rows
+            rows.append([*cells, *(_percent(point[metric]) for metric in FRACTIONS)])
+    return ["run", "checkpoint", "missing", *FRACTIONS.values()], rows
 
 
 def _probes(results: Sequence[_Result]) -> tuple[list[str], list[list[str]]]:

@@ -21,7 +21,8 @@ from bmlpipe.train.config.parsing import parse
 from bmlpipe.train.engine.gblending_references import reference_weights
 from bmlpipe.train.engine.step import loss_of
 from bmlpipe.train.modulation import Modulation
-from bmlpipe.train.modulation.rules.gblending import JOINT, BlendedHead, GBlending, Losses, blend_weights
+from bmlpipe.train.modulation.names import JOINT
+from bmlpipe.train.modulation.rules.gblending import BlendedHead, GBlending, Losses, blend_weights
 from bmlpipe.train.modulation.scores import unimodal_logits
 from bmlpipe.train.runs.journal import Journal
 from bmlpipe.train.tasks.classification import Classification

@@ -1,24 +1,14 @@
-"""Copy the numbers of each step from the device to the host without making the device wait."""
+"""Rows of the journal whose numbers are still on their way from the device to the host."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from bmlpipe.train.modulation.host_copy import LAG, HostCopy
 from bmlpipe.train.runs.journal_reader import Row
-
-_LAG = 2  # steps between the computation of a row and its reading; its copy has finished long before
-
-
-@dataclass
-class _Pending:
-    host_values: Row
-    device_values: Tensor
-    copied: torch.cuda.Event | None
 
 
 class DelayedRows:
@@ -33,7 +23,7 @@ class DelayedRows:
 
     def __init__(self, columns: Sequence[str]) -> None:
         self._columns = tuple(columns)
-        self._pending: deque[_Pending] = deque()
+        self._pending: deque[tuple[Row, HostCopy]] = deque()
 
     def push(self, host_values: Row, device_values: Tensor) -> Row | None:
         """Add the row of a step; return the row of two steps before, if there is one.
@@ -42,15 +32,8 @@ class DelayedRows:
             host_values: Numbers that the host knows: step, epoch, times.
             device_values: (len(columns),), on the device.
         """
-        copied = None
-        if device_values.is_cuda:
-            pinned = torch.empty(device_values.shape, dtype=device_values.dtype, pin_memory=True)
-            pinned.copy_(device_values, non_blocking=True)
-            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            copied.record()
-            device_values = pinned
-        self._pending.append(_Pending(host_values, device_values, copied))
-        return self._pop() if len(self._pending) > _LAG else None
+        self._pending.append((host_values, HostCopy(device_values)))
+        return self._pop() if len(self._pending) > LAG else None
 
     def flush(self) -> Iterator[Row]:
         """Yield all rows that are left, in order."""
@@ -58,7 +41,5 @@ class DelayedRows:
             yield self._pop()
 
     def _pop(self) -> Row:
-        oldest = self._pending.popleft()
-        if oldest.copied is not None:
-            oldest.copied.synchronize()
-        return {**oldest.host_values, **dict(zip(self._columns, oldest.device_values.tolist(), strict=True))}
+        host_values, copy = self._pending.popleft()
+        return {**host_values, **dict(zip(self._columns, copy.read(), strict=True))}

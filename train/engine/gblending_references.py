@@ -10,7 +10,8 @@ import numpy as np
 
 from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.train.config.options import ConfigError
-from bmlpipe.train.modulation.rules.gblending import JOINT, Losses, Until, blend_weights
+from bmlpipe.train.modulation.names import JOINT
+from bmlpipe.train.modulation.rules.gblending import Losses, Until, blend_weights
 from bmlpipe.train.runs.folder import RunFolder
 from bmlpipe.train.runs.journal_reader import read_columns
 from bmlpipe.train.runs.run_reader import Run, read_run

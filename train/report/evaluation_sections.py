@@ -7,10 +7,11 @@ from itertools import chain
 
 import numpy as np
 
+from bmlpipe.train.modulation.names import JOINT
 from bmlpipe.train.report.curves import missing_curves, probe_curves
 from bmlpipe.train.report.experiments import Comparison
 from bmlpipe.train.report.per_class import NAMED, confusion_figure, confusion_table, gains_figure, gains_table
-from bmlpipe.train.report.read_evaluation import JOINT, Evaluation, RunEvaluations
+from bmlpipe.train.report.read_evaluation import Evaluation, RunEvaluations
 from bmlpipe.train.report.section import Hint, Section, evaluation_hints
 from bmlpipe.train.report.tables import Table, confused_table, missing_table, probes_table
 from bmlpipe.train.runs.journal_reader import Values

@@ -16,9 +16,6 @@ from bmlpipe.train.runs.run_reader import Note, Run
 
 _FORMAT = 1
 
-#: Name of the prediction from all modalities; all other names are of the branch of a modality.
-JOINT = "joint"
-
 _T = TypeVar("_T")
 
 

@@ -17,6 +17,7 @@ from bmlpipe.train.config.options import ConfigError
 from bmlpipe.train.runs.folder import RunFolder
 from bmlpipe.train.runs.journal_reader import Faults, Row, Values, read_columns, read_rows
 from bmlpipe.train.runs.traces import Trace, trace
+from bmlpipe.train.tasks.metric_names import SELECTION_METRIC
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,11 @@ class Run:
 
     @property
     def final(self) -> Row | None:
-        """The row of the test split; without a test split, the best row of validation; None without any row."""
+        """The row of the test split or, without one, the best row of validation; None without any row."""
         tests = [row for row in self.metrics if row.get("split") == "test"]
         if tests:
             return tests[-1]
-        return max(self.metrics, key=lambda row: number(row, "accuracy", -1.0), default=None)
+        return max(self.metrics, key=lambda row: number(row, SELECTION_METRIC, -1.0), default=None)
 
     @property
     def epochs_done(self) -> int:

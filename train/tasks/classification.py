@@ -13,12 +13,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from bmlpipe.manifests.common.percent import percent
+from bmlpipe.train.modulation.names import JOINT
 from bmlpipe.train.modulation.scores import unimodal_scores
 from bmlpipe.train.tasks import classification_metrics as metrics
 from bmlpipe.train.tasks.classification_metrics import Labels, Logits
-
-#: Key of the prediction from all modalities together, beside those of the modalities.
-JOINT = "joint"
+from bmlpipe.train.tasks.metric_names import SELECTION_METRIC
 
 _PROBE_ITERATIONS = 1000
 
@@ -35,7 +34,7 @@ class Classification:
     """
 
     classes: tuple[str, ...]
-    selection_metric: ClassVar[str] = "accuracy"
+    selection_metric: ClassVar[str] = SELECTION_METRIC
 
     @property
     def outputs(self) -> int:

@@ -16,10 +16,8 @@ from torch.nn import functional
 
 from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.train.modulation.checks import check_choice
+from bmlpipe.train.modulation.names import JOINT
 from bmlpipe.train.modulation.rule import Rule
-
-#: Name of the classifier on all features, beside the names of the modalities.
-JOINT = "joint"
 
 #: Epoch of the reference runs that is compared with their start.
 Until = Literal["last", "lowest"]

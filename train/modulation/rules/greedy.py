@@ -16,10 +16,8 @@ from torch import Tensor, nn
 
 from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.train.modulation.checks import check_count, check_range
+from bmlpipe.train.modulation.host_copy import LAG, HostCopy
 from bmlpipe.train.modulation.rule import Rule, StepContext
-
-# Steps between computing a number on the device and reading it on the host, so that the host need not wait for it.
-_LAG = 2
 
 
 @dataclass(kw_only=True, eq=False)
@@ -66,10 +64,9 @@ class Greedy(Rule):
         check_count("greedy_warmup", self.greedy_warmup, 0)
         self._model: nn.Module | None = None
         self._gates: list[Any] = []
-        self._effort: Tensor | None = (
-            None  # Σ_t |g|²/|θ|² of the encoders, then of MMTM's parameters that act on them, (2, M)
-        )
-        self._arriving: deque[tuple[int, Tensor, torch.cuda.Event | None]] = deque()
+        # Σ_t |g|²/|θ|² of the encoders, then of MMTM's parameters that act on them, (2, M)
+        self._effort: Tensor | None = None
+        self._arriving: deque[tuple[int, HostCopy]] = deque()  # step, speeds
         self._speeds: list[float] | None = None  # the last ones on the host, (M,)
         self._alone: str | None = None
         self._left = 0
@@ -111,8 +108,8 @@ class Greedy(Rule):
             _keep_gradients(self._model, encoders[alone])
             step.k = torch.zeros_like(step.rho)
             step.k[step.modalities.index(alone)] = 1
-        while self._arriving and self._arriving[0][0] <= step.index - _LAG:
-            self._speeds = _read(self._arriving.popleft())
+        while self._arriving and self._arriving[0][0] <= step.index - LAG:
+            self._speeds = self._arriving.popleft()[1].read()
         if alone is not None:
             self._alone = alone if self._left else None
         elif step.epoch >= self.greedy_warmup and self._speeds is not None:
@@ -125,7 +122,7 @@ class Greedy(Rule):
         """Sums, numbers on their way to the host and the window in progress. Waits for the device."""
         return {
             "effort": None if self._effort is None else self._effort.cpu(),
-            "arriving": [(waiting[0], _read(waiting)) for waiting in self._arriving],
+            "arriving": [(index, speeds.read()) for index, speeds in self._arriving],
             "speeds": self._speeds,
             "alone": self._alone,
             "left": self._left,
@@ -141,7 +138,7 @@ class Greedy(Rule):
             raise OptionError(f"the state does not belong to greedy: {', '.join(missing)} is missing")
         self._effort = state["effort"]
         self._arriving = deque(
-            (index, torch.tensor(speeds, dtype=torch.float64), None) for index, speeds in state["arriving"]
+            (index, HostCopy(torch.tensor(speeds, dtype=torch.float64))) for index, speeds in state["arriving"]
         )
         self._speeds, self._alone, self._left = state["speeds"], state["alone"], int(state["left"])
 
@@ -156,7 +153,7 @@ class Greedy(Rule):
         effort = torch.stack([_effort(part, step.rho.device) for part in [*own, *crossing]]).view(2, -1)
         effort = torch.where(effort.isfinite().all(), effort, 0.0)
         self._effort = effort if self._effort is None else self._effort.to(effort.device) + effort
-        self._arriving.append((step.index, *_sent(torch.log10(self._effort[1] / self._effort[0]))))
+        self._arriving.append((step.index, HostCopy(torch.log10(self._effort[1] / self._effort[0]))))
 
     def _crossing(self, modality: str, modalities: tuple[str, ...]) -> list[nn.Parameter]:
         """Parameters of MMTM that act on a modality: those under its name, and those that all modalities share."""
@@ -189,22 +186,3 @@ def _keep_gradients(model: nn.Module, encoder: nn.Module) -> None:
     for parameter in model.parameters():
         if id(parameter) not in kept:
             parameter.grad = None
-
-
-def _sent(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """A host tensor to which the values are being copied, and the event of their arrival (None: they are there)."""
-    if not values.is_cuda:
-        return values, None
-    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    host.copy_(values, non_blocking=True)
-    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    arrived.record()
-    return host, arrived
-
-
-def _read(waiting: tuple[int, Tensor, torch.cuda.Event | None]) -> list[float]:
-    _, values, arrived = waiting
-    if arrived is not None:
-        arrived.synchronize()
-    found: list[float] = values.tolist()
-    return found
