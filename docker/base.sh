@@ -1,5 +1,6 @@
 #!/bin/sh
-# Into a base image: Python of the wanted version where it is missing, more packages, and a user that is not root.
+# Prepare a base image: install Python VERSION if it is missing, and further Debian packages; add a user that is not
+# root and a virtual environment.
 #   base.sh VERSION [PACKAGE …]
 set -eu
 python=python$1

@@ -1,6 +1,6 @@
-"""Print the requirements of a setup.cfg, one a line: `requirements.py setup.cfg EXTRA,EXTRA`.
+"""Print the requirements of a setup.cfg, one per line: `requirements.py setup.cfg EXTRA,EXTRA`.
 
-They get a layer of their own in the images, before the code that changes more often.
+The images install them in a separate layer below the code, because the code changes more often.
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ import sys
 
 
 def requirements(file: str, extras: list[str]) -> list[str]:
-    """Requirements of the package and of these extras.
+    """Read the requirements of a package and of some of its extras.
+
+    Args:
+        file: Path of the setup.cfg.
+        extras: Names of the extras.
 
     Raises:
-        KeyError: An extra that is not there.
+        KeyError: There is no extra of that name.
     """
     config = configparser.ConfigParser()
     config.read(file, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The images and the services, as far as files alone can tell: docker/smoke-test.sh runs them."""
+"""Tests of the files of the images and services. docker/smoke-test.sh tests the containers themselves."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def read(name: str) -> Any:
 
 
 def filled(value: Any, values: dict[str, str]) -> Any:
-    """A part of a compose file with its variables replaced, as compose does it."""
+    """Replace the variables in a part of a compose file, as compose does."""
     if isinstance(value, dict):
         return {name: filled(item, values) for name, item in value.items()}
     if isinstance(value, list):
@@ -40,7 +40,7 @@ def filled(value: Any, values: dict[str, str]) -> Any:
 
 
 def environment() -> dict[str, str]:
-    """The variables of .env.example."""
+    """Read the variables of .env.example."""
     lines = (FOLDER / ".env.example").read_text(encoding="utf-8").splitlines()
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
@@ -53,7 +53,7 @@ def services() -> dict[str, Any]:
 
 @cache
 def instructions() -> list[tuple[str, str]]:
-    """The Dockerfile's instructions and their arguments, comments and line ends removed."""
+    """Read the instructions of the Dockerfile and their arguments, without comments and continuation lines."""
     text = (FOLDER / "Dockerfile").read_text(encoding="utf-8")
     text = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE).replace("\\\n", " ")
     return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in text.splitlines() if line.strip()]
@@ -177,7 +177,7 @@ def test_a_service_runs_a_command_that_takes_its_options(name: str) -> None:
     start = ["bmlpipe", name]
     if name == "train":
         start = ["torchrun", "--standalone", "--nproc-per-node", "gpu", "-m", "bmlpipe.train"]
-    assert service["entrypoint"] == start  # so that `docker compose run NAME …` takes the options of the plain command
+    assert service["entrypoint"] == start  # `docker compose run NAME …` takes the options of the command
     known = {option for parameter in command.params for option in parameter.opts}
     given = [word for word in words(service["command"]) if word.startswith("--")]
     assert set(given) <= known
@@ -188,7 +188,7 @@ def test_a_service_runs_a_command_that_takes_its_options(name: str) -> None:
 
 
 def test_the_services_see_the_conventional_places() -> None:
-    """So that the plain commands work: each takes and leaves its files where the next one looks for them."""
+    """Each command reads and writes files where the next one expects them, without options."""
     targets = {Path(volume["target"]).name for service in services().values() for volume in service.get("volumes", [])}
     assert {str(place) for place in (places.DATA, places.FEATURES, places.SHARDS, places.RUNS)} < targets
     for service in services().values():
@@ -249,7 +249,7 @@ def test_training_has_all_gpus_memory_to_share_and_an_override_without() -> None
     assert override["image"] != train["image"]
 
 
-# ----- with the programs themselves, where they are -----
+# ----- with compose and the linters, where they are installed -----
 
 
 def _compose() -> list[str]:
@@ -259,7 +259,7 @@ def _compose() -> list[str]:
             return ["docker", "compose"]
     if shutil.which("docker-compose"):
         return ["docker-compose"]
-    pytest.skip("neither docker compose nor docker-compose is here")
+    pytest.skip("there is neither docker compose nor docker-compose")
 
 
 @pytest.mark.parametrize("other", ["gpu", "cpu"])
@@ -286,7 +286,7 @@ def test_compose_accepts_the_files(other: str) -> None:
 )
 def test_linters_find_nothing(program: str, arguments: list[str]) -> None:
     if not shutil.which(program):
-        pytest.skip(f"{program} is not here")
+        pytest.skip(f"there is no {program}")
     done = subprocess.run([program, *arguments], cwd=FOLDER, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout
 
@@ -302,4 +302,4 @@ def test_the_smoke_test_skips_with_a_reason_where_there_is_no_engine(tmp_path: P
         timeout=60,
         check=False,
     )
-    assert (done.returncode, done.stdout) == (0, "skipped: no program no-such-docker\n")
+    assert (done.returncode, done.stdout) == (0, "skipped: there is no program no-such-docker\n")
