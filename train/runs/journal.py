@@ -14,7 +14,8 @@ from bmlpipe.manifests.common.files import open_atomically
 from bmlpipe.manifests.common.locks import lock_folder, release
 from bmlpipe.train.runs.folder import RunFolder
 from bmlpipe.train.runs.journal_reader import Row, each_row
-from bmlpipe.train.runs.trackers import Outcome, Trackers, tags
+from bmlpipe.train.runs.tracker_services import Outcome
+from bmlpipe.train.runs.trackers import Trackers, tags
 
 _LOCK_PATIENCE = 10.0  # seconds: the loader processes of a killed run hold the lock for some seconds
 
