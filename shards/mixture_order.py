@@ -40,27 +40,22 @@ def interleave(start: int, stop: int, shares: Sequence[int]) -> tuple[Integers, 
         >>> interleave(0, 6, [2, 1])
         (array([1, 0, 0, 1, 0, 0]), array([0, 0, 1, 1, 2, 3]))
     """
-    sets, counts = np.empty(stop - start, np.int64), np.empty(stop - start, np.int64)
-    _deal(np.arange(start, stop), np.arange(stop - start), shares, 0, sets, counts)
-    return sets, counts
+    return _deal(np.arange(start, stop), shares)
 
 
-def _deal(
-    turns: Integers, places: Integers, shares: Sequence[int], first: int, sets: Integers, counts: Integers
-) -> None:
-    """Assign positions `turns`, counted among these sets alone, and store the results at `places` of the outputs.
-
-    The first of these sets has the number `first`.
-    """
+def _deal(turns: Integers, shares: Sequence[int]) -> tuple[Integers, Integers]:
+    """Assign turns to sets: for each turn the number of its set, and the number of earlier turns of the same set."""
     if len(shares) == 1:
-        sets[places], counts[places] = first, turns
-        return
+        return np.zeros_like(turns), turns
     half = len(shares) // 2
     left, whole = sum(shares[:half]), sum(shares)
     before, after = _part(turns, left, whole), _part(turns + 1, left, whole)
     goes_left = after > before
-    _deal(before[goes_left], places[goes_left], shares[:half], first, sets, counts)
-    _deal((turns - before)[~goes_left], places[~goes_left], shares[half:], first + half, sets, counts)
+    sets, counts = np.empty_like(turns), np.empty_like(turns)
+    sets[goes_left], counts[goes_left] = _deal(before[goes_left], shares[:half])
+    sets[~goes_left], counts[~goes_left] = _deal((turns - before)[~goes_left], shares[half:])
+    sets[~goes_left] += half
+    return sets, counts
 
 
 def _part(turns: Integers, left: int, whole: int) -> Integers:

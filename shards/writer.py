@@ -15,6 +15,7 @@ import tarfile
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -94,8 +95,8 @@ class ShardWriter:
                 f"{out} exists and is not a set of shards: choose an empty or new folder (nothing was changed)"
             )
         self.out = out.absolute()
-        self._about = (dataset, tuple(classes), dict(features), seed)
-        self._dropped = dict(dropped or {})
+        nothing = np.empty(0, SAMPLE_DTYPE)
+        self._index = Index(dataset, tuple(classes), dict(features), (), nothing, seed, {}, dropped=dict(dropped or {}))
         self._flags: dict[str, Counter[str]] = {}
         self.statistics: Mapping[str, Mapping[str, list[float]]] = {}
         self._per_shard = samples_per_shard
@@ -181,25 +182,18 @@ class ShardWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        about = (
-            self._name,
-            self._splits[-1],
-            self._in_shard,
-            self._recorder.position,
-            self._recorder.sha256.hexdigest(),
-        )
-        self._shards.append(Shard(*about))
+        sha256 = self._recorder.sha256.hexdigest()
+        self._shards.append(Shard(self._name, self._splits[-1], self._in_shard, self._recorder.position, sha256))
         self._tar = None
 
     def _finish(self) -> None:
         self._close_shard()
-        dataset, classes, features, seed = self._about
-        samples = np.array(self._records, dtype=SAMPLE_DTYPE)
-        flags = {split: dict(sorted(counts.items())) for split, counts in self._flags.items()}
-        index = Index(
-            *(dataset, classes, features, tuple(self._shards), samples, seed, self.statistics),
-            flags=flags,
-            dropped=self._dropped,
+        index = replace(
+            self._index,
+            shards=tuple(self._shards),
+            samples=np.array(self._records, dtype=SAMPLE_DTYPE),
+            statistics=self.statistics,
+            flags={split: dict(sorted(counts.items())) for split, counts in self._flags.items()},
         )
         write_index(self._folder, index)
         for name in (SAMPLES_FILE, INDEX_FILE, "."):

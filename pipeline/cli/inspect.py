@@ -120,9 +120,6 @@ def _selected_samples(
     return samples_from_shards(ShardReader(place), selection, on_read)
 
 
-# ----- what failed -----
-
-
 def _failed(place: Path | str, as_csv: bool) -> None:
     """List the clips of a feature folder that failed or are absent."""
     from bmlpipe.pipeline.store.folder import FeatureFolder

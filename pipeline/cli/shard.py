@@ -66,8 +66,7 @@ def shard(
             drop_flags=drop_flags,
             samples_per_shard=samples_per_shard,
             seed=seed,
-            start=meter.expect,
-            progress=meter.advance,
+            progress=meter,
         )
     click.echo(f"{sum(counts.values())} samples ({', '.join(f'{s} {n}' for s, n in counts.items())}) in {out}")
     log_next("bmlpipe train" if out == places.shards_folder(dataset) else f"bmlpipe train --shards {out}")

@@ -47,7 +47,7 @@ def _page(context: click.Context, parameter: click.Parameter, value: Path | None
     on_interrupt="run the same command again: it continues where it stopped",
     examples=("bmlpipe sweep --list", "bmlpipe sweep table-2 --shards shards/cremad --report table-2.html"),
 )
-@click.argument("recipe")
+@click.argument("name", metavar="RECIPE")
 @option("--list", is_flag=True, is_eager=True, expose_value=False, callback=_list, help="List the bundled recipes.")
 @option("--dataset", type=DATASET, help="Data set, overrides the recipe.", shown="the data set of the shards")
 @option("--shards", help="Shards, overrides the recipe.", shown="shards/<dataset>, or the only ones in shards/")
@@ -65,7 +65,11 @@ def _page(context: click.Context, parameter: click.Parameter, value: Path | None
 @option("--report", "page", type=PICTURE, callback=_page, help="Page to write at the end, .html.")
 @option("--picture", type=PICTURE, help="Picture to write at the end: .png, .svg or .pdf.")
 @option(
-    "--jobs", type=click.IntRange(1), help="Number of runs at the same time.", shown="one per GPU, one without GPUs"
+    "--jobs",
+    "at_once",
+    type=click.IntRange(1),
+    help="Number of runs at the same time.",
+    shown="one per GPU, one without GPUs",
 )
 @option("--devices", metavar="LIST", help="GPUs, as in CUDA_VISIBLE_DEVICES.", shown="all visible GPUs")
 @option(
@@ -75,13 +79,13 @@ def _page(context: click.Context, parameter: click.Parameter, value: Path | None
     shown="1, without torchrun",
 )
 def sweep(
-    recipe: str,
+    name: str,
     dataset: str | None,
     shards: str | None,
     out: Path | None,
     pairs: tuple[str, ...],
     seeds: str | None,
-    jobs: int | None,
+    at_once: int | None,
     devices: str | None,
     nproc_per_node: int | None,
     dry_run: bool,
@@ -102,41 +106,41 @@ def sweep(
     from bmlpipe.train.sweep.recipe_file import find_recipe, parse_overrides, parse_seeds, read_recipe
     from bmlpipe.train.sweep.run_jobs import run_jobs
 
-    plan = read_recipe(find_recipe(recipe))
+    recipe = read_recipe(find_recipe(name))
     given = {key: value for key, value in {"dataset": dataset, "shards": shards}.items() if value is not None}
     base = parse_overrides(pairs)
-    common = located(parse({**plan.base, **base, **given}, f"{plan.path}, base"))
+    common = located(parse({**recipe.base, **base, **given}, f"{recipe.path}, base"))
     given = {"dataset": common.dataset, "shards": ",".join(common.shards)}
-    out = out or places.RUNS / common.dataset / plan.path.stem
+    out = out or places.RUNS / common.dataset / recipe.path.stem
     log_places(shards=", ".join(common.shards), runs=out)
-    planned = plan.jobs(out, given=given, base=base, seeds=parse_seeds(seeds) if seeds else ())
-    plan.published(planned)
-    on_cpu = all(job.config.device == "cpu" for job in planned)
+    jobs = recipe.jobs(out, given=given, base=base, seeds=parse_seeds(seeds) if seeds else ())
+    recipe.published(jobs)  # an error in the published results shows before anything is trained
+    on_cpu = all(job.config.device == "cpu" for job in jobs)
     gpus = devices.split(",") if devices else [] if on_cpu else visible_gpus()
-    groups = share_devices(gpus, jobs=jobs, processes=nproc_per_node or 0)
-    check_installed(planned[0].config.trackers)
-    check_shards(planned)
-    states = [state_of(job) for job in planned]
+    groups = share_devices(gpus, jobs=at_once, processes=nproc_per_node or 0)
+    check_installed(jobs[0].config.trackers)
+    check_shards(jobs)
+    states = [state_of(job) for job in jobs]
     counts = ", ".join(f"{states.count(state)} {state}" for state in ("finished", "unfinished", "new"))
-    _logger.info("%d runs in %s: %s; %d at a time", len(planned), out, counts, len(groups))
+    _logger.info("%d runs in %s: %s; %d at a time", len(jobs), out, counts, len(groups))
     if dry_run:
-        for job, state in zip(planned, states):
+        for job, state in zip(jobs, states):
             click.echo(f"{state:10} {job}")
         log_next("the same command without --dry-run")
         return
     with exclusive_folder(out, "sweep") as lock:
-        failed = run_jobs(planned, groups, inherit=[] if lock is None else [lock])
-    _tell(plan, planned, failed, out=out, pairs=pairs, picture=picture, page=page)
+        failed = run_jobs(jobs, groups, inherit=[] if lock is None else [lock])
+    _show_results(recipe, jobs, failed, out=out, pairs=pairs, picture=picture, page=page)
     if failed:
         names = "; ".join(map(str, failed))
         raise click.ClickException(
-            f"{len(failed)} of {len(planned)} runs failed; see log.txt in their folders: {names}. The same command "
+            f"{len(failed)} of {len(jobs)} runs failed; see log.txt in their folders: {names}. The same command "
             "tries them again"
         )
 
 
-def _tell(
-    plan: Recipe,
+def _show_results(
+    recipe: Recipe,
     jobs: Sequence[Job],
     failed: Sequence[Job],
     *,
@@ -154,7 +158,7 @@ def _tell(
     if not succeeded:
         return
     show([job.folder for job in succeeded], picture, page)
-    if paper := plan.published(jobs):
+    if paper := recipe.published(jobs):
         rows: dict[str, list[Row]] = {job.name: [] for job in jobs}
         for job in succeeded:
             rows[job.name] += filter(None, [final_metrics(job.folder)])
@@ -162,5 +166,5 @@ def _tell(
         print_table(table.header, table.rows, caption=f"{DATASETS[jobs[0].config.dataset].title}. {table.caption}")
         if pairs:
             click.echo(f"\nThese runs are not in the paper's setting: {', '.join(pairs)}.")
-    for line in plan.commands(out, jobs) or [f"bmlpipe report {out}/*/seed-* --out report.html"]:
+    for line in recipe.commands(out, jobs) or [f"bmlpipe report {out}/*/seed-* --out report.html"]:
         log_next(line)

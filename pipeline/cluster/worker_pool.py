@@ -173,7 +173,7 @@ class CheckedWorkerPool(WorkerPool):
     """The workers of an existing scheduler: each call checks that its worker is fit, and unfit workers are retired."""
 
     def __init__(self, client: Any, scheduler: ExistingScheduler) -> None:
-        versions = _dask_versions(client)
+        versions = client.get_versions(packages=["bokeh"])
         super().__init__(client, dashboard=versions["scheduler"]["packages"]["bokeh"] is not None)
         self._scheduler = scheduler
         self._caller = remote_caller(installed_versions() if scheduler.versions is None else scheduler.versions)
@@ -258,7 +258,3 @@ def _dashboard_link(client: Any) -> str | None:
         return client.dashboard_link or None
     except KeyError:  # the scheduler was started without one
         return None
-
-
-def _dask_versions(client: Any) -> Any:
-    return client.get_versions(packages=["bokeh"])

@@ -113,18 +113,21 @@ class _ClipFiles:
         return replace(found, flags=(*found.flags, *quality_flags(found.media)))
 
     def _from_video_file(self, attempt: _Attempt) -> ClipFeatures:
-        sees, hears = bool(self.request.picture_front_ends), bool(self.request.sound_front_ends) and self.audio is None
+        reads_pictures = bool(self.request.picture_front_ends)
+        reads_sound = bool(self.request.sound_front_ends) and self.audio is None
         with open_media(self.video) as container:
             picture, sound = _picture_stream(container), container.streams.best("audio")
             found = ClipFeatures(media=_describe(container, picture, sound))
-            if picture is None and sees:
+            if picture is None and reads_pictures:
                 raise ClipError("missing_video", f"{self.video} has no video stream")
-            if sound is None and hears:
+            if sound is None and reads_sound:
                 raise ClipError("missing_audio", f"{self.video} has no audio stream")
-            demuxer, seek_time = self._open_streams(container, [picture] * sees + [sound] * hears, attempt)
-            if sees:
+            demuxer, seek_time = self._open_streams(
+                container, [picture] * reads_pictures + [sound] * reads_sound, attempt
+            )
+            if reads_pictures:
                 found = found.updated(self._picture_features(picture, demuxer, seek_time, attempt))
-            if hears:
+            if reads_sound:
                 begin = start_time(sound)
                 if picture is not None and abs(begin - start_time(picture)) > OFFSET:
                     begin = start_time(picture)

@@ -107,7 +107,7 @@ def _template_values(sample: InspectedSample) -> Mapping[str, Any]:
     return {
         "name": sample_title(meta),
         "details": source_line(sample),
-        "flags": [(flag, FLAGS[flag].meaning if flag in FLAGS else "") for flag in meta.get("flags", ())],
+        "flags": [(flag, FLAGS.get(flag, "")) for flag in meta.get("flags", ())],
         "rows": [
             {"title": row.title, "tiles": [(_image_source(tile), tile.caption) for tile in row.tiles]}
             for row in tile_rows(sample, _MAX_INSTANTS)

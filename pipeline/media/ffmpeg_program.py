@@ -36,7 +36,7 @@ class FFmpegError(BmlpipeError):
     """No ffmpeg program on this machine meets the requirements. The message says why and what to do."""
 
 
-class Program(NamedTuple):
+class InstalledFFmpeg(NamedTuple):
     """A working ffmpeg program: its path and the version that it reports."""
 
     path: str
@@ -69,7 +69,7 @@ class FFmpeg:
         if self.cpu_limit < 0:
             raise OptionError(f"cpu_limit is {self.cpu_limit} s: must be 0 or more")
 
-    def program(self) -> Program:
+    def program(self) -> InstalledFFmpeg:
         """Find the program on this machine. The result is cached.
 
         Raises:
@@ -212,11 +212,11 @@ def _one_line(messages: bytes) -> str:
 
 
 @lru_cache
-def _find(path: str | None, hwaccel: str | None) -> Program:
+def _find(path: str | None, hwaccel: str | None) -> InstalledFFmpeg:
     reasons = []
     for candidate in [path] if path is not None else _candidates():
         try:
-            return Program(candidate, _version(candidate, hwaccel))
+            return InstalledFFmpeg(candidate, _version(candidate, hwaccel))
         except FFmpegError as error:
             reasons.append(f"{candidate}: {error}")
     option = f" with --hwaccel {hwaccel}" if hwaccel else ""

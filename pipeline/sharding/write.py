@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bmlpipe.manifests.common.progress import ProgressMeter
 from bmlpipe.manifests.datasets import DATASETS
 from bmlpipe.manifests.schema import SPLITS, Clip, read_clips
 from bmlpipe.pipeline.front_ends.quality import MEASURED_IN
@@ -64,8 +65,7 @@ def write_shards(
     drop_flags: Collection[str] = (),
     samples_per_shard: int = 1000,
     seed: int = 0,
-    start: Callable[[int], None] = lambda total: None,
-    progress: Callable[[], None] = lambda: None,
+    progress: ProgressMeter | None = None,
 ) -> Mapping[str, int]:
     """Write the shards of an extraction.
 
@@ -77,8 +77,7 @@ def write_shards(
         drop_flags: Leave out clips that carry one of these flags (docs/reasons.md); the index says how many.
         samples_per_shard: Number of samples per shard.
         seed: Seed of the order in which samples are written.
-        start: Called once, with the number of samples to be written.
-        progress: Called after each sample.
+        progress: Meter that gets the number of samples to be written and counts those written.
 
     Returns:
         Number of samples per split.
@@ -100,7 +99,8 @@ def write_shards(
     labels = {name: number for number, name in enumerate(extraction.classes)}
     store, counts, statistics = FeatureStore(features), dict[str, int](), Statistics()
     unmeasured = Counter[str]()  # flag → clips in which its property was never measured
-    start(len(clips))
+    if progress:
+        progress.expect(len(clips))
     with ShardWriter(
         out,
         dataset=extraction.dataset,
@@ -122,13 +122,17 @@ def write_shards(
                 writer.write(split, sample_of(stored, clip, labels[clip.label], parameters))
                 if split == "train":
                     statistics.add(stored.features)
-                progress()
+                if progress:
+                    progress.advance()
         writer.statistics = statistics.result()
     for flag, count in unmeasured.items():
         _logger.warning(
             "%s was not looked for in %d of these clips: their files in %s are older, or hold no feature made of %s; "
             "delete these files and extract the clips again with such a feature",
-            *(flag, count, extraction.folder.clips, MEASURED_IN[flag]),
+            flag,
+            count,
+            extraction.folder.clips,
+            MEASURED_IN[flag],
         )
     return counts
 

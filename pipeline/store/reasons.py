@@ -1,12 +1,12 @@
 """The explanations of reason codes and flags.
 
-The codes are assigned where the conditions occur (`ClipError`, `flags.add`). The tables of docs/reasons.md contain the
-same texts word for word, and a test compares them.
+The codes are assigned where the conditions occur (`ClipError`, `flags.add`). docs/reasons.md contains the same texts
+word for word, as a test ensures, and states in addition what bmlpipe does and what the features contain.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from bmlpipe.manifests.common.errors import OptionError
@@ -18,33 +18,19 @@ class Reason(NamedTuple):
     Attributes:
         status: Status of the clip, `failed` or `absent`; `failed, flag` where the same code is also a flag.
         cause: What happened.
-        effect: What bmlpipe does.
         remedy: What the user can do.
     """
 
     status: str
     cause: str
-    effect: str
     remedy: str
 
 
-class Flag(NamedTuple):
-    """Explanation of a flag, in Markdown.
-
-    Attributes:
-        meaning: The condition that the flag reports.
-        features: What the features contain.
-    """
-
-    meaning: str
-    features: str
-
-
-REASONS = {
+#: Reason code → its explanation.
+REASONS: Mapping[str, Reason] = {
     "not_found": Reason(
         "absent",
         "The folder of videos contains no file with the clip's name, in any accepted spelling and container.",
-        "Nothing.",
         "Compare the clip's id with the file names; `bmlpipe datasets` lists the accepted names. The next run "
         "finds files that have been added.",
     ),
@@ -53,20 +39,17 @@ REASONS = {
         "The operating system cannot open or read the file (missing permission, a failing disk, a loop of links),"
         " it is a folder, named pipe, socket or device (these are never opened), or the separate audio file is "
         "missing.",
-        "The clip fails.",
         "Correct the permission or replace the disk; then `--retry-failed=unreadable_file`.",
     ),
     "empty_file": Reason(
         "failed",
         "The file is empty.",
-        "The clip fails.",
         "Copy or download it again; the next run takes it.",
     ),
     "not_media": Reason(
         "failed",
         "The file is in no accepted container format: it is a text file, a web page saved as a video, an image, a"
         " playlist or a script (`.m3u8`, concat, DASH).",
-        "The clip fails. Files to which it refers are never opened.",
         "Download it again; the next run takes it.",
     ),
     "damaged_container": Reason(
@@ -76,40 +59,32 @@ REASONS = {
         "part that it could not read, so that packets may be missing. This is detected by the demuxer's own "
         "messages in Matroska, FLV, AVI, Ogg and ASF, by the packets' counters in MPEG-TS, and in AVI also by "
         "packets that do not lie where the index says.",
-        "Fails if the file cannot be opened. If packets may be missing before the last one needed, the clip is "
-        "decoded as damaged (`damaged_video`), and an instant fails that falls into a gap of more than 1.5 frame "
-        "durations.",
         "Copy or download it again; the next run takes it.",
     ),
     "missing_video": Reason(
         "failed",
         "Frames, flow or RGB differences are requested, but the file has no video stream (cover art does not count).",
-        "The clip fails, including its audio.",
         "Extract audio alone (`--kinds spectrogram`), or remove the clip from the annotation.",
     ),
     "missing_audio": Reason(
         "failed",
         "A spectrogram or waveform is requested, but the file has no audio stream, or no audio within the clip's span.",
-        "The clip fails, including its frames, because models are trained on pairs.",
         "Extract frames alone (`--kinds frames`), or remove the clip from the annotation.",
     ),
     "truncated": Reason(
         "failed",
         "Video or audio ends more than 0.5 s before the length in the file's header, and the missing part is "
         "needed. Detected in MP4, MOV, AVI, Matroska, WebM and FLV; other containers do not state a length.",
-        "The clip fails; nothing is tiled or repeated to hide it.",
         "Copy or download it again; the next run takes it.",
     ),
     "start_past_end": Reason(
         "failed",
         "The clip begins after the end of the video.",
-        "The clip fails: the annotation and the file do not belong together.",
         "Compare the annotation's start with the length of the file: the file may already have been cut to the clip.",
     ),
     "no_frames": Reason(
         "failed",
         "No frame of the video stream can be decoded.",
-        "The clip fails.",
         "Copy or download it again; check whether a player shows anything.",
     ),
     "damaged_video": Reason(
@@ -117,41 +92,33 @@ REASONS = {
         "Failed: the frame shown at an instant (or, for flow and RGB differences, one of the frames that follow "
         "it) cannot be decoded. Flag: the decoder met an error before the last frame needed; all frames were "
         "decoded, but some may contain concealed errors.",
-        "See left. With `--decoder ffmpeg`, any error up to the last frame needed fails the clip, with ffmpeg's "
-        "own message, because the program does not report in which frames it has concealed errors.",
         "Copy or download it again, and compare checksums with those of the source.",
     ),
     "late_video": Reason(
         "failed, flag",
         "The first decodable frame comes after the clip's start (the stream was cut within a group of pictures).",
-        "Up to 1 s: instant 0 takes the first decodable frame, with the flag. More: the clip fails, because "
-        "several instants would show the same frame.",
         "Cut the clip again from its source, at a key frame or with re-encoding.",
     ),
     "too_few_frames": Reason(
         "failed",
         "The clip has fewer frames than one stack of flow fields or RGB differences needs (L + 1).",
-        "The clip fails.",
         "Lower `--flow-stack` or `--rgb-diff-stack`, or remove the clip from the annotation.",
     ),
     "missing_flow_images": Reason(
         "failed",
         "`--flow-images` contains no folder for the clip, images are missing in that folder, or their number does"
         " not match the number of video frames.",
-        "The clip fails.",
         "Compute the images of this clip (file names: pipeline/front_ends/flow_images.py); then "
         "`--retry-failed=missing_flow_images`.",
     ),
     "bad_flow_images": Reason(
         "failed",
         "A flow image is not a JPEG, is damaged, or differs in size from the clip's other flow images.",
-        "The clip fails.",
         "Compute the images of this clip again; then `--retry-failed=bad_flow_images`.",
     ),
     "damaged_audio": Reason(
         "failed, flag",
         "Audio packets cannot be decoded.",
-        "Silence takes their place, with the flag. The clip fails if more packets are lost than decoded.",
         "Copy or download it again; the next run takes it.",
     ),
     "decoder_error": Reason(
@@ -160,7 +127,6 @@ REASONS = {
         "stored as JPEGs (pixel format, shape). With `--decoder ffmpeg` also: the program or its hardware cannot "
         "be used on the worker's machine, the program was killed, or neither PyAV nor ffmpeg decodes a single "
         "frame.",
-        "The clip fails.",
         "`--decoder ffmpeg --retry-failed=decoder_error`, if necessary with an ffmpeg program of your own "
         "(`--ffmpeg`).",
     ),
@@ -168,7 +134,6 @@ REASONS = {
         "failed",
         "The worker process died while it worked on the clip, and again when the clip was tried alone (a crash in"
         " a decoder, or killed for lack of memory).",
-        "The worker is replaced, the clip fails.",
         "Give each worker more memory (fewer `--workers`); then `--retry-failed=worker_died`.",
     ),
     "timeout": Reason(
@@ -176,88 +141,43 @@ REASONS = {
         "The clip took longer than `--clip-timeout`, and again when it was tried alone; the message states where "
         "in the code it was. Only with worker processes. An ffmpeg program ends itself after the same number of "
         "seconds of CPU time.",
-        "The worker process is ended and replaced, the clip fails.",
         "Raise `--clip-timeout`; then `--retry-failed=timeout`.",
     ),
     "out_of_memory": Reason(
         "failed",
         "The clip needs more memory than a worker may use.",
-        "The clip fails.",
         "Give each worker more memory (fewer `--workers`); then `--retry-failed=out_of_memory`.",
     ),
     "not_tried": Reason(
         "failed",
         "The run was stopped (interrupt, full disk, lost scheduler) before this clip was tried.",
-        "Nothing yet.",
         "Run the same command again.",
     ),
     "internal_error": Reason(
         "failed",
         "A bug in bmlpipe; the message contains the exception.",
-        "The clip fails.",
         "Report it together with the file; then `--retry-failed=internal_error` with a later version.",
     ),
 }
 
-FLAGS = {
-    "short_video": Flag(
-        "The video ends before the last instant requested.",
-        "Fewer frames; nothing is repeated.",
-    ),
-    "late_video": Flag(
-        "See reasons.",
-        "The first frame is the first decodable one, at most 1 s late.",
-    ),
-    "damaged_video": Flag(
-        "See reasons.",
-        "Frames that were decoded; some may contain concealed errors.",
-    ),
-    "damaged_container": Flag(
-        "See reasons.",
-        "What could be read; packets may be missing.",
-    ),
-    "mended_times": Flag(
-        "Presentation times did not increase from frame to frame.",
-        "The frames concerned follow each other at the nominal frame rate.",
-    ),
-    "flow_window_moved": Flag(
-        "Fewer than L frames follow the frame of the last instant.",
-        "The window is moved back so that it ends at the last frame; `times` states where it begins.",
-    ),
-    "rgb_diff_window_moved": Flag(
-        "Fewer than L frames follow the frame of the last instant.",
-        "The window is moved back so that it ends at the last frame; `times` states where it begins.",
-    ),
-    "still_video": Flag(
-        "The frames of all instants (two or more) are practically equal: no block of pixels changes by more than "
-        "6 levels of 255.",
-        "The same frame repeatedly; flow and RGB differences close to zero.",
-    ),
-    "black_video": Flag(
-        "At least half of the frames are black: no block of pixels is brighter than 10 % of the luma range.",
-        "Black frames.",
-    ),
-    "short_audio": Flag(
-        "The audio is more than 0.05 s shorter than the length requested.",
-        "The audio is tiled: it starts again from its beginning.",
-    ),
-    "silent_audio": Flag(
-        "No sample reaches −60 dBFS (0.001 of full scale).",
-        "A constant spectrogram (zeros under `vggsound`) where every sample is zero; otherwise faint noise, which"
-        " `vggsound` amplifies.",
-    ),
-    "clipped_audio": Flag(
-        "At least 0.05 % of the samples are at full scale (0.99 and above).",
-        "Audio limited to ±1, with the overtones of clipped peaks.",
-    ),
-    "damaged_audio": Flag(
-        "See reasons.",
-        "Silence in place of the lost packets.",
-    ),
-    "audio_gap": Flag(
-        "The clock of the audio stream jumps by more than 0.05 s, or audio begins more than 0.1 s after the video.",
-        "Silence in the gap, so that audio and video stay aligned.",
-    ),
+#: Flag → the condition that it reports, in Markdown.
+FLAGS: Mapping[str, str] = {
+    "short_video": "The video ends before the last instant requested.",
+    "late_video": "The first decodable frame comes after the clip's start, by at most 1 s.",
+    "damaged_video": "The decoder met an error before the last frame needed.",
+    "damaged_container": "The demuxer met an error, or skipped a part of the file that it could not read.",
+    "mended_times": "Presentation times did not increase from frame to frame.",
+    "flow_window_moved": "Fewer than L frames follow the frame of the last instant.",
+    "rgb_diff_window_moved": "Fewer than L frames follow the frame of the last instant.",
+    "still_video": "The frames of all instants (two or more) are practically equal: no block of pixels changes by more "
+    "than 6 levels of 255.",
+    "black_video": "At least half of the frames are black: no block of pixels is brighter than 10 % of the luma range.",
+    "short_audio": "The audio is more than 0.05 s shorter than the length requested.",
+    "silent_audio": "No sample reaches −60 dBFS (0.001 of full scale).",
+    "clipped_audio": "At least 0.05 % of the samples are at full scale (0.99 and above).",
+    "damaged_audio": "Some audio packets cannot be decoded.",
+    "audio_gap": "The clock of the audio stream jumps by more than 0.05 s, or audio begins more than 0.1 s after the "
+    "video.",
 }
 
 

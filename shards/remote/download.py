@@ -112,10 +112,8 @@ def download(
         if final or failures == retry.attempts:
             raise ShardError(f"{redacted(url)}: given up at attempt {failures}: {problem}")
         pause = min(_MAX_PAUSE, retry.pause * 2 ** (failures - 1)) * random.uniform(0.5, 1)
-        _logger.warning(
-            *("%s: attempt %d of %d failed, next attempt in %.1f s: %s", redacted(url)),
-            *(failures, retry.attempts, pause, problem),
-        )
+        text = "%s: attempt %d of %d failed, next attempt in %.1f s: %s"
+        _logger.warning(text, redacted(url), failures, retry.attempts, pause, problem)
         if stop.wait(pause):
             raise DownloadStoppedError(f"the download of {redacted(url)} was stopped")
 
