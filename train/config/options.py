@@ -302,7 +302,7 @@ class TrainConfig:
         return {m: self.audio if m == "audio" else MODALITY_KIND[m] for m in self.resolved_modalities}
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for YAML, checkpoints and comparisons."""
+        """Return plain values, for YAML, checkpoints and comparisons."""
         content = dataclasses.asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in content.items()}
 
@@ -312,7 +312,7 @@ TYPES = typing.get_type_hints(TrainConfig)
 
 
 def choices_of(name: str) -> Iterable[str] | None:
-    """Possible values of an option; None: any. A value of a registry is looked up without importing it."""
+    """Return the possible values of an option; None: any. A value of a registry is looked up without importing it."""
     if typing.get_origin(TYPES[name]) is Literal:
         return typing.get_args(TYPES[name])
     choices: Names | None = TrainConfig.__dataclass_fields__[name].metadata["choices"]

@@ -127,7 +127,7 @@ def _written(value: Any) -> str:
 
 
 def _value_type(name: str) -> tuple[type, bool]:
-    """Type of an option's value or, for a tuple, of its parts; whether it is a tuple."""
+    """Return the type of an option's value or, for a tuple, of its parts, and whether it is a tuple."""
     hint = TYPES[name]
     if isinstance(hint, types.UnionType):
         hint = next(part for part in typing.get_args(hint) if part is not type(None))

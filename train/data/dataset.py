@@ -135,7 +135,7 @@ class ClipDataset(Dataset[Batch]):
         }
 
     def _layout(self, modality: str, count: int, first: StoredSample) -> tuple[tuple[int, ...], npt.DTypeLike]:
-        """Shape and type of a batch: pictures (B, T, planes, H, W, C); an array or sound (B, *its own shape)."""
+        """Return shape and type of a batch: pictures (B, T, planes, H, W, C); an array or sound (B, *its own shape)."""
         kind = self._kinds[modality]
         if not kind.is_pictures:
             values = self._values(modality, first)
@@ -144,7 +144,7 @@ class ClipDataset(Dataset[Batch]):
         return (count, self._frames, planes, self._size, self._size, kind.picture_channels), np.uint8
 
     def _values(self, modality: str, sample: StoredSample) -> Array:
-        """The array or sound of a modality that does not read pictures."""
+        """Decode the array or sound of a modality that does not read pictures."""
         kind = self._kinds[modality]
         return _DECODE[kind.storage](_member(sample, kind.member))
 
@@ -183,14 +183,14 @@ def _member(sample: StoredSample, name: str) -> bytes | memoryview:
 
 
 def _crop(sample: StoredSample, random: Sequence[float] | None) -> decode.Crop:
-    """The crop of all pictures of a sample, independent of which modalities are loaded."""
+    """Choose the crop of all pictures of a sample, whichever modalities are loaded."""
     about = next(sample.meta[kind.name] for kind in KINDS.values() if kind.is_pictures and kind.name in sample.meta)
     height, width = about["height"], about["width"]
     return decode.random_crop(height, width, random) if random else decode.centre_crop(height, width)
 
 
 def _as_batch(arrays: Mapping[str, Array]) -> Batch:
-    """Arrays → tensors of the documented shapes, in the same memory."""
+    """Turn arrays into tensors of the documented shapes, in the same memory."""
     batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
     for name, memory in batch.items():
         if memory.ndim == 6:  # pictures (B, T, planes, H, W, C)

@@ -50,13 +50,13 @@ class Crop:
 
 
 def centre_crop(height: int, width: int) -> Crop:
-    """The largest centred square, for evaluation and for training without augmentation."""
+    """Return the largest centred square, for evaluation and for training without augmentation."""
     side = min(height, width)
     return Crop((height - side) / 2 / height, (width - side) / 2 / width, side / height, side / width)
 
 
 def random_crop(height: int, width: int, numbers: Sequence[float]) -> Crop:
-    """A random crop with 8% to 100% of the area and an aspect ratio from 3:4 to 4:3, flipped with probability ½.
+    """Make a random crop with 8% to 100% of the area and an aspect ratio from 3:4 to 4:3, flipped with probability ½.
 
     This is the training crop of Inception and ResNet (Szegedy et al. 2015, Sec. 6). A crop that would be taller or
     wider than the picture is cut to it.
@@ -77,7 +77,9 @@ def random_crop(height: int, width: int, numbers: Sequence[float]) -> Crop:
 def uniform_numbers(
     seed: int, epochs: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64], count: int
 ) -> npt.NDArray[np.float64]:
-    """Uniform numbers of samples. They use stream 2 of the keyed generator; the order of samples uses streams 0 and 1.
+    """Draw uniform numbers for samples.
+
+    They use stream 2 of the keyed generator; the order of samples uses streams 0 and 1.
 
     Args:
         seed: Seed of the run.

@@ -19,7 +19,7 @@ _STANDARDISED: Mapping[str, Sequence[float]] = {"mean": [0.0], "std": [1.0]}
 
 
 class Normaliser(nn.Module):
-    """Normalises raw batches. The means and deviations are buffers, so a checkpoint holds them.
+    """Normalisation of raw batches, a module whose means and deviations are buffers, so that a checkpoint holds them.
 
     Args:
         modalities: Modalities of the batches.

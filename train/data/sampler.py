@@ -93,11 +93,11 @@ class TrainBatches:
         self.steps = self.steps_per_epoch * config.epochs
 
     def __len__(self) -> int:
-        """Number of micro-batches that iterating yields."""
+        """Return the number of micro-batches that iterating yields."""
         return max(0, self.steps - self._first) * self._accumulate
 
     def samples_in(self, step: int) -> int:
-        """Number of samples of weight 1 in the global batch of a step."""
+        """Return the number of samples of weight 1 in the global batch of a step."""
         last = (step + 1) % self.steps_per_epoch == 0
         return self._batch - self.padded if last else self._batch
 
@@ -111,7 +111,7 @@ class TrainBatches:
                 yield batch[first : first + share]
 
     def global_batch(self, step: int) -> list[BatchItem]:
-        """The samples of all ranks in a step."""
+        """Return the samples of all ranks in a step."""
         return self._slice(self._order(), step)
 
     def _order(self) -> MixtureOrder:
@@ -128,7 +128,7 @@ class TrainBatches:
 def evaluation_batches(
     numbers: Sequence[int], *, batch_size: int, rank: int = 0, world_size: int = 1
 ) -> list[list[BatchItem]]:
-    """The share of a rank in a split, each sample once; the shares of ranks differ by one sample at most.
+    """Return the share of a rank in a split, each sample once. The shares of ranks differ by one sample at most.
 
     Args:
         numbers: Sample numbers of the split.

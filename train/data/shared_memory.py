@@ -1,11 +1,11 @@
 """Memory of batches that is reused, within the training process and between it and its loader processes.
 
-New memory is expensive, because the kernel clears every page of it. A batch of 64 samples is tens of megabytes, and
+New memory is expensive, because the kernel clears every page. A batch of 64 samples is tens of megabytes, and
 torch's DataLoader copies each batch of a loader process into new shared memory, at half the cost of the loading itself.
 Here the arrays of a batch live in blocks of a pool. The first byte of a block says whether it is in use; a block is
 reused when nothing refers to its array, or to a part of it, any more. If all blocks are in use a new one is created, so
-nothing ever waits, and a batch may be kept for any time. Only a process that forks must copy the arrays that the new
-process is to keep.
+nothing ever waits, and a batch may be kept for any time. Only a process that forks must copy the arrays that its child
+needs.
 
 Shared blocks are torch's own shared memory. They have no name in the file system, so killed processes leave nothing
 behind.
@@ -39,7 +39,7 @@ _SHM = "/dev/shm"  # noqa: S108  (only its size is read)
 
 
 class MemoryPool:
-    """Blocks of memory for arrays. It may be used from several threads, forked and pickled; copies start empty.
+    """Blocks of memory for arrays, safe to use from several threads, to fork and to pickle; copies start empty.
 
     Args:
         keep: Number of blocks that are kept for reuse.
@@ -63,7 +63,7 @@ class MemoryPool:
             RuntimeError: There is not enough shared memory.
         """
         size = _HEAD + math.prod(shape) * np.dtype(kind).itemsize
-        if self._owner != os.getpid():  # blocks in use belong to the parent, which will not tell when they become free
+        if self._owner != os.getpid():  # blocks in use belong to the parent, and their first bytes are not shared
             self.__setstate__(self.__getstate__())
         with self._lock:
             fitting = [block for block in self._blocks if not block[0] and size <= len(block) <= 2 * size]
@@ -85,12 +85,12 @@ class MemoryPool:
         return block
 
     def array(self, _name: str, shape: tuple[int, ...], kind: npt.DTypeLike) -> Array:
-        """An array in a block that becomes free with the last reference to its memory; an `Allocate`."""
+        """Make an array in a block that becomes free with the last reference to its memory; an `Allocate`."""
         return _array_in(self.take(shape, kind), shape, kind)
 
 
 class SharedMemoryDataset(Dataset[Any]):
-    """Loads batches in the processes of a DataLoader and passes them on in shared memory, without a copy.
+    """Batches loaded in the processes of a DataLoader and passed on in shared memory, without a copy.
 
     Args:
         load: Items of a batch, and an `Allocate` for its large arrays → all arrays of the batch.
@@ -142,7 +142,7 @@ def _receive(
 
 
 def _array_in(block: Tensor, shape: tuple[int, ...], kind: npt.DTypeLike) -> Array:
-    memory = block.numpy()  # every view of the array, and every tensor made of one, keeps this object alive
+    memory = block.numpy()  # every slice of the array, and every tensor made of one, keeps this object alive
     weakref.finalize(memory, _free, block, os.getpid()).atexit = False
     return np.ndarray(shape, kind, memory, _HEAD)
 

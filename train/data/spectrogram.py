@@ -19,7 +19,7 @@ _SCALE = 32_768  # a stored sample is the amplitude times 32768 (docs/format.md)
 
 
 class LogSpectrogram(nn.Module):
-    """Turns 16-bit sound, (B, n), into log spectrograms, (B, 1, 257, windows)."""
+    """Log spectrograms, (B, 1, 257, windows), of 16-bit sound, (B, n)."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -128,7 +128,7 @@ def _destroy_group(completed: bool) -> None:
 
 
 def _is_communication_error(error: RuntimeError) -> bool:
-    """Whether an error comes from the communication between ranks; gloo has no exception class of its own."""
+    """Return whether an error comes from the communication between ranks; gloo has no exception class of its own."""
     text = str(error)  # names gloo's source file, or is what an operation raises after another one has timed out
     return isinstance(error, dist.DistError) or "/gloo/" in text or "caused pair closure" in text
 
@@ -163,7 +163,7 @@ def unequal_tensors(module: nn.Module) -> list[str]:
 
 
 def all_equal(module: nn.Module) -> bool:
-    """Whether all parameters and buffers are bitwise equal on all ranks; the same answer on every rank."""
+    """Return whether all parameters and buffers are bitwise equal on all ranks; the same answer on every rank."""
     return not unequal_tensors(module)
 
 
@@ -191,6 +191,6 @@ def _device(name: str, local_rank: int) -> torch.device:
 
 
 def _sha256(tensor: Tensor) -> Tensor:
-    """SHA-256 of a tensor's bytes, (32,), uint8."""
+    """Hash a tensor's bytes with SHA-256: (32,), uint8."""
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return torch.tensor(list(hashlib.sha256(data.tobytes()).digest()), dtype=torch.uint8)

@@ -87,7 +87,7 @@ def run_losses(run: Run, until: Until = "last") -> Losses:
 
 
 def _trained_on(run: Run, modalities: Sequence[str]) -> str:
-    """The modality that a run was trained on, or `JOINT`."""
+    """Return the modality that a run was trained on, or `JOINT`."""
     of_run: tuple[str, ...] = tuple(run.config["modalities"])
     modulation = run.config["modulation"]
     if len(of_run) == 1 and of_run[0] in modalities:

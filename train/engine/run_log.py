@@ -1,4 +1,4 @@
-"""What a training reports: journal, trackers, progress line and warnings, and the decisions that its rows lead to."""
+"""The log of a training: its rows in the journal and the progress line, warnings, and the decision to stop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DivergedError(BmlpipeError):
 
 
 class RunLog:
-    """Receives the rows of a training: every rank reads them, the first rank writes them.
+    """Log of a training: every rank reads its rows, the first rank writes them.
 
     Args:
         modulation: Its columns come first in the device's numbers of a step, then the loss and the requests to stop.
@@ -67,7 +67,7 @@ class RunLog:
             _logger.info("%s after epoch %d:  %s", row["split"], row["epoch"], self._task.describe(row))
 
     def mark_stopped(self) -> None:
-        """Tell the trackers at the end that the run was stopped on request."""
+        """Mark the run as stopped on request, for the trackers."""
         if self._journal is not None:
             self._journal.stopped = True
 

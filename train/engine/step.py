@@ -27,20 +27,19 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-
 #: (output of the model in training, labels (B,)) → loss of each sample, (B,), float32.
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def loss_of(head: nn.Module, task: Task) -> Loss:
-    """The loss to minimise: the method `objective` of the head, which GBlending's has, else the loss of the task."""
+    """Return the loss to minimise: the method `objective` of the head, which GBlending's has, or the task's loss."""
     loss: Loss = getattr(head, "objective", task.loss)
     return loss
 
 
 @dataclass(frozen=True)
 class StepOptions:
-    """How a step is computed.
+    """Options of a step.
 
     Attributes:
         precision: Precision of the forward and backward passes; `fp16` scales the loss, and adapts the scale.
@@ -56,7 +55,7 @@ class StepOptions:
 
 
 class TrainStep:
-    """Computes optimiser steps: micro-batches in, one row of numbers out.
+    """The optimiser step: micro-batches in, one row of numbers out.
 
     Args:
         model: Encoders and head, on the device; compiled in place if `options` say so.
@@ -65,7 +64,7 @@ class TrainStep:
         optimizer: Optimiser of the model's parameters.
         task: Defines the loss of a sample and the score of a modality.
         process: This process.
-        options: How to compute; None: the defaults.
+        options: Precision, clipping and compilation; None: the defaults.
     """
 
     def __init__(
@@ -120,11 +119,11 @@ class TrainStep:
         return torch.cat([self._modulation.row, self._modulation.extra])
 
     def _without_reduction(self) -> Any:
-        """Only the last micro-batch averages gradients over the ranks; those before it accumulate locally."""
+        """Accumulate gradients locally: only the last micro-batch averages them over the ranks."""
         return self._wrapped.no_sync() if isinstance(self._wrapped, DistributedDataParallel) else nullcontext()
 
     def _forward(self, batch: Mapping[str, Any], samples: int) -> Tensor:
-        """The share of one micro-batch in the mean loss of the global batch."""
+        """Compute the share of one micro-batch in the mean loss of the global batch."""
         raw = {m: batch[m].to(self._device, non_blocking=True) for m in self._modulation.modalities}
         labels, ids, weights = (
             batch[name].to(self._device, non_blocking=True) for name in ("label", "number", "weight")

@@ -10,7 +10,7 @@ from types import FrameType
 
 
 class StopRequest:
-    """Records whether this process was asked to stop.
+    """A request to stop this process, which a signal makes.
 
     The ranks of a run receive a signal at different moments. They agree on the step after which they stop by summing
     `requested` over the ranks in the step's collective.

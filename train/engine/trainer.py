@@ -44,7 +44,7 @@ Batches = Iterator[dict[str, Any]]
 
 @dataclass
 class ValidationState:
-    """What the evaluations so far have found.
+    """Progress and best result of validation.
 
     Attributes:
         validated_step: Number of steps done at the last validation. If it is lower than the number of steps at the end
@@ -61,8 +61,8 @@ class ValidationState:
 class Trainer:
     """One run on one rank.
 
-    Steps are counted once, by the modulation, and epochs and positions in the data follow from the number of steps. So
-    a checkpoint holds all that a resumed run needs to continue bit for bit.
+    The modulation counts the steps; epochs and positions in the data follow from their number. A resumed run therefore
+    continues bit for bit from what a checkpoint holds.
 
     Args:
         config: Resolved options.
@@ -176,7 +176,7 @@ class Trainer:
         log.flush()
 
     def validate(self, log: RunLog) -> Row:
-        """Evaluate the validation split after an epoch, and save what is to be kept of the epoch."""
+        """Evaluate the validation split after an epoch, and save the best, the last and every `keep_every`-th model."""
         epoch = self.step // self.batches.steps_per_epoch - 1
         row = self.evaluate("val", epoch, log)
         self.validation.validated_step = self.step
@@ -254,7 +254,7 @@ class Trainer:
             )
 
     def _build_model(self, resuming: bool) -> MultimodalModel:
-        """The model on the device, as the options describe it."""
+        """Build the model on the device, as the options describe it."""
         config = self.config
         blending = next((rule for rule in self.modulation.rules if isinstance(rule, GBlending)), None)
         weights = None

@@ -50,18 +50,18 @@ def check_format(path: Path, endings: Sequence[str]) -> None:
 
 
 def sample_ids(reader: ShardReader | CombinedReader, numbers: Sequence[int]) -> npt.NDArray[np.str_]:
-    """The original ids of samples, (N,), from their JSON members; the key of a sample without an id."""
+    """Return the original ids of samples, (N,), from their JSON members; the key of a sample without an id."""
     samples = (reader[number] for number in numbers)
     return np.array([str(sample.meta.get("id", sample.key)) for sample in samples], dtype=np.str_)
 
 
 def prediction_columns(ids: npt.NDArray[np.str_], task: Task, found: Predictions) -> Columns:
-    """One row per sample: `id` and the columns of the task (`Task.prediction_columns`)."""
+    """Collect one row per sample: `id` and the columns of the task (`Task.prediction_columns`)."""
     return {"id": ids, **task.prediction_columns(found.logits, found.branches, found.labels)}
 
 
 def feature_columns(ids: npt.NDArray[np.str_], task: Task, found: Predictions) -> Columns:
-    """One row per sample: `id`, the target (`Task.target_columns`) and the feature of each modality, (N, D_m)."""
+    """Collect one row per sample: `id`, the target (`Task.target_columns`) and each modality's feature, (N, D_m)."""
     return {"id": ids, **task.target_columns(found.labels), **found.features}
 
 

@@ -169,7 +169,7 @@ def load_run(path: Path, process: ProcessInfo, *, shards: Sequence[str] = ()) ->
 
 
 def checkpoint_config(path: Path, state: Mapping[str, Any] | None = None) -> TrainConfig:
-    """Resolved options of a checkpoint's run. Where and how to compute is read from `config.yaml`, if that is there.
+    """Read the resolved options of a checkpoint's run. `config.yaml`, if it exists, says where and how to compute.
 
     Args:
         path: Checkpoint file.
@@ -185,7 +185,7 @@ def checkpoint_config(path: Path, state: Mapping[str, Any] | None = None) -> Tra
 
 
 def _load_modules(config: TrainConfig, state: Mapping[str, Any], index: Index) -> tuple[MultimodalModel, Normaliser]:
-    """Model and normaliser of a checkpoint; the shards need no training samples, and so no statistics."""
+    """Load the model and normaliser of a checkpoint. The shards need no training samples, and so no statistics."""
     as_trained = dataclasses.replace(index, classes=tuple(state["classes"]), features=state["features"])
     blend = any(isinstance(rule, GBlending) for rule in config.make_modulation().rules)
     model = build_model(dataclasses.replace(config, weights="none"), as_trained, blend=blend)
@@ -202,7 +202,7 @@ def _load_modules(config: TrainConfig, state: Mapping[str, Any], index: Index) -
 
 
 def _other_samples(state: Mapping[str, Any], index: Index) -> str:
-    """How shards differ from those of a checkpoint, in words; empty if they hold the same samples in the same order."""
+    """Describe how shards differ from those of a checkpoint; empty if they hold the same samples in the same order."""
     if state["samples_sha256"] == index.samples_sha256:
         return ""
     text = f"samples {state['samples_sha256'][:12]} in training, {index.samples_sha256[:12]} here"
@@ -217,7 +217,7 @@ def _shortened(names: Sequence[str]) -> str:
 
 
 def _hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of named tensors."""
+    """Hash names and values of tensors with SHA-256."""
     found = hashlib.sha256()
     for name, tensor in tensors.items():
         found.update(name.encode())

@@ -88,13 +88,13 @@ def _rates(text: str, whole: str) -> list[float]:
 
 
 def is_missing(numbers: npt.NDArray[np.int64], modality: str, rate: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Which samples lose the modality, (N,), for sample numbers, (N,)."""
+    """Return which samples lose the modality, (N,), for sample numbers, (N,)."""
     stream = keyed.key(seed, "missing", modality)
     return keyed.uniform(torch.tensor(numbers), stream).numpy() < rate
 
 
 def subsets(modalities: Sequence[str]) -> list[frozenset[str]]:
-    """Every non-empty subset, ordered by size."""
+    """Return every non-empty subset, ordered by size."""
     sizes = range(1, len(modalities) + 1)
     return [frozenset(chosen) for size in sizes for chosen in itertools.combinations(modalities, size)]
 
@@ -137,7 +137,7 @@ def logits_without(
 
 
 def with_missing(found: Predictions, rates: Rates, seed: int) -> npt.NDArray[np.float32]:
-    """Joint prediction, (N, K), of samples that lose modalities at random.
+    """Return the joint prediction, (N, K), of samples that lose modalities at random.
 
     Args:
         found: Predictions, with `without` for all modalities whose rate is above 0.
@@ -156,7 +156,7 @@ def with_missing(found: Predictions, rates: Rates, seed: int) -> npt.NDArray[np.
 def missing_metrics(
     task: Task, found: Predictions, combinations: Sequence[Rates], seeds: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Metrics of the task at each combination of rates.
+    """Compute the metrics of the task at each combination of rates.
 
     Args:
         task: Computes the metrics.

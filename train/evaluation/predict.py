@@ -48,7 +48,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What is computed beside the joint prediction and the branches, and how.
+    """Options of a prediction: results beside the joint prediction and the branches, and how to load.
 
     Attributes:
         features: Also return the features.
@@ -67,7 +67,7 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model with all that it needs to predict the splits of a set of shards.
+    """A model and everything it needs to predict the splits of a set of shards.
 
     Attributes:
         config: Resolved options of the run.

@@ -71,7 +71,7 @@ def linear_probes(run: LoadedRun, predict: Callable[[str], Predictions]) -> list
 
 
 def _source(run: LoadedRun) -> Content:
-    """Which parameters and which samples a result comes from."""
+    """Describe which parameters and which samples a result comes from."""
     return {
         "checkpoint": run.checkpoint,
         "epoch": run.epoch,
@@ -83,7 +83,7 @@ def _source(run: LoadedRun) -> Content:
 
 
 def result_folder(run: LoadedRun) -> Path:
-    """Folder of the results on the samples that the run reads."""
+    """Return the folder of the results on the samples that the run reads."""
     folder = run.folder.evaluation
     return folder / run.index.samples_sha256[:12] if run.other_samples else folder
 
@@ -116,7 +116,7 @@ def keep_probes(run: LoadedRun, rows: Sequence[Content]) -> Path:
 
 
 def _read(path: Path) -> Content:
-    """Content of a result file; empty if there is no file of this format."""
+    """Read a result file; empty if there is no file of this format."""
     try:
         content = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):

@@ -58,5 +58,5 @@ def build_model(
 
 
 def _channels(kind: str, index: Index) -> int:
-    """Number of input channels of an encoder that reads this feature kind: those of all steps of the stack."""
+    """Return the number of input channels of an encoder of this feature kind: those of all steps of the stack."""
     return kind_named(kind).channels * int(index.features.get(kind, {}).get("stack", 1))

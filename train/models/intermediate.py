@@ -51,7 +51,7 @@ class TransferUnit(nn.Module):
         self.solo: str | None = None
 
     def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
-        """{m: (B, T_m, C_m, h_m, w_m)} → the same shapes."""
+        """Excite the maps: {m: (B, T_m, C_m, h_m, w_m)} → the same shapes."""
         squeezed = torch.cat([mean_over_frames(maps[m]) for m in self.channels], dim=1)
         if self.training and self.solo is None:
             with torch.no_grad():
@@ -63,7 +63,7 @@ class TransferUnit(nn.Module):
         return {m: maps[m] * _over_maps(2 * torch.sigmoid(self.excite[m](joint[m]))) for m in self.channels}
 
     def _squeezed_alone(self, squeezed: Tensor, m: str) -> Tensor:
-        """The squeezes, with those of all modalities but m replaced by their running averages."""
+        """Replace the squeezes of all modalities but m by their running averages."""
         sizes = list(self.channels.values())
         pairs = zip(self.channels, torch.split(squeezed, sizes, 1), torch.split(self.average, sizes), strict=True)
         parts = [own if other == m else mean.to(own.dtype).expand_as(own) for other, own, mean in pairs]
@@ -96,7 +96,7 @@ class MMTM(nn.Module):
         self.modalities = tuple(stage_channels)
 
     def forward(self, maps: dict[str, Tensor], stage: int) -> dict[str, Tensor]:
-        """{m: (B, T_m, C_m, h_m, w_m)} after a stage → the same shapes."""
+        """Fuse the maps after a stage: {m: (B, T_m, C_m, h_m, w_m)} → the same shapes."""
         if stage not in self.stages:
             return maps
         changed: dict[str, Tensor] = self.units[self.stages.index(stage)](maps)
@@ -153,7 +153,7 @@ class CrossModalAttention(nn.Module):
         self.write = nn.ModuleDict({m: nn.Linear(width, channels) for m, channels in last.items()})
 
     def forward(self, maps: dict[str, Tensor], stage: int) -> dict[str, Tensor]:
-        """{m: (B, T_m, C_m, h_m, w_m)} after a stage → the same shapes."""
+        """Fuse the maps after a stage: {m: (B, T_m, C_m, h_m, w_m)} → the same shapes."""
         if stage != -1:
             return maps
         cells = {m: value.movedim(2, -1) for m, value in maps.items()}  # (B, T, h, w, C)
@@ -190,7 +190,7 @@ def make_intermediate(name: str, encoders: Mapping[str, nn.Module]) -> nn.Module
 
 
 def _common_depth(stage_channels: StageChannels, what: str) -> int:
-    """Number of stages that all encoders have."""
+    """Return the number of stages that all encoders have."""
     if len(stage_channels) < 2:
         raise OptionError(
             f"{what} fuses two or more modalities, but there is only {', '.join(stage_channels) or 'none'}: "
@@ -200,5 +200,5 @@ def _common_depth(stage_channels: StageChannels, what: str) -> int:
 
 
 def _over_maps(gate: Tensor) -> Tensor:
-    """(B, C) → (B, 1, C, 1, 1)."""
+    """Add the axes of maps: (B, C) → (B, 1, C, 1, 1)."""
     return gate[:, None, :, None, None]

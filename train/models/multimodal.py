@@ -37,7 +37,7 @@ class MultimodalModel(nn.Module):
         inputs: Mapping[str, Tensor],
         feature_hook: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
     ) -> Tensor:
-        """Logits of a batch.
+        """Compute the logits of a batch.
 
         Args:
             inputs: {m: (B, T, C, H, W)}, floating point.
@@ -54,7 +54,7 @@ class MultimodalModel(nn.Module):
         return logits
 
     def encode(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Features of a batch, after any intermediate fusion: {m: (B, T, C, H, W)} → {m: (B, D_m)}."""
+        """Encode a batch, with any intermediate fusion: {m: (B, T, C, H, W)} → {m: (B, D_m)}."""
         if self.intermediate is None:
             return {m: encoder(inputs[m]) for m, encoder in self.encoders.items()}
         return run_stages_jointly(dict(self.encoders.items()), inputs, self.intermediate)  # type: ignore[arg-type]

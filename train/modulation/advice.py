@@ -24,7 +24,7 @@ _PRACTICALLY_ZERO = 0.01
 
 
 def optimizer_advice(modulation: Modulation, optimizer: Optimizer) -> str | None:
-    """A warning if the optimiser cancels the factor of OGM or OGM*, else None."""
+    """Return a warning if the optimiser cancels the factor of OGM or OGM*, else None."""
     names = [base.__name__ for base in type(optimizer).__mro__]
     adaptive = any(word in name.lower() for name in names for word in _ADAPTIVE)
     cancelled = [rule for rule in modulation.rules if isinstance(rule, GradientFactor) and rule.apply == "gradient"]
@@ -38,7 +38,7 @@ def optimizer_advice(modulation: Modulation, optimizer: Optimizer) -> str | None
 
 
 def rule_advice(modulation: Modulation) -> list[str]:
-    """Warnings about options with which an encoder may stop learning, one sentence each."""
+    """Return warnings about options with which an encoder may stop learning, one sentence each."""
     found = []
     for rule in modulation.rules:
         if isinstance(rule, OGM) and (message := _zero_k(rule, modulation.form)):
@@ -52,7 +52,7 @@ def rule_advice(modulation: Modulation) -> list[str]:
 
 
 def _zero_k(rule: OGM, form: Form) -> str | None:
-    """A warning that names the ρ from which k is 0, if there is one; z tends to 1 for large ρ in both shapes."""
+    """Return a warning that names the ρ from which k is 0, if there is one; z tends to 1 for large ρ in both shapes."""
     neutral, alpha = NEUTRAL[form], rule.alpha
     if rule.form == "cvpr":
         largest = 1 - math.tanh(alpha * neutral)
@@ -74,7 +74,7 @@ def _zero_k(rule: OGM, form: Form) -> str | None:
 
 
 def row_advice(row: Mapping[str, float], modulation: Modulation | None = None) -> list[str]:
-    """Warnings about the measured values of one step.
+    """Return warnings about the measured values of one step.
 
     Args:
         row: `Modulation.telemetry` of one step, as floats on the host.

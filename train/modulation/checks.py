@@ -7,7 +7,7 @@ from typing import get_args
 
 from bmlpipe.manifests.common.errors import OptionError
 
-#: Epochs in which a rule acts, (first, end), counted from 0 and without `end`; end None: to the last epoch.
+#: Range of epochs in which a rule acts, (first, end), counted from 0, `end` excluded; end None: to the last epoch.
 Epochs = tuple[int, int | None]
 
 
@@ -65,7 +65,7 @@ def check_below_one(name: str, value: float) -> None:
 
 
 def check_epochs(epochs: Epochs) -> None:
-    """Check that a window of epochs is a pair (first, end) with 0 ≤ first < end.
+    """Check that a range of epochs is a pair (first, end) with 0 ≤ first < end.
 
     Raises:
         OptionError: It is no pair, begins before epoch 0 or is empty.
@@ -78,6 +78,6 @@ def check_epochs(epochs: Epochs) -> None:
 
 
 def is_within(epochs: Epochs, epoch: int) -> bool:
-    """Whether an epoch, counted from 0, lies in the window."""
+    """Return whether an epoch, counted from 0, lies in the range."""
     first, end = epochs
     return first <= epoch and (end is None or epoch < end)

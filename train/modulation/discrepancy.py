@@ -7,12 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-#: How ρ is formed: `ratio` is Eq. 7; `difference` the variant of Table 15, a sum that grows with the batch size.
+#: Form of ρ: `ratio` is Eq. 7, `difference` the variant of Table 15, a sum that grows with the batch size.
 Form = Literal["ratio", "difference"]
 #: z(ρ): `tanh` of the distance from the neutral point, or plain `sigmoid` (Table 15).
 Shape = Literal["tanh", "sigmoid"]
 
-#: The value of ρ at which a modality is neither more nor less discriminative than the other ones.
+#: The value of ρ at which a modality is neither more nor less discriminative than the others.
 NEUTRAL: dict[Form, float] = {"ratio": 1.0, "difference": 0.0}
 
 # Lower bound of a denominator: a batch score of exactly 0 (float32 underflow) would make the ratio infinite.
@@ -20,7 +20,7 @@ _SMALLEST = torch.finfo(torch.float32).tiny
 
 
 def discrepancy(sums: Tensor, form: Form = "ratio") -> Tensor:
-    """ρ^m of the batch scores (Eq. 7, Table 15).
+    """Compute ρ^m from the batch scores (Eq. 7, Table 15).
 
     ratio: ρ^m = 1/(M−1) · Σ_{j≠m} S^m / S^j; difference: ρ^m = 1/(M−1) · Σ_{j≠m} (S^m − S^j). Equal scores give the
     neutral point exactly. If one S is NaN, every ρ is NaN, which rules treat as neutral.
@@ -39,5 +39,5 @@ def discrepancy(sums: Tensor, form: Form = "ratio") -> Tensor:
 
 
 def z(rho: Tensor, shape: Shape, neutral: float) -> Tensor:
-    """The function z of ρ: tanh(ρ − neutral), which is tanh(ρ − 1) for the ratio form, or sigmoid(ρ) (Table 15)."""
+    """Apply z to ρ: tanh(ρ − neutral), which is tanh(ρ − 1) for the ratio form, or sigmoid(ρ) (Table 15)."""
     return torch.tanh(rho - neutral) if shape == "tanh" else torch.sigmoid(rho)

@@ -14,13 +14,13 @@ _MIX2 = 0x94D049BB133111EB - (1 << 64)
 
 
 def key(*parts: int | str) -> int:
-    """A 63-bit key from integers and names, the same on every machine and Python version."""
+    """Make a 63-bit key from integers and names, the same on every machine and Python version."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def uniform(ids: Tensor, stream: int) -> Tensor:
-    """One uniform random number per id.
+    """Draw one uniform random number per id.
 
     The number of id n is output n of the generator splitmix64 seeded with `stream`. It is computed directly, and does
     not depend on which other numbers are drawn.
@@ -40,10 +40,10 @@ def uniform(ids: Tensor, stream: int) -> Tensor:
 
 
 def chance(*parts: int | str) -> float:
-    """One uniform random number in [0, 1) for a key, on the host."""
+    """Draw one uniform random number in [0, 1) for a key, on the host."""
     return key(*parts) / 2.0**63
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64."""
+    """Shift int64 to the right, filling with zeros."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)

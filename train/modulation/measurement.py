@@ -1,4 +1,4 @@
-"""From the uni-modal scores of a global batch to ρ: the sums of one step, and what is kept from step to step."""
+"""From the uni-modal scores of a global batch to ρ: the sums of one step, and ρ from step to step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bmlpipe.train.modulation.discrepancy import NEUTRAL, Form, discrepancy
 
 
 class DiscrepancyMeter:
-    """Forms ρ from the score sums of each step and keeps the last one.
+    """Discrepancy ρ, computed from the score sums of each step and kept until the next.
 
     S^m is the sum of the scores of modality m over the global batch. Where rules drop inputs, a sample that lost its
     input of m says nothing about m: S^m is then the mean score of the samples that kept it, times the number of all
@@ -20,7 +20,7 @@ class DiscrepancyMeter:
 
     Args:
         modalities: M names, in the order of all (M,) tensors.
-        form: How ρ is formed.
+        form: Form of ρ.
         drops_inputs: Whether a rule may drop inputs.
 
     Attributes:
@@ -40,7 +40,7 @@ class DiscrepancyMeter:
         self.means = self.means.to(device, non_blocking=True)
 
     def sums(self, scores: Mapping[str, Tensor], weights: Tensor | None, dropped: Tensor | None) -> Tensor:
-        """The sums of one (micro-)batch of this rank; those of several batches and ranks add up.
+        """Compute the sums of one (micro-)batch of this rank; those of several batches and ranks add up.
 
         Args:
             scores: {m: (B,)}.
@@ -66,7 +66,7 @@ class DiscrepancyMeter:
         return sums
 
     def measure(self, sums: Tensor) -> None:
-        """Form `means` and `rho` from the sums of the global batch."""
+        """Compute `means` and `rho` from the sums of the global batch."""
         size = len(self.modalities)
         batch_scores, samples = sums[:size], sums[size]
         if self.drops_inputs:
@@ -82,7 +82,7 @@ class StepTotals:
     """The sums of a step in progress, over its micro-batches and, by one small collective, over the ranks.
 
     Args:
-        like: A vector as `DiscrepancyMeter.sums` returns it; only its length and device are used.
+        like: Result of `DiscrepancyMeter.sums`; only its length and device are used.
         size: Number of modalities M.
 
     Attributes:
@@ -113,7 +113,7 @@ class StepTotals:
         """Start to sum everything that is not summed yet, and `extra`, over the ranks.
 
         Args:
-            extra: Numbers of the training loop to sum as well, (E,). None: there are none.
+            extra: Further numbers of the training loop to sum, (E,). None: there are none.
             group: Process group; None: the default one.
 
         Raises:
@@ -144,12 +144,12 @@ class StepTotals:
 
 
 def count_samples(mask: Tensor, weights: Tensor | None) -> Tensor:
-    """Number of marked samples that are not padding: (M, B), bool, and weights (B,) → (M,), float64."""
+    """Count the marked samples that are not padding: (M, B), bool, and weights (B,) → (M,), float64."""
     return (mask if weights is None else mask & (weights > 0)).sum(dim=1, dtype=torch.float64)
 
 
 def union(masks: Iterable[Tensor | None]) -> Tensor | None:
-    """Logical OR of the masks; None if all are None."""
+    """Return the logical OR of the masks; None if all are None."""
     joined: Tensor | None = None
     for mask in masks:
         joined = mask if joined is None else joined if mask is None else joined | mask

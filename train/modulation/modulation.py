@@ -1,4 +1,4 @@
-"""The object that a training loop holds: it measures the discrepancy over all ranks and applies rules."""
+"""`Modulation`, the object that a training loop calls: it measures ρ over all ranks and applies rules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 
 
 class Modulation:
-    """Measures ρ at every step and applies rules in the order in which they are given.
+    """Measurement of ρ at every step, and rules that act on it in the order in which they are given.
 
     The calls of one step are: `inputs` and `forward` for each micro-batch (a single one without gradient
     accumulation), the backward passes of the loss, `backward` once, and `update` around the optimiser's step. `inputs`
@@ -34,11 +34,11 @@ class Modulation:
         modalities: Names of the modalities; two or more if there are rules.
         rules: Rules to apply. None: ρ is only measured.
         seed: Seed of the run, the same on all ranks; drops and noise are functions of it.
-        form: How ρ is formed (`bmlpipe.train.modulation.discrepancy.Form`).
+        form: Form of ρ (`bmlpipe.train.modulation.discrepancy.Form`).
         group: Process group of the data-parallel ranks. None: the default group, if there is one.
 
     Attributes:
-        epoch: Set it at the beginning of each epoch, counted from 0: drops and the rules' windows depend on it.
+        epoch: Set it at the beginning of each epoch, counted from 0: drops and the epochs of the rules depend on it.
         index: Number of finished steps.
         columns: Names of the entries of `row`.
         row: What the last step measured and did, (len(columns),), float64, on the device: `score/m` the mean score,
@@ -237,11 +237,11 @@ class Modulation:
         return result
 
     def telemetry(self) -> dict[str, Tensor]:
-        """`columns` and `row` of the last step as a mapping to tensors without dimensions, on the device."""
+        """Return `columns` and `row` of the last step as a mapping to tensors without dimensions, on the device."""
         return dict(zip(self.columns, self.row.unbind(), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next step depends on: plain values and tensors (those of this class on the CPU).
+        """Return what the next step depends on: plain values and tensors (those of this class on the CPU).
 
         Call it between steps.
         """
@@ -302,7 +302,7 @@ class Modulation:
 
 
 def _gradient_norm(encoder: nn.Module) -> Tensor:
-    """Euclidean norm of all gradients of a module, without dimensions; 0 if there is none."""
+    """Compute the Euclidean norm of all gradients of a module, without dimensions; 0 if there is none."""
     gradients = [parameter.grad for parameter in encoder.parameters() if parameter.grad is not None]
     if not gradients:
         return torch.zeros(())

@@ -13,7 +13,7 @@ from bmlpipe.manifests.common.errors import OptionError
 Value = bool | int | float | str | tuple[int, int | None]
 
 _TERM = re.compile(r"\s*([A-Za-z][\w-]*)\s*(?:\(([^()]*)\))?\s*")
-_WINDOW = re.compile(r"(\d*):(\d*)")
+_RANGE = re.compile(r"(\d*):(\d*)")
 
 
 def parse(text: str) -> list[tuple[str, dict[str, Value]]]:
@@ -25,7 +25,7 @@ def parse(text: str) -> list[tuple[str, dict[str, Value]]]:
 
     Args:
         text: Terms joined by `+`; `none` or an empty text stands for no term. Values are numbers, true, false, words,
-            or a window of epochs `first:end`, where either number may be left out.
+            or a range of epochs `first:end`, where either number may be left out.
 
     Returns:
         The name and the options of each term, in order. Names and options are not checked against the rules.
@@ -68,9 +68,9 @@ def _options(inside: str, text: str) -> dict[str, Value]:
 
 
 def _value(word: str) -> Value:
-    window = _WINDOW.fullmatch(word)
-    if window:
-        first, end = window.groups()
+    epochs = _RANGE.fullmatch(word)
+    if epochs:
+        first, end = epochs.groups()
         return int(first or 0), int(end) if end else None
     if word.lower() in ("true", "false"):
         return word.lower() == "true"

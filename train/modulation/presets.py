@@ -25,7 +25,7 @@ class Preset:
     summation_gamma: float | None = None
 
     def gamma(self, fusion: str, modalities: int) -> tuple[float, ...] | None:
-        """γ of each modality (Eq. 6) if the setting fixes it for this fusion, else None.
+        """Return γ of each modality (Eq. 6) if the setting fixes it for this fusion, else None.
 
         Args:
             fusion: Name of the fusion.

@@ -52,5 +52,5 @@ def make_modulation(
 
 
 def _options(maker: Callable[..., Any]) -> set[str]:
-    """Names of the keyword arguments of a maker."""
+    """Return the names of the keyword arguments of a maker."""
     return set(inspect.signature(maker).parameters)

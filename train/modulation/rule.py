@@ -1,4 +1,4 @@
-"""The interface of a rule: four stages, and what a rule knows about the step in each of them."""
+"""The interface of a rule: its four stages, and the context of a step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bmlpipe.manifests.common.errors import OptionError
 
 @dataclass
 class StepContext:
-    """What a rule knows about a step, and where it records what it did. Each rule has its own.
+    """A rule's knowledge about a step, and its record of what it did. Each rule has its own.
 
     Attributes:
         modalities: Names of the M modalities, in the order of every (M,) tensor.
@@ -90,7 +90,7 @@ class Rule:
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next step of the rule depends on: plain values and tensors. Empty for a rule without memory."""
+        """Return what the rule's next step depends on: plain values and tensors. Empty for a rule without memory."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from bmlpipe.manifests.common.errors import OptionError
 def unimodal_logits(
     head: nn.Module, features: Mapping[str, Tensor], gamma: Sequence[float] | None = None
 ) -> dict[str, Tensor]:
-    """The prediction of each modality alone (Eq. 6, Sec. 4.3.7).
+    """Compute the prediction of each modality alone (Eq. 6, Sec. 4.3.7).
 
     If the head has a method `split_logits` (concatenation, summation), its logits are split exactly. Any other head is
     read by zero-out: the features of all other modalities are set to 0. The head is put into evaluation mode for this,
@@ -55,7 +55,7 @@ def unimodal_logits(
 
 
 def zero_out(head: nn.Module, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The prediction from each modality with the features of the other ones set to 0 (Sec. 4.3.7).
+    """Predict from each modality with the features of all others set to 0 (Sec. 4.3.7).
 
     Computed in evaluation mode without gradient; afterwards every module is in its previous mode.
 
@@ -78,7 +78,7 @@ def zero_out(head: nn.Module, features: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def unimodal_scores(logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-    """The uni-modal scores s_i^m = softmax(logits^m_i)[y_i] (Eq. 6).
+    """Compute the uni-modal scores s_i^m = softmax(logits^m_i)[y_i] (Eq. 6).
 
     Args:
         logits: {m: (B, K)}.

@@ -31,7 +31,7 @@ def over_steps(
     log: bool = False,
     percent: bool = False,
 ) -> tuple[Figure, int] | None:
-    """A column of the step journals: the mean as a line, in a band from the lowest to the highest value.
+    """Plot a column of the step journals: the mean as a line, in a band from the lowest to the highest value.
 
     Args:
         column: Column of `Run.traces`.
@@ -76,17 +76,17 @@ def over_steps(
 
 
 def balanced_ratio(runs: Iterable[Run]) -> float:
-    """The ρ of balanced modalities: 1, or 0 if any run uses the difference form."""
+    """Return the ρ of balanced modalities: 1, or 0 if any run uses the difference form."""
     return 0.0 if any(run.config.get("discrepancy") == "difference" for run in runs) else 1.0
 
 
 def _band(series: Series) -> dict[str, Any]:
-    """Arguments of `Axes.fill_between`."""
+    """Return the arguments of `Axes.fill_between`."""
     return {"color": series.colour, "alpha": 0.16, "linewidth": 0, "gid": series.gid}
 
 
 def _marker(values: Values, series: Series) -> dict[str, Any]:
-    """A marker where a single point makes no line."""
+    """Return a marker for a single point, which makes no line."""
     return {"marker": series.marker} if np.isfinite(values).sum() == 1 else {}
 
 
@@ -101,7 +101,7 @@ def _use_log_scale(axes: Axes) -> None:
 def over_epochs(
     column: str, title: str, groups: Mapping[Series, Sequence[Run]], *, percent: bool = True
 ) -> Figure | None:
-    """A column of the validation rows: mean and standard deviation over seeds; None if no run has it.
+    """Plot a column of the validation rows: mean and standard deviation over seeds; None if no run has it.
 
     Args:
         column: Column of `Run.metrics`.
@@ -122,7 +122,7 @@ def over_epochs(
 def probe_curves(
     modality: str, split: str, title: str, found: Mapping[Series, Sequence[RunEvaluations]]
 ) -> Figure | None:
-    """Accuracy of the linear probes of an encoder over the epochs of the checkpoints; None without any."""
+    """Plot the accuracy of an encoder's linear probes over the epochs of the checkpoints; None without any."""
 
     def points(probes: Sequence[Probe]) -> Iterable[tuple[float, float]]:
         own = {one.epoch: 100 * getattr(one, split) for one in probes if one.modality == modality}
@@ -135,7 +135,7 @@ def probe_curves(
 def missing_curves(
     lacking: frozenset[str], metric: str, title: str, found: Mapping[Series, Sequence[Sequence[MissingRow]]]
 ) -> Figure | None:
-    """A metric over the rate at which modalities are missing; None without any.
+    """Plot a metric over the rate at which modalities are missing; None without any.
 
     Args:
         lacking: Modalities that are missing at the same rate, while no other one is.
@@ -156,7 +156,7 @@ def missing_curves(
 
 
 def _curve(points: Iterable[tuple[float, float]]) -> Curve:
-    """Mean and standard deviation of the finite values at each x."""
+    """Compute mean and standard deviation of the finite values at each x."""
     found: dict[float, list[float]] = {}
     for x, y in points:
         if np.isfinite(x) and np.isfinite(y):
@@ -170,7 +170,7 @@ def _curve(points: Iterable[tuple[float, float]]) -> Curve:
 def _curves_figure(
     name: str, title: str, curves: Mapping[Series, Curve], label: str, *, percent: bool = True
 ) -> Figure | None:
-    """Curves with bands of one standard deviation; None if all are empty."""
+    """Plot curves with bands of one standard deviation; None if all are empty."""
     drawn = {series: curve for series, curve in curves.items() if len(curve[0])}
     if not drawn:
         return None

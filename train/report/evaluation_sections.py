@@ -21,7 +21,7 @@ _MATRICES = 24  # on one page; with more, the matrices of single branches are on
 
 
 def evaluation_sections(compared: Comparison) -> list[Section]:
-    """All sections about trained models, in the order of the page."""
+    """Make all sections about trained models, in the order of the page."""
     return [_probes(compared), _classes(compared), _missing(compared), _confusion(compared)]
 
 
@@ -80,7 +80,7 @@ def _classes(compared: Comparison) -> Section:
 
 
 def _means(evaluations: Sequence[Evaluation]) -> dict[str, Values]:
-    """Mean of each measure over seeds, (K,); NaN for a class that has no value in any seed."""
+    """Average each measure over seeds, (K,); NaN for a class that has no value in any seed."""
     measures = dict.fromkeys(m for e in evaluations for m in e.per_class[JOINT])
     means = {}
     for measure in measures:
@@ -148,7 +148,7 @@ def _confusion(compared: Comparison) -> Section:
 
 
 def _without_evaluation(compared: Comparison, *, missing: bool = False) -> list[Run]:
-    """Runs without the evaluation that the page shows, or without its rows on missing modalities."""
+    """Return the runs without the evaluation that the page shows, or without its rows on missing modalities."""
 
     def has(found: RunEvaluations) -> bool:
         evaluation = found.splits.get(compared.evaluation or "")

@@ -34,12 +34,12 @@ def group_runs(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 
 def series_of(runs: Iterable[Run]) -> dict[Series, list[Run]]:
-    """The groups of `group_runs`, each with its look in figures."""
+    """Return the groups of `group_runs`, each with its look in figures."""
     return {Series(index, name): group for index, (name, group) in enumerate(group_runs(runs).items())}
 
 
 def modalities_of(runs: Iterable[Run]) -> list[str]:
-    """Modalities of all runs, in order of first appearance."""
+    """Return the modalities of all runs, in order of first appearance."""
     return list(dict.fromkeys(modality for run in runs for modality in run.modalities))
 
 
@@ -57,7 +57,7 @@ def option_differences(groups: Mapping[str, Sequence[Run]]) -> tuple[dict[str, l
 
 
 def references(groups: Mapping[str, Sequence[Run]], chosen: str | None = None) -> dict[str, str]:
-    """The reference of each experiment: the same training without modulation, or one that is chosen for all.
+    """Choose the reference of each experiment: the same training without modulation, or `chosen` for all.
 
     Args:
         groups: From `group_runs`.
@@ -105,7 +105,7 @@ class Comparison:
         return {series.name: runs for series, runs in self.groups.items()}
 
     def runs_without(self, has: Callable[[RunEvaluations], bool]) -> list[Run]:
-        """Runs for whose evaluations `has` is false."""
+        """Return the runs for whose evaluations `has` is false."""
         return [
             run
             for series, runs in self.groups.items()
@@ -114,7 +114,7 @@ class Comparison:
         ]
 
     def shown_evaluations(self) -> dict[Series, list[Evaluation]]:
-        """Experiment → the evaluation `evaluation` of its runs; experiments that lack it are left out."""
+        """Map each experiment to the evaluation `evaluation` of its runs; experiments that lack it are left out."""
         name = self.evaluation or ""
         found = {
             series: [run.splits[name] for run in runs if name in run.splits]
@@ -146,7 +146,7 @@ def compare(runs: Sequence[Run], evaluations: Sequence[RunEvaluations], referenc
 
 
 def _most_common(evaluations: Iterable[RunEvaluations]) -> str | None:
-    """The evaluation that most runs have; in a tie the one of the test split, then that of the best epoch."""
+    """Return the evaluation that most runs have; in a tie that of the test split, then that of the best epoch."""
     names = [name for one in evaluations for name in one.splits]
 
     def rank(name: str) -> tuple[int, bool, bool, str]:
@@ -162,7 +162,7 @@ def _differing(options: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _options(run: Run) -> Iterator[tuple[str, Any]]:
-    """The options that make the experiment, with values that can be hashed."""
+    """Yield the options that make the experiment, with values that can be hashed."""
     for name, value in run.config.items():
         if name not in _IGNORED:
             plain = tuple(map(str, value)) if isinstance(value, list) else value
@@ -170,19 +170,19 @@ def _options(run: Run) -> Iterator[tuple[str, Any]]:
 
 
 def _but_modulation(run: Run) -> frozenset[tuple[str, Any]]:
-    """What a run shares with the same training without modulation."""
+    """Return what a run shares with the same training without modulation."""
     return frozenset((name, value) for name, value in _options(run) if name != "modulation")
 
 
 def _label(name: str, value: Any) -> str:
-    """An option as part of the name of an experiment."""
+    """Write an option as part of the name of an experiment."""
     if isinstance(value, tuple):
         return "+".join(value)
     return value if isinstance(value, str) else f"{name} {value}"
 
 
 def _text(value: Any) -> str:
-    """An option's value for tables."""
+    """Write an option's value for tables."""
     if isinstance(value, tuple):
         return ", ".join(value) or _NONE
     return _NONE if value is None else str(value)

@@ -80,7 +80,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 @dataclass(frozen=True)
 class Series:
-    """An experiment and its look in every figure; 28 series differ in the pair of colour and line style.
+    """An experiment and its look in every figure; 28 series have different pairs of colour and line style.
 
     Attributes:
         index: Position of the experiment, from 0.
@@ -153,12 +153,12 @@ class Figure:
 
 
 def printable(text: str) -> str:
-    """Text with characters replaced that XML or a single line cannot hold."""
+    """Replace characters that XML or a single line cannot hold."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def slug(text: str) -> str:
-    """Text reduced to letters, digits and dashes, for file names.
+    """Reduce text to letters, digits and dashes, for file names.
 
     Examples:
         >>> slug("ρ of audio, Opm")
@@ -200,7 +200,7 @@ def _style(name: str) -> Iterator[None]:
 
 
 def _canvas(figures: Sequence[Figure]) -> Canvas:
-    """The figures side by side, with a legend below that does not shrink them."""
+    """Draw figures side by side, with a legend below that does not shrink them."""
     series = list(dict.fromkeys(one for figure in figures for one in figure.legend))
     labels = [_wrapped(one.name, 50) for one in series]
     width, height = sum(figure.size[0] for figure in figures), max(figure.size[1] for figure in figures)
@@ -224,7 +224,7 @@ def _wrapped(text: str, width: int) -> str:
 
 
 def _for_page(svg: str, figure: Figure) -> str:
-    """An SVG file of matplotlib as an element of the page.
+    """Turn an SVG file of matplotlib into an element of the page.
 
     Only markup is changed: matplotlib escapes `<` and `>` in text and attributes, so `(?=[^<>]*>)` holds inside of tags
     only.
@@ -242,5 +242,5 @@ def _for_page(svg: str, figure: Figure) -> str:
 
 
 def _rounded(attribute: re.Match[str]) -> str:
-    """An attribute with coordinates in tenths of a point, a seventh of a pixel, which halves the page."""
+    """Round the coordinates of an attribute to tenths of a point, a seventh of a pixel, which halves the page."""
     return _LONG_NUMBER.sub(lambda number: f"{float(number[0]):.1f}", attribute[0])

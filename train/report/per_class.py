@@ -21,7 +21,7 @@ _ANNOTATED = 12  # maximum number of classes for which a confusion matrix prints
 
 
 def gains_figure(series: Series, reference: str, classes: Sequence[str], gains: Values) -> Figure:
-    """Bars of the gain in recall of each class, sorted; of many classes, those that gain and lose most.
+    """Draw the gain in recall of each class as sorted bars; of many classes, those that gain and lose most.
 
     Args:
         series: Experiment.
@@ -59,7 +59,7 @@ def gains_figure(series: Series, reference: str, classes: Sequence[str], gains: 
 def gains_table(
     series: Series, reference: str, classes: Sequence[str], own: dict[str, Values], theirs: dict[str, Values]
 ) -> Table:
-    """All classes, sorted by their gain in recall.
+    """List all classes, sorted by their gain in recall.
 
     Args:
         series: Experiment.
@@ -85,7 +85,7 @@ def gains_table(
 
 
 def _order(gains: Values) -> npt.NDArray[np.intp]:
-    """Classes by gain, highest first; gains that are equal but for rounding keep the order of the classes."""
+    """Sort classes by gain, highest first; gains that are equal but for rounding keep the order of the classes."""
     return np.argsort(-gains.round(6), kind="stable")
 
 
@@ -94,7 +94,7 @@ def _percent(value: float, form: str = ".1f") -> str:
 
 
 def confusion_figure(series: Series, branch: str, title: str, classes: Sequence[str], counts: Values) -> Figure:
-    """A confusion matrix in % of the true class; classes are named if there are at most `NAMED`.
+    """Draw a confusion matrix in % of the true class; classes are named if there are at most `NAMED`.
 
     Args:
         series: Experiment.
@@ -135,12 +135,12 @@ def confusion_figure(series: Series, branch: str, title: str, classes: Sequence[
 
 
 def confusion_table(figure: Figure, classes: Sequence[str], counts: Values) -> Table:
-    """The counts of a confusion matrix, under the name and title of its figure."""
+    """List the counts of a confusion matrix, under the name and title of its figure."""
     rows = [[name, *(f"{count:.0f}" for count in line)] for name, line in zip(classes, counts, strict=True)]
     return Table(figure.name, figure.title, ["true \\ predicted", *classes], rows)
 
 
 def _short(name: str, longest: int = 30) -> str:
-    """A name of limited length; of a long one, its beginning and its end."""
+    """Shorten a name to its beginning and its end."""
     name, end = printable(name), longest // 3
     return name if len(name) <= longest else f"{name[: longest - end - 1]}…{name[-end:]}"

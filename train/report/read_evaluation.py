@@ -119,13 +119,13 @@ class _File:
         self._content: dict[str, Any] = self._read("the file", self._load, {})
 
     def part(self, name: str, read: Callable[[Any], _T], default: _T) -> _T:
-        """`read` of a part; `default` if the file lacks it or it has another form."""
+        """Read a part of the file; `default` if the file lacks it or it has another form."""
         if name not in self._content:
             return default
         return self._read(name, lambda: read(self._content[name]), default)
 
     def evaluation(self) -> Evaluation | None:
-        """The evaluation in the file; None if even its split, checkpoint or classes cannot be read."""
+        """Read the evaluation; None if even its split, checkpoint or classes cannot be read."""
         head = self._read("the file", self._head, None) if self._content else None
         if head is None:
             return None
@@ -189,7 +189,7 @@ def _float(value: Any) -> float:
 
 
 def _values(content: Any, *shape: int) -> Values:
-    """An array from nested lists of numbers and nulls.
+    """Make an array from nested lists of numbers and nulls.
 
     Raises:
         ValueError, TypeError: They are something else, or of another shape.

@@ -15,7 +15,7 @@ _LISTED = 4  # runs that a command lists
 
 @dataclass(frozen=True)
 class Hint:
-    """What a section lacks, and the command that produces it.
+    """A missing part of a section, and the command that produces it.
 
     Attributes:
         text: What is missing.
@@ -56,7 +56,7 @@ class Section:
 
 
 def evaluation_hints(what: str, runs: Sequence[Run], *options: str) -> list[Hint]:
-    """The hint that `bmlpipe evaluate` produces what some runs lack; empty if no run lacks it.
+    """Make the hint that `bmlpipe evaluate` computes what some runs lack; empty if no run lacks it.
 
     Args:
         what: What is missing.

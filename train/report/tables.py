@@ -36,7 +36,7 @@ class Table:
 
 
 def mean_and_deviation(values: Iterable[float], form: str) -> str:
-    """Mean ± sample standard deviation of the finite values; a single value has no deviation.
+    """Write the mean ± sample standard deviation of the finite values; a single value has no deviation.
 
     Examples:
         >>> mean_and_deviation([40, 50], ".1f"), mean_and_deviation([40], ".1f"), mean_and_deviation([], ".1f")
@@ -50,7 +50,7 @@ def mean_and_deviation(values: Iterable[float], form: str) -> str:
 
 
 def results_table(runs: Iterable[Run]) -> Table:
-    """The table that `bmlpipe report` prints: one row per experiment.
+    """Make the table that `bmlpipe report` prints: one row per experiment.
 
     Accuracy and mAP are means ± standard deviations over the seeds, of the test split if it was evaluated. The step
     time is relative to the same training without modulation; it can be compared only between runs on equally busy
@@ -81,7 +81,7 @@ def results_table(runs: Iterable[Run]) -> Table:
 
 
 def _relative_step_time(group: Sequence[Run], unmodulated: Sequence[Run]) -> str:
-    """Median step time of a group over that of the runs without modulation."""
+    """Divide the median step time of a group by that of the runs without modulation."""
     own, theirs = ([run.step_seconds for run in runs if run.step_seconds] for runs in (group, unmodulated))
     return f"{statistics.median(own) / statistics.median(theirs):.2f}" if own and theirs else _NONE
 
@@ -91,7 +91,7 @@ def _percent(fractions: Iterable[float]) -> str:
 
 
 def _metric(name: str, values: Iterable[float]) -> str:
-    """A metric in %; the loss as it is."""
+    """Write a metric in %; the loss as it is."""
     return mean_and_deviation(values, ".3f") if name == "loss" else _percent(values)
 
 
@@ -100,7 +100,7 @@ def _metric_title(name: str) -> str:
 
 
 def differing_options_table(groups: Groups) -> Table | None:
-    """Options in which the experiments differ; None if there are none."""
+    """List the options in which the experiments differ; None if there are none."""
     differing, _ = option_differences(groups)
     if not differing:
         return None
@@ -110,14 +110,14 @@ def differing_options_table(groups: Groups) -> Table | None:
 
 
 def common_options_table(groups: Groups) -> Table:
-    """Options that all experiments share."""
+    """List the options that all experiments share."""
     _, equal = option_differences(groups)
     caption = "Options that all experiments share, without the seed and those that only say where and how to compute."
     return Table("options-in-common", caption, ["option", "value"], [[*item] for item in equal.items()])
 
 
 def runs_table(groups: Groups) -> Table:
-    """One row per run: its folder, its progress and its speed."""
+    """List the runs, with folder, progress and speed."""
     header = ["folder", "experiment", "seed", "state", "epochs", "steps", "samples/s", "waiting for data, %"]
     rows = [
         [
@@ -138,7 +138,7 @@ def runs_table(groups: Groups) -> Table:
 
 
 def evaluations_table(found: Mapping[str, Sequence[RunEvaluations]], names: Sequence[str], file: str) -> Table:
-    """One row per experiment and evaluation, with all metrics.
+    """Make one row per experiment and evaluation, with all metrics.
 
     Args:
         found: Experiment → evaluations of each of its runs.
@@ -162,7 +162,7 @@ def evaluations_table(found: Mapping[str, Sequence[RunEvaluations]], names: Sequ
 
 
 def probes_table(probes: Mapping[str, Sequence[Sequence[Probe]]]) -> Table:
-    """One row per experiment, modality and checkpoint.
+    """Make one row per experiment, modality and checkpoint.
 
     Args:
         probes: Experiment → probes of each of its runs.
@@ -188,7 +188,7 @@ def probes_table(probes: Mapping[str, Sequence[Sequence[Probe]]]) -> Table:
 
 
 def missing_table(found: Mapping[str, Sequence[Sequence[MissingRow]]]) -> Table:
-    """One row per experiment and combination of rates.
+    """Make one row per experiment and combination of rates.
 
     Args:
         found: Experiment → rows of each of its runs.
@@ -213,7 +213,7 @@ def missing_table(found: Mapping[str, Sequence[Sequence[MissingRow]]]) -> Table:
 
 
 def confused_table(name: str, classes: Sequence[str], counts: Values, limit: int) -> Table:
-    """The pairs of classes that are confused most often.
+    """List the pairs of classes that are confused most often.
 
     Args:
         name: Name of the experiment.

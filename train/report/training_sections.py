@@ -20,7 +20,7 @@ _TRAIN = "bmlpipe train"
 
 
 def training_sections(compared: Comparison) -> list[Section]:
-    """All sections about training, in the order of the page."""
+    """Make all sections about training, in the order of the page."""
     return [
         _options(compared),
         _results(compared),
@@ -125,7 +125,7 @@ def _add(section: Section, found: tuple[Figure, int] | None, widths: list[int]) 
 
 
 def _points(widths: Sequence[int]) -> str:
-    """What a point of the figures over steps stands for."""
+    """Explain what a point of the figures over steps stands for."""
     if not widths:
         return ""
     if max(widths) == 1:

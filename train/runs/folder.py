@@ -60,7 +60,7 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def checkpoint(self, name: str) -> Path:
-        """The checkpoint of a name: `last`, `best` or `epoch-003`."""
+        """Return the path of a checkpoint by its name: `last`, `best` or `epoch-003`."""
         return self.checkpoints / f"{name}.pt"
 
     @property
@@ -90,7 +90,7 @@ class RunFolder:
 
 
 def epoch_checkpoint(epoch: int) -> str:
-    """Name of the checkpoint at the end of an epoch, counted from 0.
+    """Return the name of the checkpoint at the end of an epoch, counted from 0.
 
     Examples:
         >>> epoch_checkpoint(3)
@@ -100,6 +100,6 @@ def epoch_checkpoint(epoch: int) -> str:
 
 
 def folder_of_checkpoint(path: Path) -> RunFolder:
-    """The run that a checkpoint file belongs to; for a file that was copied elsewhere, the folder that it is in."""
+    """Return the run that a checkpoint file belongs to; for a file that was copied elsewhere, its folder."""
     run = RunFolder(path.absolute().parent.parent)
     return run if run.config.is_file() else RunFolder(path.absolute().parent)

@@ -21,7 +21,7 @@ _LOCK_PATIENCE = 10.0  # seconds: the loader processes of a killed run hold the 
 
 
 class Journal:
-    """Writes `steps.jsonl`, `metrics.jsonl` and TensorBoard's files, and hands the rows on to trackers.
+    """Writer of `steps.jsonl`, `metrics.jsonl` and TensorBoard's files; it passes the rows on to trackers.
 
     Args:
         folder: Folder of the run.
@@ -85,7 +85,7 @@ class Journal:
             self._trackers.metrics(values, row["step"])
 
     def close(self, outcome: Outcome = "finished") -> None:
-        """Close all files, and tell the trackers how the run ended."""
+        """Close all files, and report the outcome of the run to the trackers."""
         self._steps.close()
         self._metrics.close()
         if self._board is not None:
@@ -111,7 +111,7 @@ def _delete_rows(path: Path, stale: Callable[[Row], bool]) -> None:
 
 
 def _to_json(row: Mapping[str, Any]) -> str:
-    """One line of JSON; NaN and infinity, which JSON lacks, become null."""
+    """Write one line of JSON; NaN and infinity, which JSON lacks, become null."""
     clean = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
     }

@@ -57,7 +57,7 @@ def read_rows(path: Path, faults: Faults | None = None) -> list[Row]:
 
 
 def each_row(path: Path, faults: Faults | None = None) -> Iterator[Row]:
-    """As `read_rows`, one row at a time, so that the file may be larger than memory."""
+    """Yield the rows of `read_rows` one at a time, so that the file may be larger than memory."""
     for block in _blocks(path, Faults() if faults is None else faults):
         yield from block
 
@@ -86,7 +86,7 @@ def read_columns(path: Path, faults: Faults | None = None) -> dict[str, Values]:
 
 
 def _matrix(rows: list[Row]) -> tuple[tuple[str, ...], Values]:
-    """All names of the rows, and their values, (rows, names); NaN where a row has no number."""
+    """Return all names of the rows, and their values, (rows, names); NaN where a row has no number."""
     names = tuple(rows[0])
     if len(names) > 1 and sum(map(len, rows)) == len(rows) * len(names):
         pick = itemgetter(*names)
@@ -121,7 +121,7 @@ def _blocks(path: Path, faults: Faults) -> Iterator[list[Row]]:
 
 
 def _closed(line: bytes) -> bool:
-    """Whether a line starts and ends like an object: two lines with half an object each must not parse as one."""
+    """Check that a line starts and ends like an object: two lines with half an object each must not parse as one."""
     return line.startswith(b"{") and line.endswith(b"}\n")
 
 

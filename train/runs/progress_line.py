@@ -14,7 +14,7 @@ _ON_TERMINAL, _IN_LOG = 1.0, 30.0  # seconds between two updates
 
 
 class ProgressLine:
-    """Shows step, loss, ρ, rates and remaining time of a training; use it as a context manager.
+    """Step, loss, ρ, rates and remaining time of a training on the terminal; a context manager.
 
     On a terminal it is one line below the log, renewed in place. Elsewhere, and where the log is JSON, it is a log line
     every 30 seconds.

@@ -99,7 +99,7 @@ class Run:
 
 
 def number(row: Row, name: str, default: float = math.nan) -> float:
-    """A finite number of a row, or `default`."""
+    """Return a finite number of a row, or `default`."""
     value = row.get(name)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else default
 
@@ -138,7 +138,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _rows_with_step(columns: dict[str, Values]) -> tuple[npt.NDArray[np.int64], dict[str, Values]]:
-    """The step of each row, (N,), and the columns, without the rows that have no step."""
+    """Return the step of each row, (N,), and the columns, without the rows that have no step."""
     steps = columns.get("step", np.empty(0))
     known = np.isfinite(steps) & (steps >= 0) & (steps < 2**53)
     if not known.all():
@@ -149,7 +149,7 @@ def _rows_with_step(columns: dict[str, Values]) -> tuple[npt.NDArray[np.int64], 
 def _summarise(
     steps: npt.NDArray[np.int64], columns: Mapping[str, Values], config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The attributes of `Run` that come from the columns of `steps.jsonl`."""
+    """Compute the attributes of `Run` that come from the columns of `steps.jsonl`."""
     if not len(steps):
         return {}
     nothing = np.full(len(steps), np.nan)
@@ -173,7 +173,7 @@ def _summarise(
 
 
 def _journal_notes(path: Path, faults: Faults, rows: int, without: str) -> list[Note]:
-    """Notes on lines of a journal that were left out."""
+    """Note the lines of a journal that were left out."""
     if not path.is_file():
         return [Note(str(path), f"is missing: the page shows {without}")]
     notes = []
@@ -193,7 +193,7 @@ def _journal_notes(path: Path, faults: Faults, rows: int, without: str) -> list[
 
 
 def _number_notes(path: Path, steps: npt.NDArray[np.int64], columns: Mapping[str, Values]) -> list[Note]:
-    """Notes on columns with values that are not finite; one note for columns that have them at the same steps."""
+    """Note the columns with values that are not finite; one note for columns that have them at the same steps."""
     found: dict[tuple[int, int], list[str]] = {}
     for name, values in columns.items():
         missing = ~np.isfinite(values)

@@ -19,7 +19,7 @@ _COLUMNS = {"step", "epoch", "step_s", "data_s", "samples_per_s"}  # columns of 
 
 
 def run_status(config: TrainConfig, steps: int) -> StatusFile:
-    """The status file of a run. A thread of its own reads the last rows of the journal, so no step waits for it.
+    """Make the status file of a run. Its own thread reads the last rows of the journal, so no step waits for it.
 
     Args:
         config: Resolved options of the run.
@@ -31,7 +31,7 @@ def run_status(config: TrainConfig, steps: int) -> StatusFile:
 
 
 def progress(folder: RunFolder, steps: int) -> Mapping[str, Any]:
-    """How far a run is, according to its journal.
+    """Find out from its journal how far a run is.
 
     Returns:
         `step` (number of steps done); `epoch` and `last`, the epoch and the row of the last step; `samples_per_second`,
@@ -59,7 +59,7 @@ def progress(folder: RunFolder, steps: int) -> Mapping[str, Any]:
 
 
 def _last_rows(path: Path) -> list[Row]:
-    """The last rows of a journal, without incomplete lines."""
+    """Read the last rows of a journal, without incomplete lines."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)

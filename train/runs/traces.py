@@ -53,7 +53,7 @@ class Trace:
         return np.where(empty, np.nan, self.low), np.where(empty, np.nan, self.high)
 
     def coarsened(self, width: int) -> Trace:
-        """The same values in buckets of `width` steps, a power of two not below the present width."""
+        """Merge buckets to `width` steps each, a power of two not below the present width."""
         times = width // self.width
         size = -(-len(self.count) // times) * times
 
@@ -70,7 +70,7 @@ class Trace:
 
 
 def width_for(last_step: int, buckets: int) -> int:
-    """The smallest bucket width, a power of two, with which steps 0 to `last_step` need at most `buckets` buckets."""
+    """Find the smallest power of two as bucket width with which steps 0 to `last_step` fill at most `buckets`."""
     return 1 << max(0, int(last_step // buckets).bit_length())
 
 

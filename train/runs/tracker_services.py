@@ -26,7 +26,7 @@ class Service(Protocol):
 
 
 def _title(folder: Path) -> str:
-    """Name of a run at the services: `opm/seed-0` for the folder runs/opm/seed-0."""
+    """Name a run for the services: `opm/seed-0` for the folder runs/opm/seed-0."""
     return "/".join(folder.absolute().parts[-2:])
 
 

@@ -28,7 +28,7 @@ _SPEED = ("data_s", "step_s", "samples_per_s")
 
 
 def tags(row: Row) -> dict[str, float]:
-    """The finite numbers of a journal row, under names that dashboards group by their first part.
+    """Return the finite numbers of a journal row, under names that dashboards group by their first part.
 
     Examples:
         >>> tags({"step": 3, "loss": 0.5, "rho/audio": 1.25, "step_s": 0.125})
@@ -46,7 +46,7 @@ def tags(row: Row) -> dict[str, float]:
 
 
 class Trackers:
-    """Sends the rows of a run to services.
+    """Sender of a run's rows to tracking services.
 
     Args:
         names: Names of services, keys of `SERVICES`.
@@ -86,7 +86,7 @@ class Trackers:
             sender.put((values, step))
 
     def close(self, outcome: Outcome) -> None:
-        """Tell the services how the run ended, and wait until they have received everything, or for `patience`."""
+        """Send the outcome of the run, and wait until the services have received everything, or for `patience`."""
         for sender in self._senders:
             sender.put(outcome)
         end = time.monotonic() + self._patience
@@ -132,7 +132,7 @@ class _Sender:
                 return
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the thread to end; whether it has."""
+        """Wait for the thread to end, and return whether it has."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 

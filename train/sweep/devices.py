@@ -65,7 +65,7 @@ class DeviceGroup:
 
 
 def share_devices(gpus: Sequence[str], *, jobs: int | None = None, processes: int = 0) -> list[DeviceGroup]:
-    """Share out GPUs and CPU cores between the runs that train at the same time.
+    """Divide GPUs and CPU cores among the runs that train at the same time.
 
     Args:
         gpus: GPUs to use, named as in CUDA_VISIBLE_DEVICES; empty for the CPU.
@@ -94,7 +94,7 @@ def share_devices(gpus: Sequence[str], *, jobs: int | None = None, processes: in
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES; CUDA is not initialised."""
+    """List the GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES; CUDA is not initialised."""
     import torch
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")

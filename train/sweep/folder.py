@@ -1,4 +1,4 @@
-"""The folder of a sweep: which of its runs are finished, and whether they are runs of this recipe."""
+"""The folder of a sweep: the states of its runs, and the check that they are runs of this recipe."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def check_shards(jobs: Sequence[Job]) -> None:
 
 
 def final_metrics(folder: Path) -> Row | None:
-    """Metrics of a run on the test split; None if there are none yet."""
+    """Read the metrics of a run on the test split; None if there are none yet."""
     path = RunFolder(folder).metrics
     rows = [row for row in read_rows(path) if row["split"] == "test"] if path.is_file() else []
     return rows[-1] if rows else None
 
 
 def state_of(job: Job) -> State:
-    """`finished` (evaluated on the test split), `unfinished` (it has a checkpoint) or `new`.
+    """Return `finished` (evaluated on the test split), `unfinished` (it has a checkpoint) or `new`.
 
     A run on shards without a test split stays `unfinished`. If it is started again, it finds nothing to do.
 

@@ -1,4 +1,4 @@
-"""A table of published results beside one's own."""
+"""A table that compares measured results with published ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NONE = "-"
 
 
 def paper_table(paper: Mapping[str, Mapping[str, float]], measured: Mapping[str, Sequence[Row]]) -> Table:
-    """The published value, the measured value and their difference, for each metric.
+    """List the published value, the measured value and their difference, for each metric.
 
     Args:
         paper: Run → metric → published value, in %.

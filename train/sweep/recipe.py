@@ -88,7 +88,7 @@ class Recipe:
     def jobs(
         self, out: Path, *, given: Options | None = None, base: Options | None = None, seeds: Sequence[int] = ()
     ) -> list[Job]:
-        """The runs, in the order of the recipe, seed by seed.
+        """Make the runs, in the order of the recipe, seed by seed.
 
         Args:
             out: Folder of all runs.
@@ -126,7 +126,7 @@ class Recipe:
         return jobs
 
     def _points(self, modalities: Sequence[str]) -> Iterator[_Point]:
-        """Each run at each point of the grid."""
+        """Yield each run at each point of the grid."""
         for name, options in (self.runs or {"": {}}).items():
             where = f"{self.path}, runs.{name}" if self.runs else f"{self.path}, grid"
             if both := [option for option in self.grid if option in options]:
@@ -151,7 +151,7 @@ class Recipe:
                 )
 
     def published(self, jobs: Sequence[Job]) -> Mapping[str, Mapping[str, float]]:
-        """The published results for the data set of these runs: name of a run → metric → %.
+        """Return the published results for the data set of these runs: name of a run → metric → %.
 
         Raises:
             ConfigError: One is of a run that the recipe does not have.
@@ -166,7 +166,7 @@ class Recipe:
         return found
 
     def commands(self, out: Path, jobs: Sequence[Job]) -> list[str]:
-        """The next commands. One with `$run` or `$modality` is repeated for each run or modality."""
+        """Return the next commands. One with `$run` or `$modality` is repeated for each run or modality."""
         config = jobs[0].config
         values = {
             "run": [str(job.folder) for job in jobs],
@@ -186,7 +186,7 @@ class Recipe:
 
 
 def _job(point: _Point, options: dict[str, Any], seed: int, out: Path, names: Mapping[str, _Point]) -> Job:
-    """A run with a seed. Names of runs among its `references` become their folders."""
+    """Make a run with a seed. Names of runs among its `references` become their folders."""
     options |= {"seed": seed, "out": _folder(out, point.name, seed)}
     after = []
     references = parse({"references": options.get("references", ())}, point.where).references
@@ -209,13 +209,13 @@ def _folder(out: Path, name: str, seed: int) -> str:
 
 
 def _label(value: Any) -> str:
-    """A value of the grid as part of a folder's name."""
+    """Write a value of the grid as part of a folder's name."""
     text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
     return re.sub(r"[^\w.+=-]+", "-", text.replace(",", "+"))
 
 
 def fill_modality(value: Any, modality: str, modalities: Sequence[str]) -> Any:
-    """A value with the modality of the run for `$modality`; if the run has none, a list gets one entry per modality."""
+    """Replace `$modality` by the modality of the run; if it has none, a list gets one entry per modality."""
     if isinstance(value, list):
         each = [modality] if modality else modalities
         return [

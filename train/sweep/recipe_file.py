@@ -56,7 +56,7 @@ _BUNDLED = "bmlpipe.train.sweep.recipes"
 
 
 def bundled() -> dict[str, Path]:
-    """The bundled recipes: name → file."""
+    """Find the bundled recipes: name → file."""
     files = (Path(str(entry)) for entry in resources.files(_BUNDLED).iterdir())
     return {path.stem: path for path in sorted(files) if path.suffix == ".yaml"}
 
@@ -105,7 +105,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def _yaml_value(text: str) -> Any:
-    """A value, read as in a recipe file.
+    """Parse a value as a recipe file is parsed.
 
     Raises:
         ConfigError: It is not YAML.

@@ -81,7 +81,7 @@ class _Queue:
                 self._start(job, number, group)
 
     def _next(self) -> Job | None:
-        """The first run whose references are finished. A run whose reference failed is failed, too."""
+        """Take the first run whose references are finished. A run whose reference failed counts as failed, too."""
         for job in list(self.waiting):
             if lost := [other for other in self.failed if other.folder in job.after]:
                 self.waiting.remove(job)
@@ -103,7 +103,7 @@ class _Queue:
         _logger.info("%s %s%s, log: %s", job, what, group, run.log)
 
     def collect_ended(self) -> None:
-        """Note the runs that have ended."""
+        """Record the runs that have ended."""
         for number, (process, job, started) in list(self.running.items()):
             status = process.poll()
             if status is None:
@@ -119,7 +119,7 @@ class _Queue:
             _logger.info("%s finished in %d min %02d s%s", job, minutes, seconds, accuracy)
 
     def terminate(self) -> None:
-        """Make all runs save and end, and wait for them."""
+        """Ask all runs to save and end, and wait for them."""
         if self.running:
             _logger.warning(
                 "waiting for %d runs to save, after their present step or evaluation (Ctrl-\\ kills them)",
@@ -132,7 +132,7 @@ class _Queue:
 
 
 def _cause(status: int, log: Path) -> str:
-    """Why a run ended, from its exit status and the last line of its log."""
+    """Explain why a run ended, from its exit status and the last line of its log."""
     if status == _SAVED:
         return "was stopped by SIGTERM and has saved; the same sweep continues it"
     what = f"failed with status {status}" if status > 0 else f"was killed by signal {-status}"
@@ -142,7 +142,7 @@ def _cause(status: int, log: Path) -> str:
 
 @contextmanager
 def _collected_signals() -> Iterator[list[int]]:
-    """Collect the signals that stop a sweep instead of ending by them. Signals that are ignored (nohup) stay so."""
+    """Collect the signals that stop a sweep, instead of dying of them. Ignored signals (nohup) stay ignored."""
     caught: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -42,15 +42,15 @@ class Classification:
         return len(self.classes)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy of each sample in float32: (B, K), (B,) → (B,)."""
+        """Compute the cross-entropy of each sample in float32: (B, K), (B,) → (B,)."""
         return functional.cross_entropy(logits.float(), labels, reduction="none")
 
     def scores(self, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """Score s_i^m of each modality, the probability of the sample's class (Eq. 6): {m: (B, K)} → {m: (B,)}."""
+        """Compute the scores s_i^m, the probability of the sample's class (Eq. 6): {m: (B, K)} → {m: (B,)}."""
         return unimodal_scores(logits, labels)
 
     def metrics(self, logits: Logits, labels: Labels) -> dict[str, float]:
-        """`accuracy`, `mAP`, `f1` and `loss` of one prediction, (N, K)."""
+        """Compute `accuracy`, `mAP`, `f1` and `loss` of one prediction, (N, K)."""
         return {
             "accuracy": metrics.accuracy(logits, labels),
             "mAP": metrics.mean_average_precision(logits, labels),
@@ -59,7 +59,7 @@ class Classification:
         }
 
     def summary(self, logits: Logits, branches: Mapping[str, Logits], labels: Labels) -> dict[str, float]:
-        """The journal's metrics of a split: `accuracy`, `mAP` and `loss`, and the accuracy of each modality.
+        """Compute the journal's metrics of a split: `accuracy`, `mAP` and `loss`, and the accuracy of each modality.
 
         Args:
             logits: Joint prediction, (N, K).
@@ -74,7 +74,7 @@ class Classification:
         }
 
     def report(self, logits: Logits, branches: Mapping[str, Logits], labels: Labels) -> dict[str, Any]:
-        """All metrics of a split, as `bmlpipe evaluate` keeps them (docs/evaluation.md); arguments as in `summary`."""
+        """Compute all metrics of a split, as `bmlpipe evaluate` keeps them; arguments as in `summary`."""
         found = self.metrics(logits, labels)
         for m, branch in branches.items():
             found[f"accuracy/{m}"] = metrics.accuracy(branch, labels)
@@ -89,7 +89,7 @@ class Classification:
         }
 
     def probe(self, strength: float) -> LogisticRegression:
-        """An unfitted linear probe of features; its `score` is the accuracy.
+        """Make an unfitted linear probe of features; its `score` is the accuracy.
 
         Args:
             strength: Inverse strength of the L2 regularisation, scikit-learn's C.
@@ -97,7 +97,7 @@ class Classification:
         return LogisticRegression(C=strength, max_iter=_PROBE_ITERATIONS)
 
     def target_ids(self, names: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Class ids of this task for class names, as other shards number them differently.
+        """Return the class ids of this task for class names, as other shards number them differently.
 
         Raises:
             KeyError: A name is not a class of this task.
@@ -106,16 +106,17 @@ class Classification:
         return np.array([ids[name] for name in names])
 
     def target_columns(self, labels: Labels) -> dict[str, npt.NDArray[Any]]:
-        """Exported with features: `label` (class name) and `label_id`, (N,) each."""
+        """Return what is exported with features: `label` (class name) and `label_id`, (N,) each."""
         return {"label": self._names[labels], "label_id": labels}
 
     def prediction_columns(
         self, logits: Logits, branches: Mapping[str, Logits], labels: Labels
     ) -> dict[str, npt.NDArray[Any]]:
-        """Exported for each sample: `label`, and the joint prediction and each modality's; arguments as in `summary`.
+        """Return what is exported per sample: its label, and the joint and uni-modal predictions.
 
-        Columns of the joint prediction are `predicted`, `logit/<class>` and `probability/<class>`; those of a modality
-        are `predicted/<modality>`, `logit/<modality>/<class>` and `probability/<modality>/<class>`.
+        `label` is the class name. Columns of the joint prediction are `predicted`, `logit/<class>` and
+        `probability/<class>`; those of a modality are `predicted/<modality>`, `logit/<modality>/<class>` and
+        `probability/<modality>/<class>`. Arguments as in `summary`.
         """
         columns: dict[str, npt.NDArray[Any]] = {"label": self._names[labels]}
         for where, values in {"": logits, **{f"/{m}": branch for m, branch in branches.items()}}.items():
@@ -126,7 +127,7 @@ class Classification:
         return columns
 
     def describe(self, summary: Mapping[str, Any]) -> str:
-        """A summary as a log line shows it.
+        """Write a summary as a log line shows it.
 
         Examples:
             >>> Classification(("a", "b")).describe({"accuracy": 0.5, "loss": 1.25, "accuracy/audio": 0.1604})

@@ -23,12 +23,12 @@ Labels = npt.NDArray[np.integer]
 
 
 def accuracy(logits: Logits, labels: Labels) -> float:
-    """Fraction of the samples whose highest logit is that of their class."""
+    """Compute the fraction of the samples whose highest logit is that of their class."""
     return float(accuracy_score(labels, logits.argmax(axis=1)))
 
 
 def mean_average_precision(logits: Logits, labels: Labels) -> float:
-    """Macro mAP: mean over the classes of the average precision of the class's softmax probability, one against rest.
+    """Compute macro mAP: the mean over classes of the average precision of the class's softmax probability.
 
     Classes without a sample in `labels` have no average precision and are left out of the mean.
     """
@@ -36,7 +36,7 @@ def mean_average_precision(logits: Logits, labels: Labels) -> float:
 
 
 def average_precisions(logits: Logits, labels: Labels) -> npt.NDArray[np.float64]:
-    """Average precision of each class, (K,); NaN for a class without a sample."""
+    """Compute the average precision of each class against the rest, (K,); NaN for a class without a sample."""
     present = np.unique(labels)
     truth = labels[:, None] == present
     found = np.full(logits.shape[1], np.nan)
@@ -47,25 +47,25 @@ def average_precisions(logits: Logits, labels: Labels) -> npt.NDArray[np.float64
 
 
 def probabilities(logits: Logits) -> npt.NDArray[np.float64]:
-    """Softmax of each row, (N, K)."""
+    """Compute the softmax of each row, (N, K)."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     shares: npt.NDArray[np.float64] = np.exp(shifted) / np.exp(shifted).sum(axis=1, keepdims=True)
     return shares
 
 
 def macro_f1(logits: Logits, labels: Labels) -> float:
-    """Mean of F1 over the classes that have a sample or were predicted."""
+    """Average F1 over the classes that have a sample or were predicted."""
     return float(f1_score(labels, logits.argmax(axis=1), average="macro", zero_division=0))
 
 
 def cross_entropy(logits: Logits, labels: Labels) -> float:
-    """Mean of −log softmax(logits)[label], in [0, ∞)."""
+    """Average −log softmax(logits)[label], in [0, ∞)."""
     of_labels = log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels]
     return float(-of_labels.mean())
 
 
 def per_class(logits: Logits, labels: Labels) -> dict[str, list[float]]:
-    """Metrics of each class.
+    """Compute the metrics of each class.
 
     Returns:
         `support` (number of samples), `precision`, `recall`, `f1` and `ap` (average precision), K numbers each. NaN
@@ -82,7 +82,7 @@ def per_class(logits: Logits, labels: Labels) -> dict[str, list[float]]:
 
 
 def confusion(logits: Logits, labels: Labels) -> npt.NDArray[np.int64]:
-    """Number of samples of each true class (rows) that each class (columns) was predicted for, (K, K)."""
+    """Count the samples of each true class (rows) for which each class (columns) was predicted, (K, K)."""
     counts: npt.NDArray[np.int64] = confusion_matrix(
         labels, logits.argmax(axis=1), labels=np.arange(logits.shape[1])
     ).astype(np.int64)

@@ -15,7 +15,7 @@ TASKS: dict[str, type[Task]] = {CLASS.name: Classification}
 
 
 def make_task(classes: Sequence[str], target: str = CLASS.name) -> Task:
-    """The task of a set of shards.
+    """Make the task of a set of shards.
 
     Args:
         classes: Class names by class id.

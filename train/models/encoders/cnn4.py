@@ -11,10 +11,10 @@ from bmlpipe.train.models.encoders.staged_encoder import run_stages
 
 
 class CNN4(nn.Module):
-    """Four times convolution, max pooling, batch norm and ReLU; each of the four is a stage.
+    """Four stages of convolution, max pooling, batch norm and ReLU.
 
     The frames of a sample share the network and are averaged over time and space. The first convolution is 5 × 5 with
-    stride 2, the other ones are 3 × 3. Pooling before batch norm and ReLU, and the channels-last layout, together more
+    stride 2, the others are 3 × 3. Pooling before batch norm and ReLU, and the channels-last layout, together more
     than halve the CPU time of a training step.
 
     Args:
@@ -48,11 +48,11 @@ class CNN4(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C, H, W) → (B, feature_dim); H and W are at least `downsample`."""
+        """Encode a batch: (B, T, C, H, W) → (B, feature_dim); H and W are at least `downsample`."""
         return run_stages(self, x)
 
     def stage(self, number: int, maps: Tensor) -> Tensor:
-        """(B, T, C, h, w) → (B, T, stage_channels[number], h', w')."""
+        """Run one stage: (B, T, C, h, w) → (B, T, stage_channels[number], h', w')."""
         x = fold_frames(maps)
         if number == 0 and self.downsample > 1:
             x = functional.avg_pool2d(x, self.downsample)
@@ -60,7 +60,7 @@ class CNN4(nn.Module):
         return torch.unflatten(x, 0, maps.shape[:2])
 
     def pool(self, number: int, maps: Tensor) -> Tensor | None:
-        """The mean over time and space, (B, stage_channels[number]), if the feature includes this stage."""
+        """Average over time and space, (B, stage_channels[number]), if the feature includes this stage."""
         return mean_over_frames(maps) if self.all_stages or number == len(self.stage_channels) - 1 else None
 
 

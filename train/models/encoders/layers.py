@@ -19,7 +19,7 @@ def fold_frames(x: Tensor) -> Tensor:
 
 
 def mean_over_frames(maps: Tensor) -> Tensor:
-    """(B, T, C, h, w) → (B, C): the mean over the cells of a frame, then over the frames."""
+    """Average over the cells of a frame, then over the frames: (B, T, C, h, w) → (B, C)."""
     return maps.mean(dim=(3, 4)).mean(dim=1)
 
 
@@ -34,7 +34,7 @@ def initialise_convolutions(module: nn.Module) -> None:
 
 
 def check_positive(value: int, name: str) -> int:
-    """The value, if it is at least 1.
+    """Return the value, if it is at least 1.
 
     Raises:
         OptionError: It is below 1.

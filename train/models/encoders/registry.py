@@ -21,17 +21,17 @@ _CNN4_DOWNSAMPLE = {"audio": 4}
 
 
 def resnet18(modality: str, channels: int, *, all_stages: bool = False) -> ResNet18:
-    """ResNet-18 on every frame (TSN if there are several)."""
+    """Make a ResNet-18 that reads every frame (TSN if there are several)."""
     return ResNet18(channels, all_stages=all_stages)
 
 
 def tsm18(modality: str, channels: int, *, all_stages: bool = False) -> ResNet18:
-    """ResNet-18 with the temporal shift (TSM)."""
+    """Make a ResNet-18 with the temporal shift (TSM)."""
     return ResNet18(channels, shift=True, all_stages=all_stages)
 
 
 def cnn4(modality: str, channels: int, *, all_stages: bool = False) -> CNN4:
-    """A small network of four convolutions."""
+    """Make a small network of four convolutions."""
     return CNN4(channels, downsample=_CNN4_DOWNSAMPLE.get(modality, 1), all_stages=all_stages)
 
 

@@ -37,7 +37,7 @@ class BasicBlock(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor, frames: int = 1) -> Tensor:
-        """(N, inputs, H, W) → (N, outputs, ⌈H/stride⌉, ⌈W/stride⌉); N is a multiple of `frames`."""
+        """Run the block: (N, inputs, H, W) → (N, outputs, ⌈H/stride⌉, ⌈W/stride⌉); N is a multiple of `frames`."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = temporal_shift(x, frames) if self.shift else x
         x = functional.relu(self.bn1(self.conv1(x)))
@@ -81,11 +81,11 @@ class ResNet18(nn.Module):
         initialise_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C, H, W) → (B, feature_dim)."""
+        """Encode a batch: (B, T, C, H, W) → (B, feature_dim)."""
         return run_stages(self, x)
 
     def stage(self, number: int, maps: Tensor) -> Tensor:
-        """(B, T, C, h, w) → (B, T, stage_channels[number], h', w')."""
+        """Run one stage: (B, T, C, h, w) → (B, T, stage_channels[number], h', w')."""
         x = fold_frames(maps)
         if number == 0:
             x = self.maxpool(functional.relu(self.bn1(self.conv1(x))))
@@ -94,7 +94,7 @@ class ResNet18(nn.Module):
         return torch.unflatten(x, 0, maps.shape[:2])
 
     def pool(self, number: int, maps: Tensor) -> Tensor | None:
-        """The mean over time and space, (B, stage_channels[number]), if the feature includes this stage."""
+        """Average over time and space, (B, stage_channels[number]), if the feature includes this stage."""
         return mean_over_frames(maps) if self.all_stages or number == len(self.stage_channels) - 1 else None
 
 

@@ -19,7 +19,7 @@ IntermediateFusion = Callable[[dict[str, Tensor], int], dict[str, Tensor]]
 
 @runtime_checkable
 class StagedEncoder(Protocol):
-    """What an encoder offers beside its forward pass, so that its stages can be run one by one.
+    """An encoder whose stages can be run one by one.
 
     Its forward pass must be `run_stages`: every stage in turn, and the concatenation of what `pool` returns.
 
@@ -30,17 +30,17 @@ class StagedEncoder(Protocol):
     stage_channels: tuple[int, ...]
 
     def stage(self, number: int, maps: Tensor) -> Tensor:
-        """Stage `number`, counted from 0: (B, T, C, h, w) → (B, T, stage_channels[number], h', w').
+        """Run stage `number`, counted from 0: (B, T, C, h, w) → (B, T, stage_channels[number], h', w').
 
         Stage 0 takes the input of the encoder.
         """
 
     def pool(self, number: int, maps: Tensor) -> Tensor | None:
-        """The part of the feature that comes from the maps after a stage, (B, d); None if there is none."""
+        """Pool the maps after a stage to their part of the feature, (B, d); None if they have none."""
 
 
 def require_staged(encoders: Mapping[str, nn.Module], user: str) -> dict[str, StagedEncoder]:
-    """The same encoders, checked to be staged.
+    """Check that encoders are staged, and return them.
 
     Args:
         encoders: Modality → encoder.
@@ -77,7 +77,7 @@ def run_stages_jointly(
 ) -> dict[str, Tensor]:
     """Run all stages of several encoders, with an intermediate fusion after each stage.
 
-    Stages are matched from the end: the last with the last. An encoder with more stages runs its first ones alone.
+    Stages are matched from the end: the last with the last. An encoder with more stages runs its first stages alone.
 
     Args:
         encoders: Modality → encoder.

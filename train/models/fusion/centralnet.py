@@ -30,7 +30,7 @@ class CentralNet(nn.Module):
         dims: Modality → length D_m of its feature; two or more modalities.
         classes: Number of classes K.
         stage_channels: Modality → lengths of p_1^m … p_L^m, which add up to D_m. None: L = 1, the whole feature.
-        classifier_layers: Number of linear layers from h_L to the logits; hidden ones are as wide as h_L.
+        classifier_layers: Number of linear layers from h_L to the logits; hidden layers are as wide as h_L.
 
     Raises:
         OptionError: The lengths do not add up to D_m, or the encoders have different numbers of stages.
@@ -70,7 +70,7 @@ class CentralNet(nn.Module):
         self.classifier = make_classifier(central[-1], classes, layers=classifier_layers, hidden=central[-1])
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
-        """{m: (B, D_m)} → (B, K)."""
+        """Compute logits: {m: (B, D_m)} → (B, K)."""
         parts = zip(*(torch.split(features[m], self.parts[m], 1) for m in self.modalities), strict=True)
         central: Tensor | None = None
         for number, part in enumerate(parts):

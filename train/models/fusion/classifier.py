@@ -31,7 +31,7 @@ class DeepConcatenation(nn.Module):
         )
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
-        """{m: (B, D_m)} → (B, K)."""
+        """Compute logits: {m: (B, D_m)} → (B, K)."""
         logits: Tensor = self.classifier(torch.cat([features[m] for m in self.modalities], dim=1))
         return logits
 
@@ -56,7 +56,7 @@ def make_classifier(inputs: int, classes: int, *, layers: int, hidden: int) -> n
 
 
 def check_layers(classifier_layers: int) -> int:
-    """The number of layers, if it is at least 1.
+    """Return the number of layers, if it is at least 1.
 
     Raises:
         OptionError: It is below 1.
@@ -71,7 +71,7 @@ def _flat(classifier: nn.Linear | nn.Sequential) -> list[nn.Module]:
 
 
 def modalities_of(dims: Mapping[str, int], *, at_least: int) -> tuple[str, ...]:
-    """Names of the modalities of a head, if there are enough of them.
+    """Return the names of the modalities of a head, if there are enough of them.
 
     Raises:
         OptionError: There are fewer than `at_least`.

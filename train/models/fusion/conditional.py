@@ -1,4 +1,4 @@
-"""Fusion in which the first modality x conditions the other ones: FiLM and the sigmoid gate."""
+"""Fusion in which the first modality x conditions the others: FiLM and the sigmoid gate."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class FiLM(nn.Module):
     Args:
         dims: Modality → length D_m of its feature; two or more modalities, of which the first is x.
         classes: Number of classes K.
-        classifier_layers: Number of linear layers from [h^m] to the logits; hidden ones have as many units as the
+        classifier_layers: Number of linear layers from [h^m] to the logits; hidden layers have as many units as the
             longest h^m has entries.
 
     Raises:
@@ -35,7 +35,7 @@ class FiLM(nn.Module):
         self.classifier = make_classifier(sum(widths), classes, layers=classifier_layers, hidden=max(widths))
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
-        """{m: (B, D_m)} → (B, K)."""
+        """Compute logits: {m: (B, D_m)} → (B, K)."""
         by, *others = self.modalities
         x = features[by]
         hidden = [self.scale[m](x) * features[m] + self.shift[m](x) for m in others]
@@ -51,7 +51,7 @@ class Gated(nn.Module):
     Args:
         dims: Modality → length D_m of its feature; two or more modalities, of which the first is x.
         classes: Number of classes K.
-        classifier_layers: Number of linear layers from the gated sum to the logits; hidden ones are as wide as the sum.
+        classifier_layers: Number of linear layers from the gated sum to the logits; hidden layers are as wide as it is.
 
     Raises:
         OptionError: There are fewer than two modalities.
@@ -65,7 +65,7 @@ class Gated(nn.Module):
         self.classifier = make_classifier(width, classes, layers=classifier_layers, hidden=width)
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
-        """{m: (B, D_m)} → (B, K)."""
+        """Compute logits: {m: (B, D_m)} → (B, K)."""
         gate, *others = (self.projections[m](features[m]) for m in self.modalities)
         logits: Tensor = self.classifier(torch.sigmoid(gate) * torch.stack(others).sum(dim=0))
         return logits

@@ -29,12 +29,12 @@ class Concatenation(nn.Module):
         self.classifier = nn.Linear(sum(self.dims), classes)
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
-        """{m: (B, D_m)} → (B, K)."""
+        """Compute logits: {m: (B, D_m)} → (B, K)."""
         logits: Tensor = self.classifier(torch.cat([features[m] for m in self.modalities], dim=1))
         return logits
 
     def split_logits(self, features: Mapping[str, Tensor], gamma: Sequence[float] | None = None) -> dict[str, Tensor]:
-        """The terms W^m φ^m + γ^m b (Eq. 6): {m: (B, D_m)} → {m: (B, K)}.
+        """Split the logits into the terms W^m φ^m + γ^m b (Eq. 6): {m: (B, D_m)} → {m: (B, K)}.
 
         With Σ γ = 1 they add up to the logits. γ^m is 1/M if `gamma` is None.
         """
@@ -47,7 +47,7 @@ class Summation(nn.Module):
     Args:
         dims: Modality → length D_m of its feature.
         classes: Number of classes K.
-        classifier_layers: Number of linear layers of each c^m, with ReLUs between them; hidden ones have D_m units.
+        classifier_layers: Number of linear layers of each c^m, with ReLUs between them; hidden layers have D_m units.
     """
 
     def __init__(self, dims: Mapping[str, int], classes: int, *, classifier_layers: int = 1) -> None:
@@ -58,11 +58,11 @@ class Summation(nn.Module):
         )
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
-        """{m: (B, D_m)} → (B, K)."""
+        """Compute logits: {m: (B, D_m)} → (B, K)."""
         return torch.stack([self.classifiers[m](features[m]) for m in self.modalities]).sum(dim=0)
 
     def split_logits(self, features: Mapping[str, Tensor], gamma: Sequence[float] | None = None) -> dict[str, Tensor]:
-        """The terms c^m(φ^m), with the last bias times γ^m: {m: (B, D_m)} → {m: (B, K)}.
+        """Split the logits into the terms c^m(φ^m), with the last bias times γ^m: {m: (B, D_m)} → {m: (B, K)}.
 
         γ^m is 1, the whole bias, if `gamma` is None (the release uses 0.5).
         """
@@ -81,7 +81,7 @@ class Summation(nn.Module):
 def split_linear(
     linear: nn.Linear, features: Mapping[str, Tensor], gamma: Sequence[float] | None = None
 ) -> dict[str, Tensor]:
-    """The terms of one linear layer on concatenated features (Eq. 6), exactly.
+    """Split the logits of one linear layer on concatenated features into its terms (Eq. 6), exactly.
 
     Args:
         linear: (K, Σ D_m), applied to the features concatenated in the order of the mapping.

@@ -49,7 +49,7 @@ class LowRank(nn.Module):
             self.classifier = nn.Sequential(nn.ReLU(), deeper)
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
-        """{m: (B, D_m)} → (B, K)."""
+        """Compute logits: {m: (B, D_m)} → (B, K)."""
         product, *others = (self.factors[m](features[m]).unflatten(1, (self.rank, -1)) for m in self.modalities)
         for other in others:
             product = product * other

@@ -15,7 +15,7 @@ from bmlpipe.train.models.fusion.linear import Concatenation
 
 
 def concatenation(dims: Mapping[str, int], classes: int, *, classifier_layers: int = 1) -> nn.Module:
-    """Concatenation with a linear classifier, or with a classifier of several layers."""
+    """Make a concatenation with a linear classifier, or with a classifier of several layers."""
     if classifier_layers == 1:
         return Concatenation(dims, classes)
     return DeepConcatenation(dims, classes, classifier_layers=classifier_layers)
@@ -63,7 +63,7 @@ def make_fusion(
 
 
 def needs_all_stages(name: str) -> bool:
-    """Whether a head reads the features of all stages: encoders made with `all_stages=True`, and `stage_channels`.
+    """Return whether a head reads the features of all stages (encoders with `all_stages=True`, `stage_channels`).
 
     Raises:
         OptionError: The name is unknown.

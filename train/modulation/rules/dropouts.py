@@ -26,7 +26,7 @@ _SMALLEST = 1e-30
 
 @dataclass(frozen=True, kw_only=True)
 class Dropout(Rule):
-    """Set each neuron of the features to 0 with a fixed probability p, and multiply the other ones by 1/(1 − p).
+    """Dropout: sets each neuron of the features to 0 with probability p, and multiplies the others by 1/(1 − p).
 
     Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, "Dropout: a simple way to prevent neural networks from
     overfitting", JMLR 15, 2014.
@@ -67,7 +67,7 @@ class AnnealedDropout(Rule):
         check_count("anneal_length", self.anneal_length, 1)
 
     def probability(self, time: int) -> float:
-        """p_t at epoch or step t."""
+        """Return p_t at epoch or step t."""
         return self.drop_p * max(0.0, 1 - time / self.anneal_length)
 
     def forward(self, features: dict[str, Tensor], step: StepContext) -> dict[str, Tensor]:
@@ -97,7 +97,7 @@ class CurriculumDropout(Rule):
         check_range("curriculum_gamma", self.curriculum_gamma, 0)
 
     def probability(self, time: int) -> float:
-        """1 − θ(t), the probability of a drop at step t."""
+        """Return 1 − θ(t), the probability of a drop at step t."""
         return (1 - self.retain) * -math.expm1(-self.curriculum_gamma * time)
 
     def forward(self, features: dict[str, Tensor], step: StepContext) -> dict[str, Tensor]:
@@ -107,10 +107,10 @@ class CurriculumDropout(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class EvolutionalDropout(Rule):
-    """Draw k of the D neurons of a modality with replacement, with probabilities p_i, and multiply each by n_i/(k·p_i).
+    """Dropout that draws k of a modality's D neurons with replacement, and multiplies neuron i by n_i/(k·p_i).
 
-    p_i = √E[φ_i²] / Σ_j √E[φ_j²], with the mean over the batch; n_i is how often neuron i was drawn for the sample.
-    The factor is 1 on average, and 0 for a neuron that was not drawn.
+    The probabilities are p_i = √E[φ_i²] / Σ_j √E[φ_j²], with the mean over the batch; n_i is how often neuron i was
+    drawn for the sample. The factor is 1 on average, and 0 for a neuron that was not drawn.
 
     Under data parallelism the mean is taken over the micro-batch of all ranks, because otherwise what is trained would
     depend on their number. This costs a second collective of Σ D_m numbers, for which the forward pass waits.
@@ -145,7 +145,7 @@ class EvolutionalDropout(Rule):
 
 
 def drop_neurons(features: dict[str, Tensor], step: StepContext, p: float) -> dict[str, Tensor]:
-    """Set each neuron to 0 with probability p, and multiply the other ones by 1/(1 − p) (inverted dropout).
+    """Set each neuron to 0 with probability p, and multiply the others by 1/(1 − p) (inverted dropout).
 
     Whether a neuron is dropped is a function of (seed, epoch, sample id, modality, neuron).
 
@@ -169,20 +169,20 @@ def drop_neurons(features: dict[str, Tensor], step: StepContext, p: float) -> di
 
 
 def uniform_per_sample(step: StepContext, feature: Tensor, count: int, stream: int) -> Tensor:
-    """`count` uniform numbers for every sample: (B, count), float64 in [0, 1), on the device of `feature`."""
+    """Draw `count` uniform numbers per sample: (B, count), float64 in [0, 1), on the device of `feature`."""
     assert step.ids is not None
     ids = step.ids.to(feature.device, non_blocking=True)
     return keyed.uniform(ids[:, None] * count + torch.arange(count, device=feature.device), stream)
 
 
 def draw_probabilities(moments: Tensor) -> Tensor:
-    """p_i ∝ √moment_i, the same for means and sums of squares: (D,), ≥ 0 → (D,), which sum to 1."""
+    """Compute p_i ∝ √moment_i, the same for means and sums of squares: (D,), ≥ 0 → (D,), which sum to 1."""
     roots = moments.sqrt().clamp(min=_SMALLEST)
     return roots / roots.sum()
 
 
 def draw_counts(p: Tensor, numbers: Tensor) -> Tensor:
-    """How often each neuron is drawn, with one draw per uniform number, by inverting the distribution function.
+    """Count how often each neuron is drawn, once per uniform number, by inverting the distribution function.
 
     Args:
         p: (D,), float64, which sum to 1.
@@ -199,7 +199,7 @@ def draw_counts(p: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _second_moments(feature: Tensor, weights: Tensor | None) -> Tensor:
-    """Σ φ² over the samples that are not padding: (B, D) → (D,), float64, detached."""
+    """Sum φ² over the samples that are not padding: (B, D) → (D,), float64, detached."""
     squares = feature.detach().double().square()
     if weights is not None:
         squares = squares * weights.to(squares)[:, None]

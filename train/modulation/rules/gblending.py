@@ -28,7 +28,7 @@ _LEAST_GAP = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class GBlending(Rule):
-    """Makes a run use a `BlendedHead`. The rule itself changes no feature and no gradient.
+    """A rule that gives the run a `BlendedHead`. It changes no feature and no gradient itself.
 
     Attributes:
         blend_until: Measure the reference runs up to their `last` epoch (paper), or up to the epoch of the `lowest`
@@ -67,7 +67,7 @@ class Losses:
 
 
 def blend_weights(losses: Mapping[str, Losses]) -> dict[str, float]:
-    """The weights of the losses, w_k = (1/Z) · G_k / O_k², with Z such that they sum to 1.
+    """Compute the weights of the losses, w_k = (1/Z) · G_k / O_k², with Z such that they sum to 1.
 
     A run that did not generalise, G_k ≤ 0, has weight 0. |O_k| counts as at least a tenth of the largest one: a smaller
     gap is within the error of the losses, and would take all the weight. If every O is 0, the weights are proportional
@@ -125,14 +125,14 @@ class BlendedHead(nn.Module):
         self.register_buffer("weights", torch.tensor(values))
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
-        """{m: (B, D_m)} → (B, 1 + M, K) in training, the joint logits first; (B, K) in evaluation."""
+        """Compute logits: {m: (B, D_m)} → (B, 1 + M, K) in training, the joint ones first; (B, K) in evaluation."""
         joint: Tensor = self.joint(features)
         if not self.training:
             return joint
         return torch.stack([joint, *(self.branches[m](features[m]) for m in self.modalities)], dim=1)
 
     def objective(self, output: Tensor, labels: Tensor) -> Tensor:
-        """Loss w_joint · L(joint) + Σ_m w_m · L(branch m) of each sample: (B, 1 + M, K) and (B,) → (B,), float32."""
+        """Compute w_joint · L(joint) + Σ_m w_m · L(branch m): (B, 1 + M, K) and labels (B,) → (B,), float32."""
         each = labels[:, None].expand(-1, output.shape[1])
         losses = functional.cross_entropy(output.float().transpose(1, 2), each, reduction="none")
         return losses @ self.weights.to(losses)

@@ -41,7 +41,7 @@ class GradientFactor(Rule):
         parameters: Which parameters of the encoder get the factor and the noise: `all`, or the weights of
             `convolutions` only (release).
         apply: Whether k multiplies the `gradient` or the learning rate (`lr`).
-        epochs: Window (first, end) of epochs in which the rule acts, counted from 0, without `end`; end None: to the
+        epochs: Range (first, end) of epochs in which the rule acts, counted from 0, `end` excluded; end None: to the
             last epoch.
 
     Raises:
@@ -69,7 +69,7 @@ class GradientFactor(Rule):
         return self.apply == "lr"
 
     def coefficient(self, rho: Tensor, neutral: float = 1.0) -> Tensor:
-        """k^m as a function of ρ^m, (M,) → (M,); 1 where ρ^m is NaN."""
+        """Compute k^m from ρ^m, (M,) → (M,); 1 where ρ^m is NaN."""
         raise NotImplementedError
 
     def backward(self, encoders: Mapping[str, nn.Module], step: StepContext) -> None:
@@ -123,7 +123,7 @@ def scaled_update(
 
 
 def select_parameters(encoder: nn.Module, parameters: Parameters) -> Iterable[tuple[str, Tensor]]:
-    """Names and tensors of the parameters that are modulated."""
+    """Select the parameters that are modulated, as names and tensors."""
     if parameters == "all":
         return encoder.named_parameters()
     modules = encoder.named_modules()
@@ -131,7 +131,7 @@ def select_parameters(encoder: nn.Module, parameters: Parameters) -> Iterable[tu
 
 
 def gradient_stds(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The standard deviation of each gradient of 2 or more dimensions (0 for a single number).
+    """Compute the standard deviation of each gradient of 2 or more dimensions (0 for a single number).
 
     It is computed from (n − 1)·std² = ‖g‖² − (Σg)²/n, which on a CPU takes a third of the time of `Tensor.std` and is
     as exact unless the mean is hundreds of times the deviation. The norm is taken row by row, because torch's norm of a

@@ -22,7 +22,7 @@ from bmlpipe.train.modulation.rule import Rule, StepContext
 
 @dataclass(kw_only=True, eq=False)
 class Greedy(Rule):
-    """Train only the encoder that learns slowest for some steps, whenever the learning speeds differ too much.
+    """Greedy training: only the slowest encoder is trained for some steps, whenever learning speeds differ too much.
 
     The conditional learning speed of modality m compares how fast its branch learns from the other modalities with how
     fast it learns from its own:
@@ -67,7 +67,7 @@ class Greedy(Rule):
         # Σ_t |g|²/|θ|² of the encoders, then of MMTM's parameters that act on them, (2, M)
         self._effort: Tensor | None = None
         self._arriving: deque[tuple[int, HostCopy]] = deque()  # step, speeds
-        self._speeds: list[float] | None = None  # the last ones on the host, (M,)
+        self._speeds: list[float] | None = None  # the last that arrived on the host, (M,)
         self._alone: str | None = None
         self._left = 0
 
@@ -119,7 +119,7 @@ class Greedy(Rule):
                 self._alone = step.modalities[self._speeds.index(highest)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Sums, numbers on their way to the host and the window in progress. Waits for the device."""
+        """Return the sums, the speeds and the re-balancing in progress. Waits for the device."""
         return {
             "effort": None if self._effort is None else self._effort.cpu(),
             "arriving": [(index, speeds.read()) for index, speeds in self._arriving],
@@ -156,7 +156,7 @@ class Greedy(Rule):
         self._arriving.append((step.index, HostCopy(torch.log10(self._effort[1] / self._effort[0]))))
 
     def _crossing(self, modality: str, modalities: tuple[str, ...]) -> list[nn.Parameter]:
-        """Parameters of MMTM that act on a modality: those under its name, and those that all modalities share."""
+        """Return the parameters of MMTM that act on a modality: those under its name, and those that all share."""
         others = set(modalities) - {modality}
         return [
             parameter
@@ -167,7 +167,7 @@ class Greedy(Rule):
 
 
 def _effort(parameters: Iterable[nn.Parameter], device: torch.device) -> Tensor:
-    """|g|²/|θ|² of the parameters that have a gradient, float64, without dimensions; NaN if none has one."""
+    """Compute |g|²/|θ|² of the parameters that have a gradient, float64, without dimensions; NaN if none has one."""
     trained = [parameter for parameter in parameters if parameter.grad is not None]
     if not trained:
         return torch.full((), torch.nan, dtype=torch.float64, device=device)

@@ -17,7 +17,7 @@ from bmlpipe.train.modulation.rule import Rule, StepContext
 
 @dataclass(frozen=True, kw_only=True)
 class ModDrop(Rule):
-    """Set the feature of each modality to 0 with probability p, independently for each sample and modality.
+    """ModDrop: sets the feature of each modality to 0 with probability p, independently per sample and modality.
 
     A sample that would lose every modality loses none, so the share of samples without modality m is p − p^M. What is
     kept is not rescaled.

@@ -1,4 +1,4 @@
-"""On-the-fly gradient modulation: damp the encoder of the more discriminative modality, or enlarge the other ones.
+"""On-the-fly gradient modulation: damp the gradient of the dominant encoder, or enlarge those of the others.
 
 OGM is Alg. 2 (Eqs. 11–17), OGM* Sec. 4.4.2.
 """
@@ -21,7 +21,7 @@ OGMStarForm = Literal["adaptive", "constant"]
 
 @dataclass(frozen=True, kw_only=True)
 class OGM(GradientFactor):
-    """Multiply the gradient of the dominant encoders by k^m < 1 and add Gaussian noise (Alg. 2, Eqs. 11–17).
+    """OGM: multiplies the gradient of the dominant encoders by k^m < 1 and adds Gaussian noise (Alg. 2, Eqs. 11–17).
 
     g ← k^m · g + h with h ~ N(0, std(g)²). The other attributes are those of `GradientFactor`. With α ≥ 1 a large
     discrepancy makes k 0, and that encoder stops learning.
@@ -38,14 +38,14 @@ class OGM(GradientFactor):
         super().__post_init__()
 
     def coefficient(self, rho: Tensor, neutral: float = 1.0) -> Tensor:
-        """k^m, (M,) → (M,): 1 where ρ^m ≤ neutral or is NaN."""
+        """Compute k^m, (M,) → (M,): 1 where ρ^m ≤ neutral or is NaN."""
         damping = self.alpha * z(rho, self.z, neutral) if self.form == "paper" else torch.tanh(self.alpha * rho)
         return torch.where(rho > neutral, (1 - damping).clamp(min=0), 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OGMStar(GradientFactor):
-    """The opposite of OGM: k^m > 1 for the weaker modalities, 1 for the dominant ones (Sec. 4.4.2).
+    """OGM*, the opposite of OGM: k^m > 1 for the weaker modalities, 1 for the dominant (Sec. 4.4.2).
 
     g ← k^m · g + h as in OGM. The other attributes are those of `GradientFactor`; k is at most 1 + α.
 
@@ -65,12 +65,12 @@ class OGMStar(GradientFactor):
         super().__post_init__()
 
     def coefficient(self, rho: Tensor, neutral: float = 1.0) -> Tensor:
-        """k^m, (M,) → (M,): 1 where ρ^m ≥ neutral or is NaN."""
+        """Compute k^m, (M,) → (M,): 1 where ρ^m ≥ neutral or is NaN."""
         mirrored = rho.reciprocal() if neutral else -rho
         strength = torch.ones_like(rho) if self.form == "constant" else z(mirrored, self.z, neutral)
         return torch.where(rho < neutral, 1 + self.alpha * strength, 1.0)
 
 
 def ogm_ge(*, alpha: float = 0.8, noise: Noise = "all", apply: Apply = "gradient", epochs: Epochs = (0, None)) -> OGM:
-    """OGM-GE (CVPR 2022): OGM with k = 1 − tanh(α·ρ), whose factor and noise act on convolution weights only."""
+    """Make OGM-GE (CVPR 2022): OGM with k = 1 − tanh(α·ρ), with factor and noise on convolution weights only."""
     return OGM(form="cvpr", parameters="convolutions", alpha=alpha, noise=noise, apply=apply, epochs=epochs)

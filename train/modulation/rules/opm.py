@@ -20,7 +20,7 @@ Target = Literal["feature", "input"]
 
 @dataclass(frozen=True, kw_only=True)
 class OPM(Rule):
-    """Set the feature of modality m to 0 with probability q^m, independently for each sample (Alg. 1, Eq. 8).
+    """OPM: sets the feature of modality m to 0 with probability q^m, independently per sample (Alg. 1, Eq. 8).
 
     With `target="input"` (release) the input of the modality is set to 0 instead, before its encoder. A sample that
     lost its input says nothing about the modality, so S^m is then the mean score of the samples that kept it, times
@@ -39,7 +39,7 @@ class OPM(Rule):
         unit: Draw once per `sample`, or once for the whole global `batch` (release).
         target: Set the `feature` to 0, or the `input` of the encoder (release). With `input`, q_base · (1 + λ) must be
             below 1, because a modality that is always dropped would never be measured again.
-        epochs: Window (first, end) of epochs in which the rule acts, counted from 0, without `end`; end None: to the
+        epochs: Range (first, end) of epochs in which the rule acts, counted from 0, `end` excluded; end None: to the
             last epoch (release: from epoch 6).
 
     Raises:
@@ -84,7 +84,7 @@ class OPM(Rule):
         return self.target == "input"
 
     def probability(self, rho: Tensor, neutral: float = 1.0) -> Tensor:
-        """q^m = min(1, q_base · (1 + λ · z(ρ^m))) where ρ^m > neutral, else 0 (Eq. 8): (M,) → (M,)."""
+        """Compute q^m = min(1, q_base · (1 + λ · z(ρ^m))) where ρ^m > neutral, else 0 (Eq. 8): (M,) → (M,)."""
         q = (self.q_base * (1 + self.lam * z(rho, self.z, neutral))).clamp(max=1)
         return torch.where(rho > neutral, q, 0.0)
 
@@ -98,7 +98,7 @@ class OPM(Rule):
         return self._rescale(kept, step) if self.rescale and step.dropped is not None else kept
 
     def _drop(self, given: dict[str, Tensor], step: StepContext) -> dict[str, Tensor]:
-        """{m: (B, …)} with zeros for what is dropped; a sample that would lose every modality loses none."""
+        """Set what is dropped to 0 in {m: (B, …)}; a sample that would lose every modality loses none."""
         acts = is_within(self.epochs, step.epoch) and keyed.chance(step.seed, "p_exe", step.index) < self.p_exe
         if not acts:
             step.q = torch.zeros_like(step.rho)
@@ -111,7 +111,7 @@ class OPM(Rule):
         return {m: given[m].masked_fill(mask.view(-1, *[1] * (given[m].ndim - 1)), 0) for m, mask in masks}
 
     def _numbers(self, step: StepContext) -> Tensor:
-        """Uniform numbers, (M, B): one per modality and sample, or one per modality and step for `unit="batch"`."""
+        """Draw uniform numbers, (M, B): one per modality and sample, or per modality and step for `unit="batch"`."""
         assert step.ids is not None
         ids = step.ids.to(step.rho.device, non_blocking=True)
         scope = step.epoch
