@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from bmlpipe.train.config.options import TrainConfig
 from bmlpipe.train.data.normalise import Normaliser
 from bmlpipe.train.distributed.group import ProcessInfo
 from bmlpipe.train.engine.optimizers import make_optimizer, set_lr
@@ -44,7 +45,7 @@ class Head(nn.Module):
 
 
 def made(
-    *rules: Rule, optimizer: str = "sgd", max_grad_norm: float = 0.0, fused: bool = False, **options: Any
+    *rules: Rule, optimizer: str = "sgd", max_grad_norm: float = 0.0, **options: Any
 ) -> tuple[MultimodalModel, Modulation, TrainStep]:
     torch.manual_seed(0)
     encoders = {
@@ -53,10 +54,14 @@ def made(
     }
     model = MultimodalModel(encoders, Head())
     balance = Modulation(NAMES, *rules, seed=5)
-    made_optimizer = make_optimizer(optimizer, model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.0, fused=fused)
+    config = TrainConfig(optimizer=optimizer, lr=0.1, precision=options.get("precision", "fp32"))
     normaliser = Normaliser(NAMES, STATISTICS)
     step_options = StepOptions(max_grad_norm=max_grad_norm, **options)
-    return model, balance, TrainStep(model, normaliser, balance, made_optimizer, TASK, ALONE, step_options)
+    return (
+        model,
+        balance,
+        TrainStep(model, normaliser, balance, make_optimizer(config, model.parameters()), TASK, ALONE, step_options),
+    )
 
 
 def data(count: int, seed: int = 1, size: int = 1) -> dict[str, Tensor]:
@@ -126,7 +131,7 @@ def test_gradients_are_clipped_after_they_were_modulated() -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_stays_near_single(precision: str) -> None:
-    (half, _, one), (single, _, other) = made(OGM(), precision=precision, fused=True), made(OGM())
+    (half, _, one), (single, _, other) = made(OGM(), precision=precision), made(OGM())
     for seed in range(1, 5):
         a, b = one([data(8, seed)], samples=8), other([data(8, seed)], samples=8)
         torch.testing.assert_close(a, b, rtol=0.05, atol=0.02, equal_nan=True)
@@ -134,7 +139,7 @@ def test_half_precision_stays_near_single(precision: str) -> None:
 
 
 def test_a_step_of_infinite_gradients_is_skipped_and_the_loss_scale_lowered() -> None:
-    model, balance, step = made(OPM(), OGM(), precision="fp16", fused=True, max_grad_norm=1.0)
+    model, balance, step = made(OPM(), OGM(), precision="fp16", max_grad_norm=1.0)
     step([data(6)], samples=6)
     before, scale = weights(model), step.scaler.get_scale()
     with torch.no_grad():
@@ -159,14 +164,11 @@ def test_scores_take_the_share_of_the_bias() -> None:
 
 
 def test_the_learning_rate_falls_in_steps() -> None:
-    optimizer = make_optimizer(
-        "adamw", [nn.Parameter(torch.ones(1))], lr=1.0, momentum=0.9, weight_decay=0.0, fused=False
-    )
-    assert [set_lr(optimizer, lr=1.0, epoch=e, every=40, gamma=0.1) for e in (0, 39, 40, 80)] == pytest.approx(
-        [1, 1, 0.1, 0.01]
-    )
+    config = TrainConfig(optimizer="adamw", lr=1.0, lr_step=40)
+    optimizer = make_optimizer(config, [nn.Parameter(torch.ones(1))])
+    assert [set_lr(optimizer, config, epoch) for epoch in (0, 39, 40, 80)] == pytest.approx([1, 1, 0.1, 0.01])
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
-    assert set_lr(optimizer, lr=0.5, epoch=99, every=0, gamma=0.1) == 0.5
+    assert set_lr(optimizer, TrainConfig(lr=0.5), 99) == 0.5
 
 
 @pytest.mark.slow

@@ -3,45 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-Name = Literal["sgd", "adamw"]
+from bmlpipe.train.config.options import TrainConfig
 
 
-def make_optimizer(
-    name: Name, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float, fused: bool
-) -> Optimizer:
-    """Make an optimiser.
+def make_optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """Make the optimiser of a run: SGD with momentum (the paper) or AdamW (the T-PAMI release).
 
     Args:
-        name: `sgd` (the paper, with momentum) or `adamw` (the T-PAMI release).
+        config: Its `optimizer`, `lr`, `momentum` (SGD only), `precision` and `weight_decay`: for SGD the factor of an L2
+            term in the gradient, for AdamW of a decay decoupled from the gradient.
         parameters: Parameters to train.
-        lr: Learning rate of the first epoch.
-        momentum: Momentum of SGD; AdamW does not use it.
-        weight_decay: For SGD the factor of an L2 term in the gradient, for AdamW of a decay decoupled from it.
-        fused: Update all parameters in one kernel. Under loss scaling the fused optimiser skips a step with infinite
-            gradients on the device, while the others have to wait for the host.
     """
-    if name == "sgd":
-        return torch.optim.SGD(parameters, lr, momentum=momentum, weight_decay=weight_decay, fused=fused)
-    return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=fused)
+    # Under loss scaling the fused optimiser skips a step with infinite gradients on the device; the others would make
+    # the host wait.
+    fused = config.precision == "fp16"
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
+        )
+    return torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay, fused=fused)
 
 
-def set_lr(optimizer: Optimizer, *, lr: float, epoch: int, every: int, gamma: float) -> float:
-    """Set the learning rate of an epoch to lr · gamma^⌊epoch / every⌋, and return it.
+def set_lr(optimizer: Optimizer, config: TrainConfig, epoch: int) -> float:
+    """Set the learning rate of an epoch to lr · lr_gamma^⌊epoch / lr_step⌋, and return it.
 
     Args:
         optimizer: All its parameter groups get the rate.
-        lr: Learning rate of epoch 0.
+        config: Its `lr`, `lr_gamma` and `lr_step`; with lr_step = 0 the rate is constant.
         epoch: Epoch, from 0.
-        every: Number of epochs between two reductions; 0: the rate is constant.
-        gamma: Factor of a reduction.
     """
-    now = lr * gamma ** (epoch // every) if every else lr
+    lr = config.lr * config.lr_gamma ** (epoch // config.lr_step) if config.lr_step else config.lr
     for group in optimizer.param_groups:
-        group["lr"] = now
-    return now
+        group["lr"] = lr
+    return lr

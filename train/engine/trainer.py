@@ -85,19 +85,9 @@ class Trainer:
         self.modulation = config.make_modulation()
         self.model = self._build_model(resuming)
         self.normaliser = Normaliser(
-            config.resolved_modalities,
-            self.index.statistics,
-            kinds=config.kinds,
-            imagenet=config.weights != "none",
+            config.resolved_modalities, self.index.statistics, kinds=config.kinds, imagenet=config.weights != "none"
         ).to(process.device)
-        self.optimizer = make_optimizer(
-            config.optimizer,
-            self.model.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            fused=config.precision == "fp16",
-        )
+        self.optimizer = make_optimizer(config, self.model.parameters())
         options = StepOptions(config.precision, config.gamma, config.max_grad_norm, config.compile)
         self.train_step = TrainStep(
             self.model, self.normaliser, self.modulation, self.optimizer, self.task, process, options
@@ -118,7 +108,7 @@ class Trainer:
 
     @property
     def validation_due(self) -> bool:
-        """Whether an epoch has ended that was not validated yet."""
+        """Whether the run was stopped or killed between the end of an epoch and its validation."""
         return self.step % self.batches.steps_per_epoch == 0 and self.validation.validated_step < self.step
 
     def train(self) -> Row | None:
@@ -133,29 +123,27 @@ class Trainer:
         """
         self._log_advice()
         with self._open_log() as log, self.stop_request.listening(), self._load_batches() as batches:
-            metrics: Row = {}
-            while self.step < self.batches.steps or self.validation_due:
-                if self.validation_due:
-                    metrics = self.validate(log)
-                    continue
+            metrics: Row = self.validate(log) if self.validation_due else {}
+            while self.step < self.batches.steps:
                 self.train_epoch(batches, log)
                 if log.stop_agreed:
                     self.save(LAST)
                     log.mark_stopped()
                     return None
+                metrics = self.validate(log)
             if self.index.has_split("test"):
                 metrics = self.test(log)
             return metrics
 
     def train_epoch(self, batches: Batches, log: RunLog) -> None:
-        """Take the steps of one epoch, or those that are left of it; end early if the ranks agree to stop."""
+        """Take the steps of one epoch that are left; end early if the ranks agree to stop."""
         config, steps_per_epoch = self.config, self.batches.steps_per_epoch
         epoch = self.step // steps_per_epoch
         self.model.train()
         if config.batch_norm == "frozen":
             freeze_batch_norm(self.model)
         self.modulation.epoch = epoch
-        lr = set_lr(self.optimizer, lr=config.lr, epoch=epoch, every=config.lr_step, gamma=config.lr_gamma)
+        lr = set_lr(self.optimizer, config, epoch)
         start = time.perf_counter()
         while self.step < (epoch + 1) * steps_per_epoch and not log.stop_agreed:
             self.stop_request.check()

@@ -70,3 +70,4 @@ PRESETS: dict[str, Preset] = {
         summation_gamma=0.5,
     ),
 }
+"""Name → preset: the paper's setting, and those of its released code."""

@@ -6,7 +6,6 @@ from bmlpipe.manifests.common.plugins import Registry
 
 _RULES = "bmlpipe.train.modulation.rules"
 
-#: Names of rules → what makes them, plug-ins included. The keyword arguments of a maker are the options of the rule.
 MODULATIONS = Registry(
     "bmlpipe.modulations",
     {
@@ -23,3 +22,4 @@ MODULATIONS = Registry(
         "gblending": f"{_RULES}.gblending:GBlending",
     },
 )
+"""Names of rules → their makers, plug-ins included. The keyword arguments of a maker are the options of the rule."""
