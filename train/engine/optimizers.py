@@ -15,8 +15,8 @@ def make_optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> O
     """Make the optimiser of a run: SGD with momentum (the paper) or AdamW (the T-PAMI release).
 
     Args:
-        config: Its `optimizer`, `lr`, `momentum` (SGD only), `precision` and `weight_decay`: for SGD the factor of an L2
-            term in the gradient, for AdamW of a decay decoupled from the gradient.
+        config: Its `optimizer`, `lr`, `momentum` (SGD only), `precision` and `weight_decay`, which is the factor of an
+            L2 term in the gradient for SGD, and of a decay decoupled from the gradient for AdamW.
         parameters: Parameters to train.
     """
     # Under loss scaling the fused optimiser skips a step with infinite gradients on the device; the others would make
