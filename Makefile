@@ -41,7 +41,7 @@ format: $(READY)  ## Apply ruff's fixes and format
 	$(BIN)/ruff format .
 
 docs: $(READY) .typing  ## Build the documentation site into docs/_site, with all links checked
-	cd docs && ../$(BIN)/zensical build --strict --config-file mkdocs.yml
+	cd docs && ../$(BIN)/zensical build --clean --strict --config-file mkdocs.yml
 
 bench: $(READY)  ## Run every program in benchmarks/ and record benchmarks/results/
 	@mkdir -p benchmarks/results; for program in benchmarks/[a-z]*.py; do \

@@ -157,8 +157,8 @@ _ALL = (
     ),
 )
 
-#: All data sets by name.
 DATASETS: Mapping[str, Dataset] = {dataset.name: dataset for dataset in _ALL}
+"""All data sets by name."""
 
 
 def read_manifest(

@@ -89,9 +89,12 @@ class Locator:
                 self._sounds[stem] = min(path, self._sounds.get(stem, path))
 
     def find(self, clip: Clip) -> Source | None:
-        """Find the clip's files; return None if there is no video.
+        """Find the files of a clip; return None if there is no video.
 
-        Where several files match, the first form of name wins, then the path that the annotation states, then the
+        Args:
+            clip: A clip of the data set.
+
+        If several files match, the first form of name wins, then the path that the annotation states, then the
         preferred container (`CONTAINERS`), then the first path in alphabetical order.
         """
         paths = self.paths(clip)

@@ -25,7 +25,7 @@ class PlaceError(BmlpipeError):
 
 
 def videos_folder(dataset: str) -> Path:
-    """Return `data/<dataset>/videos`.
+    """Return the default folder of videos, `data/<dataset>/videos`.
 
     Raises:
         PlaceError: The folder does not exist.
@@ -38,6 +38,9 @@ def videos_folder(dataset: str) -> Path:
 
 def find_annotations(dataset: str) -> Path | None:
     """Find the official annotation in `data/<dataset>/annotations`, or in a folder directly below it.
+
+    Args:
+        dataset: A name of `DATASETS`.
 
     Returns:
         The annotation file, or the folder of several official files. None for `folder` without annotations.
@@ -66,17 +69,22 @@ def find_annotations(dataset: str) -> Path | None:
 
 
 def features_folder(dataset: str) -> Path:
-    """Return `features/<dataset>`."""
+    """Return the default feature folder, `features/<dataset>`."""
     return FEATURES / DATASETS[dataset].clips_of
 
 
 def shards_folder(dataset: str) -> Path:
-    """Return `shards/<dataset>`."""
+    """Return the default folder of shards, `shards/<dataset>`."""
     return SHARDS / DATASETS[dataset].clips_of
 
 
 def run_folder(dataset: str, modulation: str, seed: int) -> Path:
-    """Return `runs/<dataset>/<modulation>-seed<seed>`.
+    """Return the default folder of a run, `runs/<dataset>/<modulation>-seed<seed>`.
+
+    Args:
+        dataset: Name of the data set.
+        modulation: The rule in the notation of `--modulation`; characters that file names should not have become `-`.
+        seed: Seed of the run.
 
     Examples:
         >>> str(run_folder("cremad", "opm(p_exe=0.7)+ogm(epochs=0:50)", 1))

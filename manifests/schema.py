@@ -14,6 +14,7 @@ from bmlpipe.manifests.common.errors import BmlpipeError
 from bmlpipe.manifests.common.tables import write_csv
 
 SPLITS = ("train", "val", "test")
+"""Names of the splits."""
 
 
 class ManifestError(BmlpipeError):
@@ -94,7 +95,12 @@ class Manifest:
 
 
 def write_clips(clips: Iterable[Clip], path: Path) -> None:
-    """Write clips as CSV, with the fields of `Clip` as columns; `read_clips` reads them back exactly."""
+    """Write clips as CSV, with the fields of `Clip` as columns; `read_clips` reads them back exactly.
+
+    Args:
+        clips: The clips.
+        path: File to create or replace.
+    """
     write_csv(path, chain([_COLUMNS], map(_cells, clips)))
 
 
@@ -105,6 +111,9 @@ def _cells(clip: Clip) -> list[str]:
 
 def read_clips(path: Path) -> list[Clip]:
     """Read clips from a CSV file that `write_clips` wrote.
+
+    Args:
+        path: The file.
 
     Raises:
         ManifestError: The header differs, or a number cannot be parsed.

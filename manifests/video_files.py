@@ -8,8 +8,8 @@ from pathlib import Path
 
 from bmlpipe.manifests.schema import ManifestError
 
-#: Suffixes of video files, in any case, in order of preference where a clip exists in several containers.
 CONTAINERS = (".mp4", ".mkv", ".webm", ".avi", ".flv", ".mov", ".mpg", ".mpeg", ".m4v", ".wmv", ".ts")
+"""Suffixes of video files, in any case, in order of preference if a clip exists in several containers."""
 
 
 def walk(folder: Path) -> Iterator[str]:

@@ -98,6 +98,7 @@ class CombinedReader:
         )
 
     def __len__(self) -> int:
+        """Return the number of samples of all sets."""
         return self._length
 
     def locate(self, number: int) -> tuple[int, int]:
@@ -109,6 +110,15 @@ class CombinedReader:
         return part, first + number - self._starts[block]
 
     def __getitem__(self, number: int) -> StoredSample:
+        """Read one sample, with the class id of the first set.
+
+        Args:
+            number: Number of the sample, from 0.
+
+        Raises:
+            ShardError: The shard is missing, damaged or cannot be downloaded.
+            IndexError: There is no such sample.
+        """
         part, local = self.locate(number)
         sample = self._readers[part][local]
         return dataclasses.replace(sample, label=self._labels[part][sample.label]) if part else sample

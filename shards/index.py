@@ -106,6 +106,9 @@ class Index:
     def split_shards(self, split: str) -> list[Shard]:
         """Return the shards of one split, in order.
 
+        Args:
+            split: `train`, `val` or `test`.
+
         Raises:
             ShardError: The set has no samples of this split.
         """
@@ -117,6 +120,9 @@ class Index:
 
     def split_range(self, split: str) -> range:
         """Return the sample numbers of one split, which are contiguous.
+
+        Args:
+            split: `train`, `val` or `test`.
 
         Raises:
             ShardError: The set has no samples of this split.

@@ -193,11 +193,11 @@ _ROWS = (
 
 _TABLE = {kind.name: kind for kind in _ROWS}
 
-#: Name → feature kind, in the order in which the members of a sample are written.
 KINDS: Mapping[str, FeatureKind] = MappingProxyType(_TABLE)
+"""Name → feature kind, in the order in which the members of a sample are written."""
 
-#: Modality → name of the feature kind that it reads by default.
 MODALITY_KIND: Mapping[str, str] = MappingProxyType({kind.modality: kind.name for kind in _ROWS if kind.default})
+"""Modality → name of the feature kind that it reads by default."""
 
 
 def kind_named(name: str) -> FeatureKind:
@@ -233,6 +233,9 @@ def ordered(names: Iterable[str]) -> tuple[str, ...]:
 
 def kind_of(member: str) -> str:
     """Return the name of the feature kind that a member belongs to; its own stem where it belongs to none.
+
+    Args:
+        member: Name of a tar member after the key of its sample.
 
     Examples:
         >>> kind_of("frame_003.jpg"), kind_of("flow_003_00_x.jpg"), kind_of("cls")

@@ -120,16 +120,16 @@ class Mixture:
         return cls(tuple(map(tuple, sizes)), tuple(firsts or starts), tuple(shares))
 
     def __len__(self) -> int:
-        """Return the number of samples of an epoch: that of all sets together."""
+        """Return the number of samples of an epoch, which is that of all sets together."""
         return sum(map(sum, self.sizes))
 
     def order(self, *, seed: int, shuffle_shards: int) -> MixtureOrder:
-        """Return the order in which a run with this seed draws samples."""
+        """Return the order in which a run draws samples; see `MixtureOrder`."""
         return MixtureOrder(self, seed=seed, shuffle_shards=shuffle_shards)
 
 
 class MixtureOrder:
-    """The samples at any positions of a training.
+    """The order in which a training draws samples from the sets of a mixture.
 
     Args:
         mixture: The sets to draw from.
@@ -146,10 +146,15 @@ class MixtureOrder:
         self._orders: dict[int, tuple[int, EpochOrder]] = {}
 
     def slice(self, start: int, stop: int) -> tuple[Integers, Integers]:
-        """Draw the samples at positions start … stop−1.
+        """Return the samples at positions start … stop−1 of the training.
+
+        Args:
+            start: First position, from 0, through all epochs.
+            stop: Position after the last.
 
         Returns:
-            For each position the epoch of its set that it falls into, and the number of its sample.
+            For each position the epoch of its set that it falls into, and the number of its sample; (stop − start,)
+            each.
         """
         sets, counts = interleave(start, stop, self._mixture.shares)
         epochs, numbers = np.empty_like(sets), np.empty_like(sets)

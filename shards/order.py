@@ -90,6 +90,7 @@ class EpochOrder:
         self._cache: tuple[int, Integers] | None = None
 
     def __len__(self) -> int:
+        """Return the number of samples of the epoch."""
         return int(self._starts[-1])
 
     def _group_order(self, number: int) -> Integers:
@@ -104,6 +105,10 @@ class EpochOrder:
         """Return the sample numbers at positions start … stop−1 of the epoch, (stop − start,).
 
         Only the groups of shards that these positions fall into are computed.
+
+        Args:
+            start: First position, from 0.
+            stop: Position after the last.
 
         Raises:
             IndexError: The positions are not inside the epoch.

@@ -122,6 +122,7 @@ class ShardReader:
         self._descriptors: dict[int, int] = {}
 
     def __len__(self) -> int:
+        """Return the number of samples of all splits."""
         return len(self.index.samples)
 
     def __getstate__(self) -> tuple[Path | str, bool, RemoteShards | None, str]:
@@ -133,6 +134,15 @@ class ShardReader:
             raise ShardError(f"{self.folder}: {_REPLACED}")
 
     def __getitem__(self, number: int) -> StoredSample:
+        """Read one sample.
+
+        Args:
+            number: Number of the sample, from 0, through all splits; see `Index.split_range`.
+
+        Raises:
+            ShardError: The shard is missing, damaged or cannot be downloaded.
+            IndexError: There is no such sample.
+        """
         record = self.index.samples[number]
         name = self.index.shards[int(record["shard"])].file
         where = f"{self.folder}/{name}, key {record['key'].decode()}"

@@ -26,6 +26,9 @@ def key_of(clip_id: str) -> str:
     A key consists of at most 64 letters, digits, `_` and `-`, because WebDataset splits member names at the first dot
     and drops folders.
 
+    Args:
+        clip_id: Id of the clip, any text.
+
     Examples:
         >>> key_of("-Qowmc0P9ic_000034")
         '-Qowmc0P9ic_000034'

@@ -45,5 +45,5 @@ CLASS = Target(
     in_range=lambda value, classes: 0 <= value < classes,
 )
 
-#: Name → target.
 TARGETS: Mapping[str, Target] = MappingProxyType({target.name: target for target in (CLASS,)})
+"""Name → target."""

@@ -20,7 +20,7 @@ class ExtractionRequest:
     """The features to make of each clip, and their parameters. They are validated here, once.
 
     Attributes:
-        front_ends: Options of one front end per feature kind; sorted in the order of the table of kinds.
+        front_ends: Options of one front end per feature kind (`bmlpipe.pipeline.front_ends`), in any order.
         seconds: Number of instants, and length of the sound, that are taken of each clip; None: the whole clip, which
             excludes kinds of a fixed length.
         ffmpeg: Decode with this program; None: with PyAV. Both give the same features, so the program is no parameter
@@ -28,6 +28,9 @@ class ExtractionRequest:
 
     Raises:
         OptionError: `front_ends` is empty or names a kind twice, or `seconds` is out of range or needed and missing.
+
+    Examples:
+        >>> ExtractionRequest((FrameOptions(short_side=224), SpectrogramOptions()), seconds=10)  # doctest: +SKIP
     """
 
     front_ends: tuple[FrontEndOptions, ...]

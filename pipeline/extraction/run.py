@@ -44,7 +44,7 @@ def run_extraction(
     progress: OnBatch = lambda rows: None,
     extract: Callable[..., list[LedgerRow]] = extract_batch,
 ) -> Counter[str]:
-    """Carry out a plan. Make the plan and call this inside `exclusive_folder`.
+    """Carry out a plan. Make the plan and call this inside `bmlpipe.manifests.common.exclusive_folder`.
 
     Args:
         plan: The plan; see `make_plan`.
@@ -64,6 +64,10 @@ def run_extraction(
         StoreWriteError: The folder cannot be written; features that are stored stay stored.
         ClusterError: The Dask scheduler cannot be reached, was lost during the run, or has no worker that can do the
             work; features that are stored stay stored.
+
+    Examples:
+        >>> with exclusive_folder(out, "extraction"):  # doctest: +SKIP
+        ...     counts = run_extraction(make_plan(manifest, videos, out, request), workers=8)
     """
     out = plan.out
     with writing(out):

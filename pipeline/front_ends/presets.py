@@ -24,7 +24,6 @@ class Layout(NamedTuple):
     centred: bool = False
 
 
-#: Name → layout. What each preset computes is described in `bmlpipe.pipeline.front_ends.spectrogram`.
 PRESETS: Mapping[str, Layout] = MappingProxyType(
     {
         "vggsound": Layout(16_000, 512, 159),
@@ -36,3 +35,4 @@ PRESETS: Mapping[str, Layout] = MappingProxyType(
         "mfcc": Layout(16_000, 1024, 160, centred=True),
     }
 )
+"""Name → layout. `bmlpipe.pipeline.front_ends.spectrogram` describes what each preset computes."""

@@ -17,5 +17,5 @@ _TABLE: dict[str, type[FrontEndOptions]] = {
     for options in (FrameOptions, SpectrogramOptions, FlowOptions, RgbDiffOptions, WaveformOptions)
 }
 
-#: Feature kind → the options of its front end.
 FRONT_ENDS: Mapping[str, type[FrontEndOptions]] = MappingProxyType(_TABLE)
+"""Feature kind → class of the options of its front end."""

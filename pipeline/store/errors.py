@@ -6,7 +6,7 @@ from bmlpipe.manifests.common.errors import BmlpipeError
 
 
 class ExtractionError(BmlpipeError):
-    """An extraction cannot start or continue, or what is needed of it is missing or unfinished."""
+    """An extraction cannot start or continue, or its results are missing or unfinished."""
 
 
 class StoreError(BmlpipeError):

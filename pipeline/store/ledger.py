@@ -189,6 +189,9 @@ def known_rows(folder: Path) -> dict[str, LedgerRow]:
 def read_ledger(folder: Path) -> list[LedgerRow]:
     """Read the rows of a finished extraction, in the manifest's order.
 
+    Args:
+        folder: Feature folder.
+
     Raises:
         ExtractionError: There is no extraction, or it has not finished.
     """

@@ -26,7 +26,6 @@ class Reason(NamedTuple):
     remedy: str
 
 
-#: Reason code → its explanation.
 REASONS: Mapping[str, Reason] = {
     "not_found": Reason(
         "absent",
@@ -159,8 +158,8 @@ REASONS: Mapping[str, Reason] = {
         "Report it together with the file; then `--retry-failed=internal_error` with a later version.",
     ),
 }
+"""Reason code → its explanation."""
 
-#: Flag → the condition that it reports, in Markdown.
 FLAGS: Mapping[str, str] = {
     "short_video": "The video ends before the last instant requested.",
     "late_video": "The first decodable frame comes after the clip's start, by at most 1 s.",
@@ -179,6 +178,7 @@ FLAGS: Mapping[str, str] = {
     "audio_gap": "The clock of the audio stream jumps by more than 0.05 s, or audio begins more than 0.1 s after the "
     "video.",
 }
+"""Flag → the condition that it reports, in Markdown."""
 
 
 def named_flags(names: Iterable[str]) -> tuple[str, ...]:

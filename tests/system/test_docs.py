@@ -97,5 +97,9 @@ def test_the_site_builds_without_a_broken_link(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    page = (docs / "_site" / "reference" / "modulation" / "index.html").read_text(encoding="utf-8")
-    assert 'id="bmlpipe.train.modulation.OPM"' in page
+    undocumented = []
+    for package in ("manifests", "shards", "pipeline", "train", "train.modulation"):
+        page = docs / "_site" / "reference" / package.rpartition(".")[2] / "index.html"
+        text, names = page.read_text(encoding="utf-8"), importlib.import_module(f"bmlpipe.{package}").__all__
+        undocumented += [f"{package}.{name}" for name in names if f'id="bmlpipe.{package}.{name}"' not in text]
+    assert not undocumented
