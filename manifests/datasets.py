@@ -1,4 +1,4 @@
-"""The data sets that bmlpipe knows: what each is, the paper's setting for it, and how its annotation is read."""
+"""The data sets that bmlpipe knows: files, annotation readers, and the settings of the paper."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class Dataset:
     Attributes:
         name: Name in commands.
         title: Name in prose.
-        summary: What it is, in one line.
+        summary: Description in one line.
         read: Reads its annotation.
-        annotations: What to give as annotations.
+        annotations: Description of the annotation files or folder to give.
         videos: Accepted layout and file names of the folder of videos.
         origin: Where to download the official annotation files; "": the user writes them.
         annotation_files: Official files, as glob patterns: one file, or several of one folder joined by ` + `.
@@ -182,7 +182,7 @@ def read_manifest(
         validation: How validation clips are chosen if the annotation names none. None: 10 % of the training clips.
 
     Returns:
-        The clips, with notes on what was changed. For another setting of a data set, that data set's own manifest.
+        The clips, with notes on any changes. For another setting of a data set, that data set's own manifest.
 
     Raises:
         ManifestError: The data set is unknown, or its annotation is missing or malformed.
@@ -213,7 +213,7 @@ def _with_validation(manifest: Manifest, dataset: Dataset, validation: Validatio
     clips = add_validation(manifest.clips, replace(validation, by_group=by_group))
     moved = sum(clip.split == "val" for clip in clips)
     notes.append(
-        f"no validation split in the annotation: {moved} of {counts['train']} training clips moved to one "
+        f"no validation split in the annotation: {moved} of {counts['train']} training clips become the validation split "
         f"({validation.fraction:.3g} of each class{', whole groups' if by_group else ''}; seed {validation.seed})"
     )
     return replace(manifest, clips=clips, notes=tuple(notes))

@@ -21,7 +21,7 @@ class Source:
 
     Attributes:
         video: The video file. It exists, but may be empty or corrupt.
-        audio: A separate sound file, where the data set has one (CREMA-D's `AudioWAV/<id>.wav`); None: none.
+        audio: A separate sound file, if the data set has one (CREMA-D's `AudioWAV/<id>.wav`); None: none.
     """
 
     video: Path

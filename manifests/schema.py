@@ -61,7 +61,7 @@ class Manifest:
         classes: Class names. The class id of a clip is the position of its label here. They come from the annotation,
             never from the files on disk, so that ids do not depend on which clips could be downloaded.
         clips: The clips.
-        notes: What the reader changed: repeated rows that it dropped, a validation split that it made.
+        notes: Changes that the reader made: repeated rows dropped, a validation split added.
 
     Raises:
         ManifestError: An id occurs twice, or a clip's label or split is unknown.
@@ -123,7 +123,7 @@ def read_clips(path: Path) -> list[Clip]:
         header = next(rows, [])
         if tuple(header) != _COLUMNS:
             raise ManifestError(
-                f"{path} has the header {header}, expected {list(_COLUMNS)}: run bmlpipe extract again to write it anew"
+                f"{path} has the header {header}, expected {list(_COLUMNS)}: run bmlpipe extract again to rewrite it"
             )
         try:
             return [

@@ -1,4 +1,4 @@
-"""The index of a set of shards: what the shards hold and where, so that any sample can be read with one `pread`.
+"""The index of a set of shards: the place of each sample, so that any one can be read with one `pread`.
 
 It consists of two files. `index.json` holds format, classes, front-end parameters and shards. `samples.npy` holds one
 record of fixed size per sample; it is memory-mapped, and so shared by all processes of a machine. `index.json` is

@@ -42,7 +42,7 @@ class FeatureKind:
         time_axis: Axis of a sample's array that is time.
         fixed_length: Every sample has the same length along `time_axis`, so that extraction needs `--seconds`.
         default: The modality reads this kind unless another one is named.
-        first_member: Name of the member at step 0, where it differs from `member`.
+        first_member: Name of the member at step 0, if it differs from `member`.
         components: Names of the separate pictures that make up one step; one nameless component for colour pictures.
         mirrored: Components whose sign changes when a picture is mirrored left to right.
         meta: Names of the values that each sample's JSON holds for this kind.
@@ -232,7 +232,7 @@ def ordered(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def kind_of(member: str) -> str:
-    """Return the name of the feature kind that a member belongs to; its own stem where it belongs to none.
+    """Return the name of the feature kind that a member belongs to; its own stem if it belongs to none.
 
     Args:
         member: Name of a tar member after the key of its sample.

@@ -187,7 +187,7 @@ class ShardReader:
         return self._descriptors[shard]
 
     def _open_local(self, path: Path) -> int:
-        for _ in range(2):  # once more, in case the same set was just being written again
+        for _ in range(2):  # try twice, in case the same set was just being rewritten
             try:
                 return os.open(path, os.O_RDONLY)
             except FileNotFoundError:

@@ -82,7 +82,7 @@ def _shown(value: Any, absent: object) -> str:
     return "missing" if value is absent else repr(value)
 
 
-#: Name of the member that holds what is known of the sample, as JSON.
+#: Name of the member that holds the metadata of the sample, as JSON.
 JSON_MEMBER = "json"
 
 

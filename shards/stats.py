@@ -1,4 +1,4 @@
-"""Count what a set of shards holds."""
+"""Counts and statistics of a set of shards."""
 
 from __future__ import annotations
 

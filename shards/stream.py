@@ -8,10 +8,10 @@ webdataset reports none of the following (observed with version 1.0.2):
 - A tar that is cut between two members, or whose header is damaged, ends early without an error. Here the samples of
   each shard are compared with the index: key, label, order and number. Members are compared with the size and CRC-32
   that the sample's JSON lists. The JSON itself has no checksum in this reader; `bmlpipe verify` covers it.
-- A remote shard that breaks off is read as far as it came. Here remote shards come through bmlpipe's cache, which
-  compares each with its SHA-256 before it is read.
+- A remote shard whose download breaks off is read up to that point. Here remote shards come through bmlpipe's cache,
+  which compares each with its SHA-256 before it is read.
 
-What webdataset does by design, and what to do about it:
+Limits of webdataset by design, and remedies:
 
 - **Whole shards are dealt out to ranks and workers.** 10 shards on 8 ranks give some ranks twice as many batches as
   others, and distributed training hangs at the first collective that a rank does not join. `equal=True` makes every

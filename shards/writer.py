@@ -53,10 +53,10 @@ class ShardWriter:
     """A writer of the shards `{split}-000000.tar`, … and their index; use it as a context manager.
 
     The samples of one split must be written one after the other. When the block ends without an exception, the set is
-    put in place. When it ends with one, what was written is removed and a former set stays.
+    put in place. When it ends with one, the new files are removed and an earlier set stays.
 
     Args:
-        out: Folder of the set. A former set in it is replaced.
+        out: Folder of the set. An earlier set in it is replaced.
         dataset: Name of the data set.
         classes: Class names by class id.
         features: Feature kind → parameters of its front end, as JSON values.

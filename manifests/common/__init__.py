@@ -1,4 +1,4 @@
-"""What all four packages share: errors, files, locks, tables, logs, signals, progress and status files."""
+"""Modules that all four packages share: errors, files, locks, tables, logs, signals, progress and status files."""
 
 from typing import TYPE_CHECKING
 

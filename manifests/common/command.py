@@ -74,7 +74,7 @@ class Program(HelpedCommand):
     """A command that reports errors and signals as the module docstring describes.
 
     Args:
-        on_interrupt: What the user can do after Ctrl-C, SIGTERM or SIGHUP. It is logged when one of them ends the
+        on_interrupt: Advice to the user after Ctrl-C, SIGTERM or SIGHUP. It is logged when one of them ends the
             command.
     """
 

@@ -22,7 +22,7 @@ class GroupedOption(click.Option):
     Args:
         group: Heading under which the help lists the option.
         listed: Returns names that the help appends. It is called only when the help is shown.
-        shown: What the help shows as the default value.
+        shown: Text that the help shows as the default value.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ _POLL = 0.05  # seconds between two attempts
 
 
 class LockError(BmlpipeError):
-    """Another process holds a lock. The message names the lock and what to do."""
+    """Another process holds a lock. The message names the lock and the remedy."""
 
 
 def refers_to(descriptor: int, path: Path) -> bool:
@@ -37,7 +37,7 @@ def try_lock(path: Path, *, create: bool = True) -> int | None:
 
     Args:
         path: The file to lock.
-        create: Create the file where it does not exist.
+        create: Create the file if it does not exist.
 
     Returns:
         A descriptor that holds the lock, for `release`. None if another process holds it, or if the file was renamed
@@ -77,7 +77,7 @@ def locked(path: Path, *, patience: float = math.inf) -> Iterator[None]:
     """Hold the lock on a file for the length of a block.
 
     Args:
-        path: The file to lock; it is created where it does not exist.
+        path: The file to lock; it is created if it does not exist.
         patience: Seconds to wait for another process that holds the lock.
 
     Raises:
@@ -95,13 +95,13 @@ def lock_folder(folder: Path, work: str, *, patience: float = 0.0) -> int | None
     """Take a folder for this process alone.
 
     Args:
-        folder: The folder; it is created where it does not exist.
-        work: What uses it, for the message: `extraction`.
+        folder: The folder; it is created if it does not exist.
+        work: Name of the work, for the message: `extraction`.
         patience: Seconds to wait for another process that holds it.
 
     Returns:
         A descriptor that holds the lock, for `release`; child processes that inherit it hold the lock too. None, with
-        a warning, where the file system has no locks, as some network file systems.
+        a warning, if the file system has no locks, as is the case for some network file systems.
 
     Raises:
         LockError: Another process holds the folder.

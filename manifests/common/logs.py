@@ -104,7 +104,7 @@ def configure(form: str = "text", level: int = logging.INFO, rank: int | None = 
     handler.setFormatter(_Json(rank) if form == "json" else _Text(rank))
     root = logging.getLogger()
     root.handlers = [old for old in root.handlers if not isinstance(old, _Stderr)] + [handler]
-    root.setLevel(max(level, logging.WARNING))  # Dask adds a handler of its own where the root logger has none
+    root.setLevel(max(level, logging.WARNING))  # Dask adds a handler of its own if the root logger has none
     logging.getLogger(_OWN).setLevel(level)
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught

@@ -71,7 +71,7 @@ class ProgressMeter:
     """A counter of finished items that shows their number, rate and remaining time; use it as a context manager.
 
     Args:
-        unit: What is counted, in the plural: `clips`.
+        unit: Name of the items, in the plural: `clips`.
         total: Expected number of items; None if it is not known yet (see `expect`).
     """
 

@@ -1,4 +1,4 @@
-"""The command `bmlpipe inspect`: contact sheets of samples, and what failed in an extraction."""
+"""The command `bmlpipe inspect`: contact sheets of samples, and the failed clips of an extraction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `bmlpipe stats`: what shards hold."""
+"""The command `bmlpipe stats`: the contents of shards in numbers."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def map_batches(
         batches: The batches.
         on_worker_death: Makes, in this process, the result of an item whose worker died.
         workers: Worker processes of this machine, or an existing Dask scheduler.
-        refresh: Makes a batch anew after a worker reported that it is unfit for it. If the new batch differs, the
+        refresh: Updates a batch after a worker reported that it is unfit for it. If the new batch differs, the
             batch was at fault and the worker is kept.
 
     Raises:
@@ -64,7 +64,7 @@ def map_batches(
             batch = refresh(call.batch)
             queue.put_back(batch, alone=call.alone)
             call.future.release()  # Dask retires no worker that holds a result that is still needed
-            # As long as the worker is there it would get the batch again: first let its other calls finish.
+            # As long as the worker is there, it would get the batch again: let its other calls finish first.
             if batch != call.batch or pool.retire(reply) or not queue.in_flight:
                 queue.fill()
 

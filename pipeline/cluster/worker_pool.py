@@ -23,7 +23,7 @@ from bmlpipe.pipeline.store.versions import installed_versions
 _logger = logging.getLogger(__name__)
 
 _DASK_SETTINGS = {
-    "distributed.scheduler.allowed-failures": 0,  # `map_batches` decides what is tried again, and how
+    "distributed.scheduler.allowed-failures": 0,  # `map_batches` decides itself which batches are tried again
     # Dask monitors itself many times per second, which costs a twentieth of an extraction's time.
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "500ms",
@@ -32,7 +32,7 @@ _DASK_SETTINGS = {
     "distributed.admin.system-monitor.gil.enabled": False,
     "distributed.scheduler.active-memory-manager.start": False,  # no result is held twice
 }
-_DASHBOARD_ADDRESS = "127.0.0.1:8787"  # Dask's usual port; another one where it is taken
+_DASHBOARD_ADDRESS = "127.0.0.1:8787"  # Dask's usual port; another one if it is taken
 _FILE_SCHEME = "file://"
 _RETIRE_ATTEMPTS, _RETIRE_PAUSE = 10, 0.05  # seconds
 
@@ -50,7 +50,7 @@ class LocalWorkers:
 
     Attributes:
         count: Number of worker processes, each with one thread.
-        dashboard: Start Dask's dashboard; None: where the package bokeh is installed.
+        dashboard: Start Dask's dashboard; None: if the package bokeh is installed.
     """
 
     count: int
@@ -152,7 +152,7 @@ class WorkerPool:
 
         Raises:
             ClusterError: The scheduler was lost.
-            Exception: Whatever the function raised, or `distributed.KilledWorker` if its worker died.
+            Exception: The exception that the function raised, or `distributed.KilledWorker` if its worker died.
         """
         return WorkerReply(self._result(future))
 
@@ -241,7 +241,7 @@ class CheckedWorkerPool(WorkerPool):
 
 @contextmanager
 def _silenced(*names: str) -> Iterator[None]:
-    """Suppress the messages of loggers inside the block; what matters of them is raised as an exception."""
+    """Suppress the messages of loggers inside the block; serious ones are raised as exceptions anyway."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -50,7 +50,7 @@ def extract_clip(
         duration: Length of the clip in seconds, above 0; None: to the end of the file.
 
     Returns:
-        The features, the clip's flags (docs/reasons.md), and what is known of its media.
+        The features, the clip's flags (docs/reasons.md), and the properties of its media.
 
     Raises:
         ClipError: The clip cannot be used; docs/reasons.md lists the reasons.
@@ -84,14 +84,14 @@ class _Attempt:
     strict: bool = True
 
 
-# The cheapest first. Each fails with a DamageError where its result could differ from that of the next one.
+# The cheapest first. Each fails with a DamageError if its result could differ from that of the next one.
 _ATTEMPTS = (_Attempt(seek=True, skip=True), _Attempt(seek=False, skip=True), _Attempt(seek=False, skip=False))
 _LAST_ATTEMPT = _Attempt(seek=False, skip=False, strict=False)
 
 
 @dataclass(frozen=True)
 class _ClipFiles:
-    """The files of one clip, and what to make of them; see `extract_clip`."""
+    """The files of one clip, and the request; see `extract_clip`."""
 
     video: Path
     audio: Path | None

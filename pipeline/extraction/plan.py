@@ -78,7 +78,7 @@ class ExtractionPlan:
         manifest: All clips.
         videos: Folder of the source files, absolute: workers of a cluster have working folders of their own.
         out: Feature folder, absolute.
-        request: What to make of each clip.
+        request: The features to make of each clip.
         tasks: The clips to be extracted.
         known: Number of the other clips per status, all unchanged since an earlier run: `ok`, `failed`; or `absent`.
         states: State of each row of the manifest, for `rows`.
@@ -133,7 +133,7 @@ def make_plan(
         manifest: All clips.
         videos: Folder of the source files; it is scanned once.
         out: Feature folder of this and earlier runs; it need not exist.
-        request: What to make of each clip.
+        request: The features to make of each clip.
         retry_failed: Extract failed clips again: those with this reason code, or all with `all`. Clips whose file,
             start, duration or parameters have changed are always extracted again.
 
@@ -176,7 +176,7 @@ def _settled(old: LedgerRow, task: ClipTask, plan: ExtractionPlan, retry_failed:
 
 
 def stored_parameters(manifest: Manifest, out: Path) -> dict[str, Any]:
-    """Read which feature kinds a folder holds, with their parameters; empty where it does not exist.
+    """Read which feature kinds a folder holds, with their parameters; empty if it does not exist.
 
     Raises:
         ExtractionError: The folder is that of another data set, or its description is damaged.

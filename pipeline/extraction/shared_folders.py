@@ -1,7 +1,7 @@
 """Workers on other hosts: each must see the videos and the feature folder as the planning process sees them.
 
 A host on which a folder is not mounted would quickly turn every clip that it is given into a failed one. So each batch
-carries the sizes of its files as this process sees them, and a worker that sees something else gives the batch back.
+carries the sizes of its files as this process sees them, and a worker that sees other sizes returns the batch.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def map_on_scheduler(
         function: See `map_batches`.
         batches: See `map_batches`.
         died: See `map_batches`.
-        request: What to make of each clip. Its companion files and its ffmpeg program must be on the workers' hosts.
+        request: The features to make of each clip. The workers' hosts need its companion files and its ffmpeg program.
         out: Feature folder.
         scheduler: Address of the scheduler, or `file://` and the path of its scheduler file.
 
@@ -63,7 +63,7 @@ def map_on_scheduler(
 
 @dataclass(frozen=True)
 class TaskFiles:
-    """A clip, and what the planning process sees of its files.
+    """A clip, and the sizes of its files as the planning process sees them.
 
     Attributes:
         task: The clip.
@@ -92,7 +92,7 @@ class OnSharedFolders:
 
     Attributes:
         function: The function.
-        request: What to make of each clip; its companion files and its ffmpeg program must be on the worker's host.
+        request: The features to make of each clip. The worker's host needs its companion files and its ffmpeg program.
         marker: A file in the feature folder that was made for this run.
     """
 

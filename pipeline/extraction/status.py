@@ -21,7 +21,7 @@ class ExtractionStatus:
     """The published counts of the clips of a run; use `file` as a context manager around the run.
 
     Args:
-        plan: What the run will do.
+        plan: The plan of the run.
 
     Attributes:
         file: The status file. In addition to the content of every `StatusFile` it holds: `clips` of the manifest, each
@@ -89,7 +89,7 @@ def _cluster() -> tuple[int | None, str | None]:
 
 
 def prometheus(content: Mapping[str, Any]) -> str:
-    """Format a status for Prometheus: gauges labelled with the folder and, where it applies, status or reason."""
+    """Format a status for Prometheus: gauges labelled with the folder and, if it applies, status or reason."""
     folder = content["folder"].replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
     updated = calendar.timegm(time.strptime(content["updated"], "%Y-%m-%dT%H:%M:%SZ"))
     gauges: list[tuple[str, str, Mapping[str, Any]]] = [

@@ -26,14 +26,14 @@ class ClipTask:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The video file and, where there is one, the separate sound file."""
+        """The video file and, if there is one, the separate sound file."""
         return (self.source.video,) if self.source.audio is None else (self.source.video, self.source.audio)
 
     def ledger_row(self, request: ExtractionRequest, videos: Path, **values: str) -> LedgerRow:
         """Make the clip's ledger row: `ok`, unless `values` say otherwise.
 
         Args:
-            request: What was asked for.
+            request: The request of the extraction.
             videos: Folder that the name of the source file is relative to.
             values: Column → value, of further columns.
         """
@@ -44,7 +44,7 @@ class ClipTask:
     def stamp(self, request: ExtractionRequest) -> str:
         """Make the quick check for changes: an equal stamp means that nothing that the clip is made from has changed.
 
-        The stamp holds size and modification time of each file, the start and duration of the clip where they are not
+        The stamp holds size and modification time of each file, the start and duration of the clip if they are not
         those of the file, and the stamps of the front ends' companion files.
 
         Raises:

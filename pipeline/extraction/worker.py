@@ -34,7 +34,7 @@ def extract_batch(
 
     Args:
         tasks: The clips.
-        request: What to make of them.
+        request: The features to make of each clip.
         out: Feature folder.
         videos: Folder that the ledger's source names are relative to.
         timeout: Time limit per clip, after which this process is ended; None: no limit.
@@ -77,7 +77,7 @@ def _extract_task(task: ClipTask, request: ExtractionRequest, store: FeatureStor
 
 
 def _bring_up_to_date(task: ClipTask, request: ExtractionRequest, store: FeatureStore) -> Sequence[str]:
-    """Extract the kinds that are missing or were made otherwise, and keep the rest; return the clip's flags."""
+    """Extract the kinds that are missing or have other parameters, and keep the rest; return the clip's flags."""
     clip, video = task.clip, task.source.video
     old = _usable(task, store)
     missing = _outdated(old, request, video)
@@ -110,7 +110,7 @@ def _bring_up_to_date(task: ClipTask, request: ExtractionRequest, store: Feature
 
 
 def _usable(task: ClipTask, store: FeatureStore) -> StoredClip | None:
-    """Read the provenance of what is stored, if it was made from the same part of the same bytes."""
+    """Read the provenance of the stored features, if they were made from the same part of the same bytes."""
     try:
         old = store.read(task.clip.id, ())
     except StoreError:

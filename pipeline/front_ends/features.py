@@ -198,13 +198,13 @@ FEATURE_TYPES: Mapping[Storage, type[Feature]] = {
 
 @dataclass(frozen=True)
 class ClipFeatures:
-    """The features of one clip, and what was measured of it.
+    """The features of one clip, and the properties of its source.
 
     Attributes:
         features: Feature kind → feature.
         flags: Conditions that did not fail the clip (docs/reasons.md), sorted: `short_video`, `silent_audio` …
-        media: What the source is (codecs, width, height, frame rate, rotation, duration, sample rate, channels), and
-            what was measured of it (see `quality`).
+        media: Properties of the source (codecs, width, height, frame rate, rotation, duration, sample rate, channels),
+            and its measured quality (see `quality`).
     """
 
     features: Mapping[str, Feature] = field(default_factory=dict)

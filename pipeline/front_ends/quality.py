@@ -1,4 +1,4 @@
-"""Quality of a clip's pictures and sound, measured on what is decoded for the features; thresholds turn it into flags.
+"""Quality of a clip's pictures and sound, measured on the decoded data; thresholds turn it into flags.
 
 The measurements are properties of the source: they do not depend on the feature kinds, their sizes or the decoder. So
 they are not parameters of any feature, and are recorded in `media` with codec and frame rate:

@@ -16,7 +16,7 @@ from bmlpipe.pipeline.media.audio import AudioDecoder
 from bmlpipe.pipeline.media.errors import ClipError
 from bmlpipe.pipeline.media.video import ClipSpan
 
-#: A clip whose sound is shorter than asked for by at most this much, in seconds, gets no flag.
+#: Sound that is shorter than requested by at most this much, in seconds, gets no flag.
 TOLERANCE = Fraction(1, 20)
 
 #: Decodes sound at each of these sampling rates, in Hz.

@@ -51,7 +51,7 @@ def spectrogram_axes(parameters: Mapping[str, Any], shape: tuple[int, int]) -> S
         shape: (F, T).
 
     Returns:
-        The axes; None where the parameters do not state rate, window and hop.
+        The axes; None if the parameters do not state rate, window and hop.
     """
     try:
         rate, window, hop = (int(parameters[name]) for name in ("rate", "window", "hop"))
@@ -115,7 +115,7 @@ def waveform_envelope(sample: InspectedSample, points: int = 1500) -> tuple[Floa
 
 
 def draw_sound(sample: InspectedSample, places: list[Axes]) -> None:
-    """Draw the waveform into the first of these axes and the spectrogram into the last, as far as they are stored."""
+    """Draw the waveform into the first of these axes and the spectrogram into the last; skip those not stored."""
     values, wave, span = stored_spectrogram(sample), waveform_envelope(sample), None
     if values is not None:
         axes, parameters = places[-1], sample.features.get("spectrogram", {})

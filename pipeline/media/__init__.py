@@ -1,4 +1,4 @@
-"""Video and audio files: demux, decode, and say what is wrong with them."""
+"""Video and audio files: demuxing, decoding, and errors of damaged files."""
 
 from typing import TYPE_CHECKING
 

@@ -24,7 +24,7 @@ Samples = npt.NDArray[np.float32]
 #: rounding errors of the container's time stamps.
 GAP_THRESHOLD = 0.05
 
-#: The same threshold once packets have been lost: what follows must not slide into their place.
+#: The same threshold once packets have been lost: the samples that follow must not take their place.
 GAP_THRESHOLD_AFTER_LOSS = 0.005
 
 
@@ -37,7 +37,7 @@ class AudioDecoder:
         demuxer: Supplies the stream's packets.
         start: The clip's start, in seconds of the stream's clock.
         length: Seconds to decode.
-        has_gaps: Silence stands for a part that the file does not hold.
+        has_gaps: Silence was inserted for a part that the file does not hold.
         decoded_count: Number of audio frames decoded.
         lost_packets: Number of packets that could not be decoded.
     """
@@ -118,7 +118,7 @@ class _Track:
         has_seeked: Reading began in the middle of the file.
 
     Attributes:
-        has_gaps: Silence stands for a part that the file does not hold.
+        has_gaps: Silence was inserted for a part that the file does not hold.
         full: No more frames are needed.
     """
 

@@ -81,7 +81,7 @@ def decode_with_ffmpeg(
 def read_audio_with_ffmpeg(
     ffmpeg: FFmpeg, path: Path, audio: AudioDecoder, rates: Sequence[int], *, seek_time: Fraction | None = None
 ) -> dict[int, Samples]:
-    """Return what `AudioDecoder.read` returns, decoded by ffmpeg at the file's own rate and sample format.
+    """Decode as `AudioDecoder.read` does, but with ffmpeg, at the file's own rate and sample format.
 
     Args:
         ffmpeg: The program.
@@ -183,7 +183,7 @@ class _PacketScan:
 
     Attributes:
         ends: Presentation time of each frame → when it ends, in ticks.
-        first_dts: Decoding time of the first packet; 0 where it has none.
+        first_dts: Decoding time of the first packet; 0 if it has none.
         delay: Ticks of decoding time from the first packet to the one that made the decoder return its first frame.
         all_timed: Every packet states a presentation time.
         sample: A decoded frame, for its colours and rotation; None: PyAV cannot decode this video.
@@ -241,7 +241,7 @@ def _decode_sample(decoder: VideoDecoder, packet: Any) -> Any:
 
 
 def _output_options(selected: set[int] | None, base: Fraction, sample: Any, hwaccel: str | None) -> dict[str, Any]:
-    """Make output options for raw, unchanged frames with their times; only the selected ones where that is possible."""
+    """Make output options for raw, unchanged frames with their times; only the selected ones if that is possible."""
     filters = []
     if selected is not None:
         expression = "+".join(f"eq(pts,{pts})" for pts in sorted(selected))

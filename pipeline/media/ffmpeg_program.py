@@ -33,7 +33,7 @@ _MAX_MESSAGE = 400  # characters of ffmpeg's error output that are passed on
 
 
 class FFmpegError(BmlpipeError):
-    """No ffmpeg program on this machine meets the requirements. The message says why and what to do."""
+    """No ffmpeg program on this machine meets the requirements. The message states the cause and the remedy."""
 
 
 class InstalledFFmpeg(NamedTuple):

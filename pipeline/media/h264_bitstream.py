@@ -30,7 +30,7 @@ def length_field_size(stream: Any) -> int | None:
     """Find out from its extradata how the NAL units of a stream are separated.
 
     Returns:
-        Bytes of the length field before each unit (avcC), 0 for start codes (Annex B), None where it is unknown.
+        Bytes of the length field before each unit (avcC), 0 for start codes (Annex B), None if it is unknown.
     """
     extradata = stream.codec_context.extradata or b""
     if extradata[:1] == b"\x01":
@@ -39,7 +39,7 @@ def length_field_size(stream: Any) -> int | None:
 
 
 def nal_units(packet: Any, length_size: int) -> list[NalUnit]:
-    """Split a packet into NAL units; empty where the packet is not a well-formed sequence of them.
+    """Split a packet into NAL units; empty if the packet is not a well-formed sequence of them.
 
     Args:
         packet: The packet (`av.Packet`).
@@ -122,7 +122,7 @@ class _BitReader:
 
 
 def has_frames_only(sps: bytes) -> bool:
-    """Read `frame_mbs_only_flag` of a sequence parameter set (ITU-T H.264, 7.3.2.1.1); False where it is unreadable."""
+    """Read `frame_mbs_only_flag` of a sequence parameter set (ITU-T H.264, 7.3.2.1.1); False if it is unreadable."""
     bits = _BitReader(sps[1:].replace(b"\x00\x00\x03", b"\x00\x00"))
     try:
         profile = bits.read(8)

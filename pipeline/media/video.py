@@ -59,7 +59,7 @@ class TimedFrame(NamedTuple):
 
     Attributes:
         pts: When the frame is first shown, in ticks of the stream's time base.
-        image: The decoded frame (`av.VideoFrame`); None where the frame was not decoded.
+        image: The decoded frame (`av.VideoFrame`); None if the frame was not decoded.
     """
 
     pts: int
@@ -95,7 +95,7 @@ class VideoDecoder:
 
     @property
     def frame_duration(self) -> int:
-        """Ticks per frame at the nominal frame rate; 1 where the rate is unknown."""
+        """Ticks per frame at the nominal frame rate; 1 if the rate is unknown."""
         rate = self.stream.average_rate
         return max(1, round(1 / (rate * self.stream.time_base))) if rate else 1
 
@@ -218,7 +218,7 @@ def select_frames_at_instants(
         frames: The frames in display order; None: every frame of `decoder`.
 
     Raises:
-        ClipError: `no_frames`, or `too_few_frames` where the clip has fewer than `lookahead` + 1 frames.
+        ClipError: `no_frames`, or `too_few_frames` if the clip has fewer than `lookahead` + 1 frames.
         DamageError: After a seek, the first frame comes after the first instant; or `VideoDecoder.raise_on_damage`
             applies.
     """
@@ -272,7 +272,7 @@ def check_complete(decoder: VideoDecoder, span: ClipSpan, instants: int) -> None
         instants: Number of instants that were found.
 
     Raises:
-        ClipError: `truncated`, or `start_past_end` where the clip begins after the video's end.
+        ClipError: `truncated`, or `start_past_end` if the clip begins after the video's end.
     """
     if instants == span.instants:
         return

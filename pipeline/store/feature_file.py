@@ -1,11 +1,11 @@
 """The feature store: one HDF5 file per clip, which is complete or does not exist, with its provenance inside.
 
 Layout of a file (format version 1): root attributes `id`, `clip`, `source`, `flags` and `media` (JSON), and one group
-per feature kind with the attributes `parameters`, `software` (JSON) and `parameters_sha256`. A group holds what its
-kind's `Storage` needs; all data sets have checksums:
+per feature kind with the attributes `parameters`, `software` (JSON) and `parameters_sha256`. A group holds the
+data sets of its kind's `Storage`, all with checksums:
 
 - pictures: `jpeg` (uint8, all JPEGs one after the other, ordered by instant, step and component), `ends` (int64, where
-  each JPEG ends) and `times` (float64, seconds); attributes `height`, `width` and, where the kind has them, `stack` and
+  each JPEG ends) and `times` (float64, seconds); attributes `height`, `width` and, if the kind has them, `stack` and
   `bound`;
 - an array: `values`;
 - sound: `flac` (uint8, the bytes of the FLAC file).
@@ -60,9 +60,9 @@ class StoredClip:
     Attributes:
         id: Clip id.
         clip: Start and duration of the clip in its file: (seconds, seconds or None).
-        sources: The video file and, where there was one, the separate sound file.
+        sources: The video file and, if there was one, the separate sound file.
         parameters: Feature kind → parameters it was made with.
-        features: The features, their flags and what is known of the media.
+        features: The features, their flags and the properties of the media.
         software: Feature kind → package → version it was made with.
         companions: Feature kind → identity of the companion files it was made from; only kinds that have such files.
     """
@@ -163,7 +163,7 @@ def _fill(file: h5py.File, stored: StoredClip) -> None:
     }
     for name, value in about.items():
         _put_json(file, name, value)
-    for kind, parameters in sorted(stored.parameters.items()):  # the same bytes in whatever order the kinds were made
+    for kind, parameters in sorted(stored.parameters.items()):  # the same bytes in any order of the kinds
         group = file.create_group(kind)
         _put_json(group, _PARAMETERS, parameters)
         _put_text(group, _PARAMETERS_SHA256, digest(parameters))

@@ -37,7 +37,7 @@ class FeatureFolder:
 
     @property
     def ledger(self) -> Path:
-        """The ledger: what happened to each clip (CSV)."""
+        """The ledger: the outcome of each clip (CSV)."""
         return self.path / "ledger.csv"
 
     @property

@@ -1,8 +1,8 @@
-"""The ledger: what happened to each clip of the manifest, as a CSV file that survives kills.
+"""The ledger: the outcome of each clip of the manifest, as a CSV file that survives kills.
 
 From the start of a run, `ledger.csv` has one row for each row of the manifest, in the manifest's order; clips that the
 run has not reached are `failed` with the reason `not_tried`. During the run, rows are appended to `ledger.log.jsonl`,
-one line per row, so that a kill can damage only one line. At the end of the run `ledger.csv` is written anew and the
+one line per row, so that a kill can damage only one line. At the end of the run `ledger.csv` is rewritten and the
 log is removed. So a log means that a run is in progress or did not finish.
 """
 
@@ -44,7 +44,7 @@ class LedgerRow:
         flags: Flags of an `ok` clip, separated by spaces.
         source: The file that the clip lies in, relative to the folder of videos.
         stamp: The quick check for changes; see `ClipTask.stamp`.
-        parameters: SHA-256 of all parameters that were asked for.
+        parameters: SHA-256 of all requested parameters.
     """
 
     id: str
@@ -165,7 +165,7 @@ class KnownRows:
             self._log.close()
 
     def find(self, clip_id: str) -> LedgerRow | None:
-        """Find the row of a clip; None where there is none. Each clip may be looked up once."""
+        """Find the row of a clip; None if there is none. Each clip may be looked up once."""
         cells = self._skipped.pop(clip_id, None) or self._read_until(clip_id)
         if self._log is not None and (place := self._places.get(clip_id)) is not None:
             return _row(_line_at(self._log, place))

@@ -16,9 +16,9 @@ class Reason(NamedTuple):
     """Explanation of a reason code, in Markdown.
 
     Attributes:
-        status: Status of the clip, `failed` or `absent`; `failed, flag` where the same code is also a flag.
-        cause: What happened.
-        remedy: What the user can do.
+        status: Status of the clip, `failed` or `absent`; `failed, flag` if the same code is also a flag.
+        cause: Cause.
+        remedy: Remedy for the user.
     """
 
     status: str

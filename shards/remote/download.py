@@ -123,7 +123,7 @@ class _Target:
 
     Args:
         descriptor: Descriptor of the file, at its start.
-        entry: What the content must be; None: anything.
+        entry: Size and SHA-256 that the content must have; None: accept any content.
 
     Attributes:
         position: Number of bytes written.
@@ -154,15 +154,15 @@ class _Target:
 
     @property
     def is_right(self) -> bool:
-        """Whether the content is what it must be."""
+        """Whether the content has the expected size and SHA-256."""
         entry = self._entry
         return entry is None or (entry.fits(self.position) and self._hash.hexdigest() == entry.sha256)
 
     def mismatch(self) -> str:
-        """Describe how the content differs from what it must be."""
+        """Describe how the content differs from the expected one."""
         assert self._entry is not None
         return (
-            f"{self.position} bytes with SHA-256 {self._hash.hexdigest()} came, and the index states "
+            f"{self.position} bytes with SHA-256 {self._hash.hexdigest()} were received, but the index states "
             f"{self._entry.bytes} bytes with {self._entry.sha256}: the set is damaged, or was overwritten"
         )
 

@@ -21,7 +21,7 @@ _MAX_AHEAD = 1024  # batches
 _PORTION = 16  # batches examined per call of `_look_ahead`
 _SHARE = 0.75  # of the cache, for the shards of batches that are not due yet
 _RETRY_SOON = 0.2  # seconds, for a shard that another process downloads or that had no room
-_RETRY_LATER = 10.0  # seconds, for a shard whose download failed; also between two records of what is needed
+_RETRY_LATER = 10.0  # seconds, for a shard whose download failed; also between two records of needed shards
 
 
 class RemoteShard(NamedTuple):
@@ -88,7 +88,7 @@ class _DownloadQueue(Generic[Batch]):
     """The shards that coming batches need and those that are still to be downloaded, shared by the threads.
 
     Attributes:
-        stopped: Set to end the threads at once.
+        stopped: Set to end the threads immediately.
         complete: Set to end the threads when all shards that are known to be needed are downloaded.
     """
 
@@ -104,7 +104,7 @@ class _DownloadQueue(Generic[Batch]):
         self._last_batch: dict[RemoteShard, int] = {}  # needed shards in the order of need → last batch that needs each
         self._waiting: set[RemoteShard] = set()  # needed shards that are neither in the cache nor being downloaded
         self._active: set[RemoteShard] = set()  # shards that a thread is downloading
-        self._recorded = 0.0  # time of the last record of what is needed
+        self._recorded = 0.0  # time of the last record of needed shards
 
     def finish(self, batch: int) -> None:
         """Note that the samples of this batch and of all before it are read."""
@@ -166,7 +166,7 @@ class _DownloadQueue(Generic[Batch]):
             return shard, frozenset(shards.entries[number].sha256 for shards, number in self._last_batch)
 
     def _record(self) -> None:
-        """Record in the cache what is needed, for other processes, and queue what they have removed."""
+        """Record needed shards in the cache, for other processes, and queue those that they have removed."""
         with self._lock:
             if time.monotonic() - self._recorded < _RETRY_LATER:
                 return

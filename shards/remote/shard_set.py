@@ -211,7 +211,7 @@ class RemoteShards:
             about = json.loads(self.cache.path(self._index).read_bytes())["samples"]
             samples = CacheEntry(about["sha256"], about["count"] * SAMPLE_DTYPE.itemsize, _MAX_HEADER)
         except (ValueError, LookupError, TypeError):
-            pass  # not an index of this version: read_index reports what is wrong
+            pass  # not an index of this version: read_index states the error
         else:
             self._locked.append(self.cache.hold(samples, self._fill(SAMPLES_FILE, samples), check=check))
             _link(folder / SAMPLES_FILE, samples)

@@ -1,4 +1,4 @@
-"""Compare a set of shards with its index, and name what is damaged."""
+"""Compare a set of shards with its index, and name the damaged parts."""
 
 from typing import TYPE_CHECKING
 

@@ -62,7 +62,7 @@ def sample_faults(
         shard: File name of the shard.
         record: Record of the sample in the index.
         members: Member name → contents.
-        expected: What each sample has.
+        expected: Properties that each sample must have.
     """
     key = record["key"].decode()
     stored, target = bytes(members.get(CLASS.member, b"")), int(record[CLASS.field])
@@ -133,9 +133,9 @@ def diagnose(path: Path, shard: Shard, records: npt.NDArray[np.void], expected: 
 
     Args:
         path: Path of the shard.
-        shard: What the index states about it.
+        shard: The entry of the shard in the index.
         records: Records of its samples.
-        expected: What each sample has.
+        expected: Properties that each sample must have.
 
     Returns:
         At least one fault.

@@ -352,7 +352,7 @@ def test_a_server_without_ranges_begins_again(server: Server, local: Path, cache
         ("403", 1, "403"),
         ("503", 4, "503"),
         ("stall", 2, "Timeout"),
-        ("wrong", 3, "with SHA-256 [0-9a-f]{64} came, and the index states [0-9]+ bytes with [0-9a-f]{64}"),
+        ("wrong", 3, "with SHA-256 [0-9a-f]{64} were received, but the index states [0-9]+ bytes with [0-9a-f]{64}"),
         ("short", 3, "the set is damaged, or was overwritten"),
     ],
 )
