@@ -37,7 +37,7 @@ def test_a_folder_a_class(tmp_path: Path) -> None:
     assert manifest.counts() == {"train": 19, "val": 2, "test": 0}
     assert manifest.clips[0].id == "cat/0"
     assert "cat/deep/er/x" in {clip.id for clip in manifest.clips}
-    assert any("2 of 21 training clips moved to one" in note for note in manifest.notes)
+    assert any("2 of 21 training clips become the validation split" in note for note in manifest.notes)
 
 
 def test_splits_on_top_of_classes(tmp_path: Path) -> None:

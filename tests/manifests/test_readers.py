@@ -119,7 +119,7 @@ def test_vggsound_clips_of_one_video_stay_together(tmp_path: Path) -> None:
         parts.setdefault(clip.id[:11], set()).add(clip.split)
     assert all(len(splits) == 1 for splits in parts.values())
     assert manifest.counts() == {"train": 162, "val": 18, "test": 0}
-    assert any("18 of 180 training clips moved to one" in note for note in manifest.notes)
+    assert any("18 of 180 training clips become the validation split" in note for note in manifest.notes)
 
 
 # --- Kinetics-Sounds

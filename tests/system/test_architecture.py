@@ -111,6 +111,13 @@ def test_imports_point_one_way() -> None:
     assert not offenders, "\n".join(offenders)
 
 
+def test_the_documented_order_is_the_one_that_is_tested() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for package, lines in ORDER.items():
+        row = "; ".join(", ".join(line.split()) for line in lines.strip().splitlines())
+        assert f"| {package} | {row} |" in text
+
+
 def test_modules_are_imported_by_their_full_name() -> None:
     offenders = []
     for path in FILES:
