@@ -83,7 +83,7 @@ def test_moddrop_drops_whole_features_with_its_probability_and_never_all(p: floa
     assert stats.chisquare(found, expected * count).pvalue > 1e-6
 
 
-def test_moddrop_does_not_rescale_nor_ask_for_the_ratio() -> None:
+def test_moddrop_neither_rescales_nor_reads_rho() -> None:
     given = features(200)
     outs = []
     for ratio in (1.0, 9.0):
@@ -135,7 +135,7 @@ def test_a_neuron_that_is_not_finite_is_dropped_to_zero() -> None:
     assert set(torch.nan_to_num(out["audio"], nan=7.0).unique().tolist()) == {0.0, 7.0}
 
 
-def test_annealed_dropout_falls_linearly_to_nothing() -> None:
+def test_annealed_dropout_falls_linearly_to_zero() -> None:
     rule = AnnealedDropout(drop_p=0.6, anneal_length=4)
     assert [rule.probability(t) for t in range(6)] == pytest.approx([0.6, 0.45, 0.3, 0.15, 0, 0])
     by_step = AnnealedDropout(drop_p=0.6, anneal_length=4, anneal_unit="step")
@@ -171,7 +171,7 @@ def test_curriculum_dropout_retains_by_its_equation() -> None:
 # Evolutional dropout
 
 
-def test_evolutional_probabilities_are_the_papers() -> None:
+def test_evolutional_probabilities_match_the_paper() -> None:
     x = features(500)["audio"].numpy().astype(np.float64)
     roots = np.sqrt((x**2).mean(axis=0))
     p = draw_probabilities(torch.from_numpy((x**2).sum(axis=0)))  # sums and means give the same
@@ -268,7 +268,7 @@ def test_masks_depend_on_seed_epoch_and_sample_only(rule: Rule) -> None:
 
 
 @pytest.mark.parametrize("rule", EVERY, ids=named)
-def test_a_loop_that_was_resumed_drops_the_same(rule: Rule) -> None:
+def test_a_resumed_loop_drops_the_same_neurons(rule: Rule) -> None:
     given = features(16)
     alone = {m: torch.full((16,), 0.5) for m in given}
 
@@ -301,7 +301,7 @@ class NoHostReads(TorchDispatchMode):
 
 @pytest.mark.parametrize("rule", EVERY, ids=named)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_types_and_no_reading_of_values(rule: Rule, dtype: torch.dtype) -> None:
+def test_types_are_kept_and_no_value_is_read(rule: Rule, dtype: torch.dtype) -> None:
     given = {m: value.to(dtype) for m, value in features(12).items()}
     with NoHostReads():
         out = rule.forward(dict(given), step(12))

@@ -1,4 +1,4 @@
-"""Options: one dataclass, a file, flags; unknown ones are refused."""
+"""Options: one dataclass, a file, flags; unknown options are refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bmlpipe.train.run import main
 BASE = {"shards": "s", "out": "o", "dataset": "folder"}
 
 
-def test_the_defaults_are_the_papers() -> None:
+def test_the_defaults_match_the_paper() -> None:
     config = parse(BASE, "test").resolved()
     assert (config.lr, config.momentum, config.batch_size) == (1e-3, 0.9, 32)
     assert (config.modulation, config.discrepancy, config.preset) == ("none", "ratio", "paper")
@@ -33,7 +33,7 @@ def test_the_defaults_are_the_papers() -> None:
     ("dataset", "modalities", "frames", "weights"),
     [("cremad", ("audio", "visual"), 1, "none"), ("ucf101", ("visual", "flow"), 3, "imagenet")],
 )
-def test_the_data_set_fills_in_its_setting(
+def test_the_setting_of_the_data_set_is_filled_in(
     dataset: str, modalities: tuple[str, ...], frames: int, weights: str
 ) -> None:
     config = parse({**BASE, "dataset": dataset}, "test").resolved()
@@ -85,7 +85,7 @@ def test_given_values_win_over_the_setting() -> None:
         ({"modalities": 3}, "expected names"),
     ],
 )
-def test_what_cannot_be_read_is_refused(values: dict[str, object], message: str) -> None:
+def test_values_of_the_wrong_type_are_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse({**BASE, **values}, "recipe.yaml")
 
@@ -119,7 +119,7 @@ def test_impossible_values_are_refused_with_their_remedy(values: dict[str, objec
         parse({**BASE, **values}, "test").resolved()
 
 
-def test_a_file_holds_options_and_flags_win(tmp_path: Path) -> None:
+def test_flags_override_the_file(tmp_path: Path) -> None:
     file = tmp_path / "base.yaml"
     file.write_text(
         "dataset: folder\nshards: here\nout: there\nlr: 1e-2\nmodalities: [audio, visual]\n", encoding="utf-8"
@@ -130,7 +130,7 @@ def test_a_file_holds_options_and_flags_win(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1\n", ""])
-def test_a_file_of_another_form_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "bad.yaml"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"bad\.yaml"):
@@ -147,7 +147,7 @@ def test_every_option_is_a_flag_under_a_heading_with_a_help_text() -> None:
     assert headings == [*GROUPS, "General options", "Examples"]
 
 
-def test_help_lists_what_the_registries_know() -> None:
+def test_help_lists_the_names_of_the_registries() -> None:
     text = " ".join(CliRunner().invoke(main, ["--help"]).output.split())
     for registry in (ENCODERS, FUSIONS, INTERMEDIATE_FUSIONS, MODULATIONS):
         assert ", ".join(registry) in text
@@ -162,7 +162,7 @@ def test_a_wrong_flag_ends_with_usage_and_status_2() -> None:
 # ----- places -----
 
 
-def test_the_only_shards_and_their_data_set_are_taken(toy_shards: Path, here: Path) -> None:
+def test_the_only_shards_and_their_data_set_are_the_default(toy_shards: Path, here: Path) -> None:
     shutil.copytree(toy_shards, here / "shards" / "toys")
     name = read_index(toy_shards).dataset
     config = parse({"modulation": "opm(p_exe=0.7)", "seed": 3}, "test").resolved()
@@ -177,7 +177,7 @@ def test_the_only_shards_and_their_data_set_are_taken(toy_shards: Path, here: Pa
     assert (given.dataset, given.frames, given.out) == ("cremad", 1, "there")
 
 
-def test_no_shards_at_all_are_an_error_with_the_next_command(here: Path) -> None:
+def test_missing_shards_are_an_error_that_names_the_next_command(here: Path) -> None:
     with pytest.raises(PlaceError, match="bmlpipe shard"):
         parse({}, "test").resolved()
 

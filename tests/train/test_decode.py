@@ -44,7 +44,7 @@ def uniform_numbers(seed: int, epoch: int, number: int, count: int) -> list[floa
     ("available", "count", "expected"),
     [(10, 3, [1, 5, 8]), (10, 10, list(range(10))), (1, 3, [0, 0, 0]), (2, 3, [0, 1, 1]), (10, 1, [5])],
 )
-def test_frames_are_the_middles_of_equal_segments(available: int, count: int, expected: list[int]) -> None:
+def test_evaluation_frames_are_the_middles_of_equal_segments(available: int, count: int, expected: list[int]) -> None:
     assert choose_instants(available, count) == expected
 
 
@@ -66,7 +66,7 @@ def test_evaluation_sees_the_largest_centred_square() -> None:
 
 @pytest.mark.parametrize("size", [16, 32, 56, 112, 224])
 @pytest.mark.parametrize("crop", [Crop(0.1, 0.25, 0.6, 0.5), Crop(0, 0, 0.4, 1), Crop(0.5, 0.1, 0.25, 0.2)])
-def test_decoding_at_a_reduced_size_shows_the_same_as_decoding_whole(size: int, crop: Crop) -> None:
+def test_decoding_at_a_reduced_size_equals_decoding_at_full_size(size: int, crop: Crop) -> None:
     jpeg = gradient(256, 340)
     whole = np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
     top, left, tall, wide = (
@@ -81,7 +81,7 @@ def test_decoding_at_a_reduced_size_shows_the_same_as_decoding_whole(size: int, 
 @pytest.mark.parametrize(
     ("side", "decoded"), [(256, 256), (224, 256), (129, 256), (128, 128), (112, 128), (64, 64), (16, 32)]
 )
-def test_pictures_are_decoded_no_larger_than_a_halving_allows(
+def test_pictures_are_decoded_at_the_smallest_sufficient_size(
     side: int, decoded: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heights, decode = [], simplejpeg.decode_jpeg
@@ -122,7 +122,7 @@ def test_random_numbers_depend_on_seed_epoch_and_sample_only() -> None:
     assert batch.tolist() == [uniform_numbers(1, *key, 5) for key in ((2, 3), (-1, 10**7), (0, 0))]
 
 
-def test_mirrored_motion_points_the_other_way() -> None:
+def test_flipped_flow_points_the_other_way() -> None:
     x = np.array([[[0], [1], [88], [128], [168], [255]]], np.uint8)
     mirror_motion(x)
     assert x.ravel().tolist() == [255, 255, 168, 128, 88, 1]
@@ -137,20 +137,20 @@ def test_grey_pictures_have_one_channel() -> None:
 
 @pytest.mark.parametrize("shape", [(257, 40), (257, 1004), (1, 1)])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_a_spectrogram_is_what_numpy_reads(shape: tuple[int, int], order: Literal["C", "F"]) -> None:
+def test_a_spectrogram_equals_what_numpy_reads(shape: tuple[int, int], order: Literal["C", "F"]) -> None:
     file, values = io.BytesIO(), np.random.default_rng(0).normal(size=shape).astype(np.float16, order=order)
     np.save(file, values)
     np.testing.assert_array_equal(spectrogram(memoryview(file.getvalue())), values)
 
 
 @pytest.mark.parametrize("values", [np.zeros((2, 3)), np.zeros(3, np.float16), np.array([[None]])])
-def test_other_arrays_are_no_spectrogram(values: np.ndarray) -> None:
+def test_other_arrays_are_refused_as_spectrograms(values: np.ndarray) -> None:
     file = io.BytesIO()
     np.save(file, values)
     with pytest.raises(DamagedMemberError, match="its spectrogram"):
         spectrogram(file.getvalue())
 
 
-def test_other_bytes_are_no_picture() -> None:
+def test_other_bytes_are_refused_as_pictures() -> None:
     with pytest.raises(DamagedMemberError, match="not a JPEG"):
         picture(b"no picture at all", Crop(0, 0, 1, 1), 8)

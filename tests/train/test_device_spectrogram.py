@@ -1,4 +1,4 @@
-"""The spectrogram made in training against extraction's, and against SciPy's."""
+"""The spectrogram computed in training equals that of extraction, and SciPy's."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def sounds(seconds: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("seconds", "windows"), [(10, 1004), (3, 299)])
-def test_the_numbers_are_extractions(seconds: int, windows: int) -> None:
+def test_values_equal_those_of_extraction(seconds: int, windows: int) -> None:
     levels = sounds(seconds)
     made = LogSpectrogram()(levels)
     assert made.shape == (3, 1, 257, windows)
@@ -71,7 +71,7 @@ def test_the_numbers_are_extractions(seconds: int, windows: int) -> None:
         np.testing.assert_allclose(row, log_spectrogram((level / 32_768).astype(np.float32)), atol=2e-3)
 
 
-def test_the_numbers_are_scipys() -> None:
+def test_values_equal_those_of_scipy() -> None:
     levels = sounds(3)[:1]
     _, _, density = spectrogram(levels[0].numpy() / 32_768, 16_000, nperseg=512, noverlap=353)
     logs = np.log(density + 1e-7)
@@ -82,14 +82,14 @@ def test_silence_gives_zeros() -> None:
     assert not LogSpectrogram()(torch.zeros(2, 48_000, dtype=torch.int16)).any()
 
 
-def test_autocast_does_not_coarsen_it() -> None:
+def test_autocast_does_not_reduce_its_precision() -> None:
     levels = sounds(3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         made = LogSpectrogram()(levels)
     torch.testing.assert_close(made, LogSpectrogram()(levels), rtol=0, atol=0)
 
 
-def test_the_loader_gives_the_stored_numbers(of_sound: Path) -> None:
+def test_the_loader_returns_the_stored_samples(of_sound: Path) -> None:
     data = ClipDataset(of_sound, ["audio"], kinds=KINDS, frames=1, image_size=16, augment=False, seed=0)
     batch = data.__getitems__([BatchItem(-1, 0), BatchItem(-1, 1)])
     labels = [int(sample.key[-3:]) for sample in (ShardReader(of_sound)[number] for number in (0, 1))]
@@ -99,14 +99,14 @@ def test_the_loader_gives_the_stored_numbers(of_sound: Path) -> None:
         np.testing.assert_array_equal(row, quantise(tone(number % 3, number)))
 
 
-def test_normalising_makes_the_spectrogram() -> None:
+def test_the_normaliser_computes_the_spectrogram() -> None:
     levels = sounds(3)
     values = Normaliser(["audio"], {}, kinds=KINDS)({"audio": levels[:, None]})["audio"]
     assert values.shape == (3, 1, 1, 257, 299)
     torch.testing.assert_close(values[:, 0], LogSpectrogram()(levels))
 
 
-def test_damaged_sound_is_named(of_sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_names_the_sample_with_damaged_sound(of_sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = ClipDataset(of_sound, ["audio"], kinds=KINDS, frames=1, image_size=16, augment=False, seed=0)
     sample = data.reader[0]
     broken = type(sample)(sample.key, sample.label, {"waveform.flac": memoryview(b"fLaC, but not really")})
@@ -115,13 +115,13 @@ def test_damaged_sound_is_named(of_sound: Path, monkeypatch: pytest.MonkeyPatch)
         data[BatchItem(-1, 0)]
 
 
-def test_shards_without_sound_say_what_to_extract(toy_shards: Path) -> None:
+def test_an_error_about_shards_without_sound_says_what_to_extract(toy_shards: Path) -> None:
     with pytest.raises(ShardError, match=r"modality audio needs waveform.*--kinds .*waveform"):
         ClipDataset(toy_shards, ["audio"], kinds=KINDS, frames=1, image_size=16, augment=False, seed=0)
 
 
 @pytest.mark.slow
-def test_a_run_learns_from_sound_alone_and_comes_back(of_sound: Path, tmp_path: Path) -> None:
+def test_a_run_on_sound_alone_learns_and_resumes(of_sound: Path, tmp_path: Path) -> None:
     options = {"modalities": "audio", "audio": "waveform", "encoder": "cnn4", "epochs": 4, "batch_size": 8, "lr": 0.02}
     options |= {"shards": str(of_sound), "out": str(tmp_path / "run"), "workers": 0, "tensorboard": False}
     assert train(parse({**options, "device": "cpu"}, "test").resolved()) == 0

@@ -77,7 +77,7 @@ def reference_resnet18(state: dict[str, Tensor], frames: Tensor) -> Tensor:
     return x.mean(dim=(2, 3))
 
 
-def test_resnet18_has_torchvisions_names_and_size() -> None:
+def test_resnet18_has_torchvisions_parameter_names_and_shapes() -> None:
     encoder = ResNet18(3)
     assert set(encoder.state_dict()) == torchvision_names()
     assert sum(p.numel() for p in encoder.parameters()) == 11_689_512 - (512 * 1000 + 1000)  # torchvision's less fc
@@ -92,7 +92,7 @@ def test_resnet18_equals_the_reference_averaged_over_frames(channels: int) -> No
         torch.testing.assert_close(encoder(clip), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_resnet18_equals_torchvisions_where_it_imports() -> None:
+def test_resnet18_equals_torchvisions() -> None:
     try:
         from torchvision.models import resnet18
     except (ImportError, RuntimeError) as error:  # its wheel fails with RuntimeError beside a CPU build of torch
@@ -108,7 +108,7 @@ def test_resnet18_equals_torchvisions_where_it_imports() -> None:
 
 @pytest.mark.parametrize("name", sorted(ENCODERS))
 @pytest.mark.parametrize(("modality", "channels", "size"), [("audio", 1, (65, 75)), ("flow", 2, (32, 33))])
-def test_every_encoder_gives_one_feature_a_sample_and_learns(
+def test_every_encoder_returns_one_feature_per_sample_and_learns(
     name: str, modality: str, channels: int, size: tuple[int, int]
 ) -> None:
     encoder = make_encoder(name, modality, channels=channels)
@@ -143,7 +143,7 @@ def test_the_cnn4_of_audio_averages_its_spectrogram_down() -> None:
     torch.testing.assert_close(audio(blown_up), visual(x))
 
 
-def test_refusals_name_the_value() -> None:
+def test_errors_name_the_value() -> None:
     with pytest.raises(OptionError, match=r"'vgg'.*cnn4, resnet18"):
         make_encoder("vgg", "visual", channels=3)
     with pytest.raises(OptionError, match="channels must be at least 1, not 0"):
@@ -185,7 +185,7 @@ def server(weight_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         httpd.shutdown()
 
 
-def test_loading_gives_torchvisions_features(weight_file: Path) -> None:
+def test_loaded_weights_give_torchvisions_features(weight_file: Path) -> None:
     encoder = ResNet18(3).eval()
     load_imagenet(encoder, weight_file)
     state = torch.load(weight_file, weights_only=True)
@@ -206,7 +206,7 @@ def test_other_channel_counts_respond_to_grey_as_the_rgb_network_does(weight_fil
         )
 
 
-def test_download_is_checked_and_kept(weight_file: Path, server: str, tmp_path: Path) -> None:
+def test_a_download_is_checked_and_cached(weight_file: Path, server: str, tmp_path: Path) -> None:
     first, second = ResNet18(3), ResNet18(3)
     load_imagenet(first, url=f"{server}/{weight_file.name}")
     kept = tmp_path / "hub" / "hub" / "checkpoints" / weight_file.name
@@ -215,14 +215,14 @@ def test_download_is_checked_and_kept(weight_file: Path, server: str, tmp_path: 
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
-def test_download_with_another_hash_is_refused(weight_file: Path, server: str, tmp_path: Path) -> None:
+def test_a_download_with_another_hash_is_refused(weight_file: Path, server: str, tmp_path: Path) -> None:
     (weight_file.parent / "resnet18-00000000.pth").write_bytes(weight_file.read_bytes())
     with pytest.raises(RuntimeError, match="invalid hash"):
         load_imagenet(ResNet18(3), url=f"{server}/resnet18-00000000.pth")
     assert not list((tmp_path / "hub").rglob("*.pth"))
 
 
-def test_another_networks_file_is_refused_and_changes_nothing(weight_file: Path, tmp_path: Path) -> None:
+def test_a_weight_file_of_another_network_is_refused_and_changes_nothing(weight_file: Path, tmp_path: Path) -> None:
     good = torch.load(weight_file, weights_only=True)
     for fault, state in {
         "missing": {k: v for k, v in good.items() if k != "bn1.bias"},
@@ -239,7 +239,7 @@ def test_another_networks_file_is_refused_and_changes_nothing(weight_file: Path,
             assert torch.equal(encoder.conv1.weight, before), fault
 
 
-def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
+def test_a_weight_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
     torch.save(nn.Linear(1, 1), tmp_path / "pickled.pth")  # a module, not tensors
     with pytest.raises(Exception, match=r"weights_only|Weights only"):
         load_imagenet(ResNet18(3), tmp_path / "pickled.pth")

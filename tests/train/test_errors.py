@@ -1,4 +1,4 @@
-"""What a training says of an error: one line of what the user can correct, the traceback of anything else."""
+"""Errors of a training: one line for what the user can correct, a traceback for anything else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`bmlpipe evaluate` on finished runs: its numbers are scikit-learn's, and the run is left as it was."""
+"""`bmlpipe evaluate` on finished runs: its numbers equal scikit-learn's, and the run stays unchanged."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def floats(columns: dict[str, npt.NDArray[Any]], what: str) -> npt.NDArray[np.fl
 # ----- metrics -----
 
 
-def test_metrics_are_what_scikit_learn_says_of_the_exported_predictions(run: Path) -> None:
+def test_metrics_equal_scikit_learns_on_the_exported_predictions(run: Path) -> None:
     out = evaluate(run, "--export", run / "predictions.csv")
     found, columns = content(run), exported(run / "predictions.csv")
     assert columns["id"].tolist() == [f"test{i}" for i in range(25)]
@@ -120,7 +120,7 @@ def test_metrics_are_what_scikit_learn_says_of_the_exported_predictions(run: Pat
     assert f"| best | {found['epoch']} | test | 25 | joint | {100 * found['metrics']['accuracy']:.1f}% |" in out.stdout
 
 
-def test_it_is_what_the_training_found(joint: Path, run: Path) -> None:
+def test_metrics_equal_those_of_the_training(joint: Path, run: Path) -> None:
     evaluate(run, "--batch-size", 7)
     evaluate(run, "--split", "val", "--checkpoint", "all")
     (test,) = journal(joint, "test")
@@ -139,7 +139,7 @@ def test_it_is_what_the_training_found(joint: Path, run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_nothing_else_in_the_run_is_touched(joint: Path, run: Path) -> None:
+def test_nothing_else_in_the_run_changes(joint: Path, run: Path) -> None:
     evaluate(run, "--checkpoint", "all", "--probe", "--missing", "audio=1")
     files = {path.relative_to(run) for path in run.rglob("*") if path.is_file()}
     before = {path.relative_to(joint) for path in joint.rglob("*") if path.is_file()}
@@ -164,7 +164,7 @@ def test_a_run_of_one_modality(toy_shards: Path, run: Path, tmp_path: Path) -> N
 # ----- missing modalities and probes -----
 
 
-def test_sweeps_add_up_over_commands_as_long_as_the_model_is_the_same(run: Path) -> None:
+def test_rows_of_missing_modalities_are_kept_while_the_model_is_the_same(run: Path) -> None:
     evaluate(run, "--missing", "audio=0:0.5:0.5", "--repeats", 2)
     evaluate(run, "--missing", "visual=1", "--missing", "audio=0.5", "--seed", 7, "--repeats", 3)
     rows = content(run)["missing"]
@@ -180,7 +180,7 @@ def test_sweeps_add_up_over_commands_as_long_as_the_model_is_the_same(run: Path)
     assert content(run)["missing"] == []
 
 
-def test_probes_agree_with_an_independent_computation_on_exported_features(run: Path) -> None:
+def test_probes_equal_an_independent_computation_on_exported_features(run: Path) -> None:
     parts = {}
     for split in ("train", "val", "test"):
         evaluate(run, "--checkpoint", "epoch-001", "--split", split, "--export-features", run / f"{split}.npz")
@@ -215,7 +215,7 @@ def test_probes_agree_with_an_independent_computation_on_exported_features(run: 
 
 
 @pytest.mark.slow
-def test_two_ranks_find_what_one_finds(run: Path) -> None:
+def test_two_ranks_compute_the_same_as_one(run: Path) -> None:
     words = [run, "--missing", "audio+visual=0.5", "--probe"]
     evaluate(*words)
     one, probes = content(run), (run / "evaluation" / "probes.json").read_text(encoding="utf-8")
@@ -243,7 +243,7 @@ def test_two_ranks_find_what_one_finds(run: Path) -> None:
 # ----- files -----
 
 
-def test_parquet_holds_what_csv_and_npz_hold(run: Path) -> None:
+def test_parquet_holds_the_same_as_csv_and_npz(run: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     evaluate(run, "--export", run / "p.csv", "--export-features", run / "f.npz")
     evaluate(run, "--export", run / "p.parquet", "--export-features", run / "f.parquet")
@@ -270,7 +270,7 @@ def test_labels_with_commas_and_quotes_survive_csv(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_epochs_are_kept_and_may_be_kept_otherwise_from_some_epoch_on(toy_shards: Path, run: Path) -> None:
+def test_kept_epochs_are_evaluated_and_keep_every_may_change(toy_shards: Path, run: Path) -> None:
     kept = run / "checkpoints"
     assert {path.name for path in kept.iterdir()} == {"best.pt", "last.pt", "epoch-000.pt", "epoch-001.pt"}
     assert [checkpoint.load(kept / f"epoch-00{n}.pt")["step"] for n in (0, 1)] == [4, 8]
@@ -300,7 +300,7 @@ def other_set(toy_shards: Path, out: Path, *, classes: list[str], short_side: in
     return out
 
 
-def test_shards_that_moved_are_named_and_are_the_same(toy_shards: Path, run: Path, tmp_path: Path) -> None:
+def test_moved_shards_give_the_same_results(toy_shards: Path, run: Path, tmp_path: Path) -> None:
     config = run / "config.yaml"
     config.write_text(
         config.read_text(encoding="utf-8").replace(str(toy_shards), str(tmp_path / "gone")), encoding="utf-8"
@@ -311,7 +311,9 @@ def test_shards_that_moved_are_named_and_are_the_same(toy_shards: Path, run: Pat
     assert content(run)["shards"] == [str(moved)]
 
 
-def test_other_samples_are_another_result_with_labels_by_name(toy_shards: Path, run: Path, tmp_path: Path) -> None:
+def test_other_samples_get_their_own_results_with_classes_matched_by_name(
+    toy_shards: Path, run: Path, tmp_path: Path
+) -> None:
     evaluate(run, "--export", run / "all.csv")
     before, whole = content(run), exported(run / "all.csv")
     some = other_set(toy_shards, tmp_path / "some", classes=["b", "d"])
@@ -340,7 +342,7 @@ def test_shards_that_do_not_fit_are_refused(toy_shards: Path, run: Path, tmp_pat
     assert "was not trained on: z" in evaluate(run, "--shards", strange, status=1).stderr
 
 
-def test_a_set_written_anew_in_the_same_place_is_not_taken_for_the_old_one(
+def test_a_rewritten_set_in_the_same_folder_is_not_taken_for_the_old_one(
     toy_shards: Path, run: Path, tmp_path: Path
 ) -> None:
     place = Path(shutil.copytree(toy_shards, tmp_path / "set"))
@@ -373,14 +375,14 @@ def test_a_set_written_anew_in_the_same_place_is_not_taken_for_the_old_one(
         (["--checkpoint", "all", "--export", "x.csv"], "one checkpoint, but there are 4"),
     ],
 )
-def test_what_is_not_there_is_told(joint: Path, words: list[str], message: str) -> None:
+def test_missing_runs_checkpoints_and_splits_are_named(joint: Path, words: list[str], message: str) -> None:
     error = evaluate(joint, *words, status=2 if "--split" in words or "all" in words else 1).stderr
     assert message in " ".join(error.split())
     assert "Traceback" not in error
     assert not (joint / "evaluation").exists()
 
 
-def test_a_folder_without_checkpoints_and_a_file_that_is_none(tmp_path: Path) -> None:
+def test_a_folder_without_checkpoints_and_other_files_are_refused(tmp_path: Path) -> None:
     assert "holds no checkpoints" in evaluate(tmp_path, status=1).stderr
     (tmp_path / "x.pt").write_bytes(b"no")
     assert "cannot be read as a checkpoint" in evaluate(tmp_path / "x.pt", status=1).stderr
@@ -395,13 +397,13 @@ def test_parquet_without_pyarrow_is_refused_before_anything_is_computed(
     assert "pip install 'bmlpipe[parquet]', or choose .csv" in " ".join(error.split())
 
 
-def test_a_checkpoint_that_was_copied_alone(joint: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_copied_without_its_run_can_be_evaluated(joint: Path, tmp_path: Path) -> None:
     shutil.copy(joint / "checkpoints" / "best.pt", tmp_path / "model.pt")
     evaluate(tmp_path / "model.pt")
     assert content(tmp_path, "test-model")["samples"] == 25
 
 
-def test_initial_weights_need_not_be_there_any_more(toy_shards: Path, tmp_path: Path) -> None:
+def test_the_file_of_initial_weights_is_not_needed_after_training(toy_shards: Path, tmp_path: Path) -> None:
     """A model with pretrained encoders, from its checkpoint alone."""
     given = {"shards": str(toy_shards), "out": str(tmp_path), "modalities": "visual", "image_size": 32}
     config = parse({**given, "weights": "/gone/resnet18.pth"}, "test").resolved()

@@ -112,7 +112,7 @@ def test_low_rank_is_a_sum_over_ranks_of_products_over_modalities(names: tuple[s
     check(head, given, expected + head.bias.detach().numpy())
 
 
-def test_low_rank_begins_near_a_linear_head_so_that_every_modality_learns() -> None:
+def test_low_rank_starts_near_a_linear_head_so_that_every_modality_learns() -> None:
     dims = dict.fromkeys(DIMS, 400)
     given = {m: (torch.randn(8, 400) * 0.05).requires_grad_() for m in dims}
     head = LowRank(dims, CLASSES)
@@ -149,7 +149,7 @@ def test_centralnet_by_hand() -> None:
     check(head, given, linear(head.classifier, h))
 
 
-def test_a_feature_set_to_zero_cuts_the_modality_off_the_central_branch_at_every_stage() -> None:
+def test_a_feature_of_zeros_removes_the_modality_from_every_stage_of_the_central_branch() -> None:
     head = CentralNet(DIMS, CLASSES, stage_channels=CHANNELS).double()
     given = {m: value.requires_grad_() for m, value in features().items()}
     off = given["visual"] * 0
@@ -270,7 +270,7 @@ def test_split_of_a_bare_linear_layer_without_bias() -> None:
     torch.testing.assert_close(sum(terms.values()), layer(torch.cat(list(given.values()), dim=1)))
 
 
-def test_refusals_name_the_value() -> None:
+def test_errors_name_the_value() -> None:
     with pytest.raises(OptionError, match=r"'mean'.*centralnet, concat, film, gated, lowrank, sum"):
         make_fusion("mean", DIMS, CLASSES)
     with pytest.raises(OptionError, match=r"stages of 'audio' have 2 \+ 2 channels"):
@@ -290,7 +290,7 @@ def test_refusals_name_the_value() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(FUSIONS))
-def test_the_model_joins_encoders_and_head_and_between_sits_between(name: str) -> None:
+def test_the_feature_hook_sits_between_encoders_and_head(name: str) -> None:
     torch.manual_seed(0)
     encoders = {"audio": CNN4(1, width=2), "visual": CNN4(3, width=3)}
     model = MultimodalModel(

@@ -1,4 +1,4 @@
-"""GBlending: weights from reference runs against NumPy, the head and its objective, journals that do not do."""
+"""GBlending: weights from reference runs against NumPy, the head and its loss, unusable references."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 # Weights
 
 
-def test_weights_are_the_papers() -> None:
+def test_weights_match_the_paper() -> None:
     losses = {JOINT: Losses(2.0, 0.3, 1.1), "audio": Losses(2.1, 0.9, 1.3), "visual": Losses(1.9, 0.4, 1.6)}
     start, train, val = np.array([[2.0, 2.1, 1.9], [0.3, 0.9, 0.4], [1.1, 1.3, 1.6]])
     raw = (start - val) / ((val - train) - (start - start)) ** 2
@@ -95,7 +95,7 @@ def test_weights_are_the_papers() -> None:
     np.testing.assert_allclose(list(weights.values()), raw / raw.sum(), rtol=1e-12)
 
 
-def test_a_run_that_did_not_generalise_weighs_nothing() -> None:
+def test_a_run_that_did_not_generalise_has_weight_zero() -> None:
     losses = {JOINT: Losses(2, 0.5, 1), "audio": Losses(2, 1.5, 2.5), "visual": Losses(2, 1.0, 1.5)}
     weights = blend_weights(losses)
     assert weights["audio"] == 0
@@ -111,7 +111,7 @@ def test_a_gap_is_at_least_a_tenth_of_the_largest() -> None:
 
 
 @pytest.mark.parametrize("val", [2.5, 2.0, float("nan")])
-def test_runs_of_which_none_generalised_are_refused(val: float) -> None:
+def test_runs_without_any_generalisation_are_refused(val: float) -> None:
     with pytest.raises(ValueError, match=r"no reference run lowered its validation loss.*blend_until=lowest"):
         blend_weights({JOINT: Losses(2, 0.5, val), "audio": Losses(2, 0.5, val)})
 
@@ -119,7 +119,7 @@ def test_runs_of_which_none_generalised_are_refused(val: float) -> None:
 # Head and objective
 
 
-def test_training_gives_all_logits_and_evaluation_the_joint_ones() -> None:
+def test_training_returns_all_logits_and_evaluation_the_joint_logits() -> None:
     head, given = blended(Split()), features()
     out = head(given)
     assert out.shape == (7, 3, CLASSES)
@@ -172,7 +172,7 @@ def test_scores_are_read_from_the_fusion_head(inner: type[nn.Module]) -> None:
     assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
 
 
-def test_weights_travel_with_the_state() -> None:
+def test_weights_are_part_of_the_state() -> None:
     head = blended(Split(), None)
     assert head.weights.isnan().all()
     head.load_state_dict(blended(Split()).state_dict())
@@ -188,7 +188,7 @@ def test_a_plain_head_is_trained_by_cross_entropy() -> None:
     np.testing.assert_allclose(found, -np.log(softmax(logits.numpy())[np.arange(6), labels]), rtol=1e-5)
 
 
-def test_under_the_name_nothing_else_is_modulated() -> None:
+def test_gblending_modulates_neither_features_nor_gradients() -> None:
     balance, given = Modulation(NAMES, GBlending()), features()
     out = balance.forward(given, {m: torch.full((7,), 0.5) for m in NAMES}, torch.arange(7))
     assert all(torch.equal(out[m], given[m]) for m in NAMES)
@@ -251,7 +251,7 @@ def test_weights_come_from_the_journals(
     blended(Split(), weights)  # the head takes them whatever their order
 
 
-def test_references_that_do_not_do(tmp_path: Path) -> None:
+def test_unusable_references_are_refused(tmp_path: Path) -> None:
     made = {name: write_run(tmp_path / name, name) for name in ("joint", *NAMES)}
     good = list(made.values())
 
@@ -275,7 +275,7 @@ def test_references_that_do_not_do(tmp_path: Path) -> None:
         refused([good[0], old, good[2]], f"old {lost} has rows without a finite loss: train it again")
 
 
-def test_references_of_which_none_generalised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_references_without_any_generalisation_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VAL:
         monkeypatch.setitem(VAL, name, [1.0, 1.5, 2.0])
     folders = [write_run(tmp_path / name, name) for name in ("joint", *NAMES)]
@@ -331,7 +331,7 @@ class _Linear(nn.Module):
         return self.linear(torch.cat([features[m] for m in self.modalities], dim=1))
 
 
-def test_from_reference_trainings_to_a_blended_one(tmp_path: Path) -> None:
+def test_reference_trainings_lead_to_a_blended_training(tmp_path: Path) -> None:
     runs = {m: Trained(tmp_path / m, (m,)) for m in NAMES} | {JOINT: Trained(tmp_path / "joint", NAMES)}
     logits, labels = runs[JOINT].validation
     expected = log_loss(labels, softmax(logits.astype(np.float64)), labels=range(10))

@@ -1,4 +1,4 @@
-"""Greedy: learning speeds against NumPy, when it re-balances, and that only one encoder moves then."""
+"""Greedy: learning speeds against NumPy, when it re-balances, and that only one encoder is updated then."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def sums(state: dict[str, Any]) -> np.ndarray:
 # Speeds
 
 
-def test_the_speeds_are_the_papers() -> None:
+def test_the_speeds_match_the_paper() -> None:
     rule = Greedy(greedy_warmup=99)
     run = Run(rule)
     expected = np.zeros((2, 2))
@@ -154,7 +154,7 @@ EQUAL = {"audio": 1.0, "visual": 1.0, "crossing": 1.0}
 
 
 @pytest.mark.parametrize(("effort", "slow"), [(FAST_AUDIO, "visual"), (FAST_VISUAL, "audio")])
-def test_windows_train_the_slower_encoder_after_the_warm_up(effort: dict[str, float], slow: str) -> None:
+def test_re_balancing_trains_the_slower_encoder_after_the_warm_up(effort: dict[str, float], slow: str) -> None:
     rule = Greedy(greedy_tolerance=0.5, greedy_window=3, greedy_warmup=1)
     seen = scripted(rule, [effort] * 17)
     # A step of epoch 1 decides first; between two windows there is one regular step.
@@ -170,7 +170,7 @@ def test_the_tolerance_is_a_difference_of_logarithms() -> None:
     assert scripted(Greedy(greedy_tolerance=0.0, greedy_warmup=0), [EQUAL] * 8) == [None] * 8
 
 
-def test_decisions_are_taken_on_numbers_of_two_steps_before() -> None:
+def test_decisions_use_the_numbers_of_two_steps_before() -> None:
     rule = Greedy(greedy_tolerance=0.5, greedy_window=2, greedy_warmup=0)
     # Sums after step 0: (4, 1). Known after step 2; step 3 is the first to act on it.
     assert scripted(rule, [FAST_AUDIO] + [EQUAL] * 5)[:5] == [None, None, None, "visual", "visual"]
@@ -189,7 +189,7 @@ def test_gradients_that_are_not_finite_do_not_count() -> None:
     np.testing.assert_allclose(sums(rule.state_dict()), [[20, 5], [5, 5]], rtol=1e-5)
 
 
-def test_an_encoder_without_gradient_decides_nothing() -> None:
+def test_an_encoder_without_gradient_causes_no_re_balancing() -> None:
     rule = Greedy(greedy_tolerance=0.0, greedy_warmup=0)
     run = Run(rule)
     run.model.encoders["visual"].requires_grad_(False)
@@ -201,7 +201,7 @@ def test_an_encoder_without_gradient_decides_nothing() -> None:
 # In training
 
 
-def test_in_a_window_only_one_encoder_moves() -> None:
+def test_only_one_encoder_is_updated_while_re_balancing() -> None:
     run = Run(Greedy(greedy_tolerance=0.0, greedy_window=3, greedy_warmup=1))
     for index in range(14):
         averages = run.unit.average.clone()
@@ -219,7 +219,7 @@ def test_in_a_window_only_one_encoder_moves() -> None:
     assert run.alone[8] is None
 
 
-def test_micro_batches_share_their_steps_mode() -> None:
+def test_micro_batches_share_the_mode_of_their_step() -> None:
     run = Run(Greedy(greedy_tolerance=0.0, greedy_window=2, greedy_warmup=0))
     for _ in range(8):
         run.step(micro=2)
@@ -228,7 +228,7 @@ def test_micro_batches_share_their_steps_mode() -> None:
 
 
 @pytest.mark.parametrize("at", [2, 4, 6, 8])
-def test_a_resumed_training_goes_on_bitwise(at: int) -> None:
+def test_a_resumed_training_continues_bit_for_bit(at: int) -> None:
     def fresh() -> Run:
         return Run(Greedy(greedy_tolerance=0.0, greedy_window=3, greedy_warmup=0))
 
@@ -253,7 +253,7 @@ def test_a_resumed_training_goes_on_bitwise(at: int) -> None:
     np.testing.assert_array_equal(*(sums(run.balance.rules[0].state_dict()) for run in (straight, second)))
 
 
-def test_ranks_that_average_their_gradients_decide_alike() -> None:
+def test_all_ranks_decide_alike() -> None:
     rules = [Greedy(greedy_tolerance=0.1, greedy_window=2, greedy_warmup=0) for _ in range(2)]
     models = [make_model() for _ in rules]
     balances = [Modulation(NAMES, rule) for rule in rules]
@@ -292,13 +292,13 @@ def test_a_model_without_mmtm_is_refused() -> None:
         Greedy().bind(make_model(mmtm=False))
 
 
-def test_a_model_that_was_not_shown_is_asked_for() -> None:
+def test_a_missing_bind_is_an_error() -> None:
     balance = Modulation(NAMES, Greedy())
     with pytest.raises(RuntimeError, match=r"call bind\(model\)"):
         balance.inputs({m: torch.zeros(2) for m in NAMES}, torch.arange(2))
 
 
-def test_a_state_of_something_else_is_refused() -> None:
+def test_the_state_of_another_rule_is_refused() -> None:
     with pytest.raises(OptionError, match="does not belong to greedy"):
         Greedy().load_state_dict({})
 

@@ -1,4 +1,4 @@
-"""Intermediate fusion: MMTM and attention against NumPy, and in a model in every way that a model is trained."""
+"""Intermediate fusion: MMTM and attention against NumPy, and in a model under every way of training."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_mmtm_averages_over_the_training_batches_alone() -> None:
 
 
 @pytest.mark.parametrize("alone", TRIPLE)
-def test_solo_gives_one_modality_the_others_averages(alone: str) -> None:
+def test_solo_replaces_the_others_by_their_averages(alone: str) -> None:
     mmtm = MMTM({m: WIDTHS[m] for m in TRIPLE}).double()
     mmtm(maps_after(-1), -1)
     average = dict(zip(TRIPLE, np.split(mmtm.units[0].average.numpy(), [6, 10]), strict=True))
@@ -107,7 +107,7 @@ def test_solo_gives_one_modality_the_others_averages(alone: str) -> None:
     torch.testing.assert_close(mmtm(changed, -1)[alone], got[alone], rtol=0, atol=0)
 
 
-def test_mmtm_meets_after_all_stages_but_the_first_unless_told() -> None:
+def test_mmtm_fuses_after_all_stages_but_the_first_by_default() -> None:
     four = {"audio": (2, 2, 2, 2), "visual": (3, 3, 3, 3)}
     assert MMTM(four).stages == (-3, -2, -1)
     assert MMTM({**four, "text": (1, 1)}).stages == (-1,)
@@ -202,7 +202,7 @@ def test_gradients_reach_every_parameter_and_cross_between_the_encoders(name: st
 
 
 @pytest.mark.parametrize("name", sorted(INTERMEDIATE_FUSIONS))
-def test_a_sample_is_encoded_alike_whatever_the_batch(name: str) -> None:
+def test_the_feature_of_a_sample_does_not_depend_on_its_batch(name: str) -> None:
     model, given = make_model(name).eval(), inputs()
     whole = model.encode(given)
     for i in range(4):
@@ -212,7 +212,7 @@ def test_a_sample_is_encoded_alike_whatever_the_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(INTERMEDIATE_FUSIONS))
-def test_reading_scores_between_changes_nothing_but_the_step_itself(name: str) -> None:
+def test_measuring_scores_between_steps_changes_nothing(name: str) -> None:
     given, states, logits = inputs(), [], []
     for read in (False, True):
         torch.manual_seed(1)
@@ -316,7 +316,7 @@ def test_data_parallel_finds_no_unused_parameter(name: str, fusion: str) -> None
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_refusals_name_the_value() -> None:
+def test_errors_name_the_value() -> None:
     encoders = {"audio": CNN4(1, width=1), "visual": CNN4(3, width=1)}
     assert make_intermediate("none", encoders) is None
     with pytest.raises(ValueError, match="'early'; known: none, attention, mmtm"):

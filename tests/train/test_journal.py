@@ -1,4 +1,4 @@
-"""The journal: strict JSON, kept in step with the checkpoint; rows arrive late and whole."""
+"""The journal: strict JSON, consistent with the checkpoint; rows arrive late and complete."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bmlpipe.train.runs.journal import Journal
 from bmlpipe.train.runs.journal_reader import read_rows
 
 
-def test_rows_come_two_steps_late_in_order_and_none_is_lost() -> None:
+def test_rows_arrive_two_steps_late_in_order_and_complete() -> None:
     rows = DelayedRows(["loss", "rho/audio"])
     arrived = [rows.push({"step": n}, torch.tensor([n + 0.5, 2.0], dtype=torch.float64)) for n in range(5)]
     assert arrived == [None, None, *({"step": n, "loss": n + 0.5, "rho/audio": 2.0} for n in range(3))]
@@ -28,7 +28,7 @@ def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "steps.jsonl").read_text()) == {"step": 0, "loss": None, "k/audio": None, "lr": 0.1}
 
 
-def test_going_on_drops_what_came_after_the_checkpoint_and_the_test_row(tmp_path: Path) -> None:
+def test_resuming_deletes_rows_after_the_checkpoint_and_the_test_row(tmp_path: Path) -> None:
     with Journal(tmp_path, tensorboard=False) as journal:
         for step in range(6):
             journal.step({"step": step, "loss": 1.0})
@@ -54,7 +54,7 @@ def test_a_new_run_begins_with_empty_files(tmp_path: Path) -> None:
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
-def test_an_evaluation_that_the_checkpoint_does_not_know_is_not_written_twice(tmp_path: Path) -> None:
+def test_an_evaluation_newer_than_the_checkpoint_is_not_written_twice(tmp_path: Path) -> None:
     """Killed between the evaluation's row and its checkpoint, at the end of an epoch of four steps."""
     with Journal(tmp_path, tensorboard=False) as journal:
         journal.metrics({"step": 4, "split": "val", "accuracy": 0.5})
@@ -63,7 +63,7 @@ def test_an_evaluation_that_the_checkpoint_does_not_know_is_not_written_twice(tm
     assert len(read_rows(tmp_path / "metrics.jsonl")) == 1
 
 
-def test_a_folder_is_one_training_s_at_a_time(tmp_path: Path) -> None:
+def test_a_folder_belongs_to_one_training_at_a_time(tmp_path: Path) -> None:
     """The ranks of a killed torchrun live on, and nothing of what they write may be mixed with the next start's."""
     with Journal(tmp_path, tensorboard=False) as journal:
         journal.step({"step": 0, "loss": 1.0})

@@ -1,4 +1,4 @@
-"""Journals are read column by column, also damaged ones, and reduced without losing an extreme."""
+"""Journals, also damaged ones, are read column by column and reduced without losing an extreme."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def write(path: Path, *lines: bytes, end: bytes = b"\n") -> Path:
     return path
 
 
-def test_columns_are_what_the_lines_say(tmp_path: Path) -> None:
+def test_columns_equal_the_values_of_the_lines(tmp_path: Path) -> None:
     """Thousands of lines, more than are parsed at once; a column that starts late, values that are not numbers."""
     random = np.random.default_rng(0)
     rows = [{"step": n, "loss": float(random.normal()), "lr": 1e-3} for n in range(5000)]
@@ -51,7 +51,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_a_damaged_line_costs_itself_only_and_is_named(tmp_path: Path, name: str) -> None:
+def test_only_a_damaged_line_is_lost_and_it_is_reported(tmp_path: Path, name: str) -> None:
     line, end, expected = DAMAGED[name]
     lines = (b'{"step": 0, "loss": 0.5}', b'{"step": 1, "loss": 0.25}', line)
     after = (b'{"step": 9, "loss": 0.125}',) if end and "empty" not in name else ()
@@ -64,7 +64,7 @@ def test_a_damaged_line_costs_itself_only_and_is_named(tmp_path: Path, name: str
         assert steps == [0, 1, *([2] if "whole" in name else []), *([9] if after else [])]
 
 
-def test_what_is_no_json_number_is_no_number(tmp_path: Path) -> None:
+def test_nan_and_infinity_are_read_as_missing(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a", b'{"loss": NaN}', b'{"loss": Infinity}', b'{"loss": 1' + b"0" * 400 + b"}", b'{"loss": 2}'
     )
@@ -104,7 +104,7 @@ def test_no_extreme_is_lost_and_means_are_means(count: int) -> None:
         np.testing.assert_array_equal(one.ranges[1][number], own.max() if len(own) else np.nan)
 
 
-def test_runs_of_other_lengths_are_joined_step_by_step() -> None:
+def test_runs_of_different_lengths_are_merged_step_by_step() -> None:
     long, short = (trace(np.arange(n), np.full(n, value)) for n, value in ((4000, 1.0), (1000, 3.0)))
     one = merge_traces([long, short], 8)
     assert one is not None

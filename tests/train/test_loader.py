@@ -138,7 +138,7 @@ ITEMS: list[BatchItem] = [
 
 
 @pytest.mark.parametrize(("size", "frames"), [(16, 3), (24, 1), (40, 6), (80, 2), (144, 2)])
-def test_a_batch_is_what_its_samples_are_one_by_one(stacks: Path, size: int, frames: int) -> None:
+def test_a_batch_equals_its_samples_loaded_one_by_one(stacks: Path, size: int, frames: int) -> None:
     data = ClipDataset(stacks, MODALITIES, frames=frames, image_size=size, augment=True, seed=5)
     (batch,) = make_loader(data, [ITEMS], workers=0)
     singly = [reference_sample(data.reader, item, size, frames) for item in ITEMS]
@@ -160,7 +160,7 @@ def test_all_pictures_of_a_sample_have_the_same_crop(tmp_path: Path) -> None:
     assert len(batch["visual"].flatten(1).unique(dim=0)) == 12
 
 
-def test_what_is_loaded_beside_it_changes_no_modality(stacks: Path) -> None:
+def test_a_modality_does_not_depend_on_which_others_are_loaded(stacks: Path) -> None:
     whole = ClipDataset(stacks, MODALITIES, frames=2, image_size=32, augment=True, seed=5)
     for modality in MODALITIES:
         alone = ClipDataset(stacks, [modality], frames=2, image_size=32, augment=True, seed=5)
@@ -242,7 +242,7 @@ def test_workers_change_nothing(stacks: Path, context: str) -> None:
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_sigterm_to_workers_that_just_start_changes_nothing(toy_shards: Path) -> None:
+def test_sigterm_to_starting_workers_changes_nothing(toy_shards: Path) -> None:
     batches = [[BatchItem(0, number), BatchItem(0, number + 1)] for number in range(0, 20, 2)]
     others = multiprocessing.active_children()
     with reading(make_loader(dataset(toy_shards), batches, workers=2)) as coming:
@@ -266,7 +266,7 @@ with reading(make_loader(data, [[BatchItem(0, number)] for number in range(40)],
 """
 
 
-def test_an_error_among_the_batches_ends_the_workers_and_the_program(toy_shards: Path) -> None:
+def test_an_error_in_the_loop_ends_the_workers_and_the_program(toy_shards: Path) -> None:
     command = [sys.executable, "-c", ENDS_WITH_AN_ERROR, str(toy_shards)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 1

@@ -1,4 +1,4 @@
-"""Missing modalities: the grammar of the rates, which samples lack what, and equality with zeroing inputs one by one."""
+"""Missing modalities: the notation of rates, which samples lose what, and equality with zeroed inputs."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ NUMBERS = np.arange(40_000, dtype=np.int64)
         ("visual=0.2,audio=0.1:0.2", [{"visual": 0.2, "audio": 0.1}, {"visual": 0.2, "audio": 0.2}]),
     ],
 )
-def test_rates_are_read(text: str, expected: list[dict[str, float]]) -> None:
+def test_rates_are_parsed(text: str, expected: list[dict[str, float]]) -> None:
     assert parse_missing(text) == expected
 
 
-def test_eleven_rates_are_those_that_are_written() -> None:
+def test_a_range_holds_the_rates_as_they_are_written() -> None:
     expected = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]
     assert [one["audio"] for one in parse_missing("audio=0:1:0.1")] == expected
 
@@ -69,14 +69,14 @@ def test_eleven_rates_are_those_that_are_written() -> None:
         ("audio+audio=0.2", "twice"),
     ],
 )
-def test_other_sweeps_are_refused_with_the_grammar(text: str, words: str) -> None:
+def test_invalid_rates_are_refused_with_the_grammar(text: str, words: str) -> None:
     with pytest.raises(ConfigError) as error:
         parse_missing(text)
     assert words in str(error.value)
     assert repr(text) in str(error.value)
 
 
-def test_who_loses_is_a_function_of_seed_sample_and_modality() -> None:
+def test_the_draw_is_a_function_of_seed_sample_and_modality() -> None:
     whole = is_missing(NUMBERS, "audio", 0.3, seed=1)
     order = np.random.default_rng(0).permutation(NUMBERS)
     assert (is_missing(order, "audio", 0.3, seed=1) == whole[order]).all()
@@ -85,7 +85,7 @@ def test_who_loses_is_a_function_of_seed_sample_and_modality() -> None:
         assert abs(both - 0.09) < 4 * np.sqrt(0.09 * 0.91 / len(NUMBERS))
 
 
-def test_rates_are_kept_exactly_at_the_ends_and_nested_between() -> None:
+def test_rates_are_exact_at_0_and_1_and_nested_between() -> None:
     assert not is_missing(NUMBERS, "audio", 0.0, seed=0).any()
     assert is_missing(NUMBERS, "audio", 1.0, seed=0).all()
     before = is_missing(NUMBERS, "audio", 0.1, seed=0)
@@ -141,7 +141,7 @@ def batches(data: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
     ],
     ids=lambda value: value if isinstance(value, str) else str(len(value)),
 )
-def test_a_sweep_is_what_zeroed_inputs_give(modalities: tuple[str, ...], fusion: str, intermediate: str) -> None:
+def test_predictions_equal_those_of_zeroed_inputs(modalities: tuple[str, ...], fusion: str, intermediate: str) -> None:
     """Each sample's inputs are zeroed, and it is predicted by itself; scikit-learn measures."""
     model = made(modalities, fusion, intermediate)
     random = torch.Generator().manual_seed(1)
@@ -181,7 +181,7 @@ def test_a_sweep_is_what_zeroed_inputs_give(modalities: tuple[str, ...], fusion:
     assert len(set(rows[2]["accuracy"])) == 1
 
 
-def test_nothing_is_lost_at_rate_zero_and_everything_at_one() -> None:
+def test_rate_zero_removes_nothing_and_rate_one_everything() -> None:
     random = np.random.default_rng(0)
     logits: dict[Any, Any] = {gone: random.normal(size=(9, 2)) for gone in [frozenset(), *subsets(["a", "b"])]}
     found = Predictions(np.arange(9), np.arange(9) % 2, logits.pop(frozenset()), {}, without=logits)

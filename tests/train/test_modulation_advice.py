@@ -81,7 +81,7 @@ def test_advice_on_rows(name: str, value: float, message: str) -> None:
     assert found.startswith(name)
 
 
-def test_no_advice_on_what_is_meant() -> None:
+def test_there_is_no_advice_on_sound_options() -> None:
     dropped = {**GOOD, "dropped/visual": 16.0, "grad_norm/visual": 0.0}  # the whole batch went without
     assert row_advice(dropped) == []
     assert row_advice({**GOOD, "k/audio": 0.0}, Modulation(NAMES, OPM())) == []  # not a k of OGM's

@@ -208,7 +208,7 @@ def test_equal_scores_are_neutral_exactly(modalities: int, form: str) -> None:
         assert rule.coefficient(rho, NEUTRAL[form]).tolist() == [1.0] * modalities
 
 
-def test_the_weakest_is_never_held_back_and_the_strongest_never_pushed() -> None:
+def test_the_weakest_is_never_damped_and_the_strongest_never_enlarged() -> None:
     rng = np.random.default_rng(0)
     for form in FORMS:
         for modalities in (2, 3, 4):
@@ -288,7 +288,7 @@ def test_scores_of_samples_that_kept_their_input(form: str, modalities: int, mic
         assert [row[f"dropped/{m}"].item() for m in names] == [(lost[t, m] & real[t]).sum() for m in range(modalities)]
 
 
-def test_the_samples_worked_out_in_the_documentation() -> None:
+def test_the_examples_of_the_documentation() -> None:
     """docs/methods.md, section "An example by hand": every number in it."""
     head = make_fusion("concat", {"audio": 1, "visual": 1}, 2)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The modulation in a training loop: steps, accumulation, state, names, advice, and a rule of one's own."""
+"""The modulation in a training loop: steps, accumulation, state, names, advice, and a custom rule."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("fusion", ["concat", "sum", "film", "gated"])
-def test_the_journal_tells_what_was_done(fusion: str) -> None:
+def test_the_row_describes_what_was_done(fusion: str) -> None:
     run = Run(both(), fusion).steps(6)
     opm, ogm = OPM(), OGM(alpha=0.8)
     for t, row in enumerate(run.rows):
@@ -124,7 +124,7 @@ def test_the_gradient_norm_is_of_the_raw_gradient() -> None:
         assert modulated.rows[0][f"grad_norm/{m}"] == plain.rows[0][f"grad_norm/{m}"]
 
 
-def test_none_only_watches() -> None:
+def test_without_rules_the_modulation_only_measures() -> None:
     run = Run(make_modulation("none", NAMES)).steps(5)
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
@@ -170,7 +170,7 @@ def test_accumulated_micro_batches_are_one_batch(micro: int) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_a_saved_modulation_goes_on_bitwise() -> None:
+def test_a_restored_modulation_continues_bit_for_bit() -> None:
     undisturbed = Run(both())
     first, second = Run(both()), Run(both())
     data = list(batches(10))
@@ -191,7 +191,7 @@ def test_a_saved_modulation_goes_on_bitwise() -> None:
     assert same(second.parameters(), undisturbed.parameters())
 
 
-def test_the_same_step_option_drops_by_this_steps_ratio() -> None:
+def test_same_step_drops_by_the_rho_of_this_step() -> None:
     run = Run(Modulation(NAMES, OPM(same_step=True))).steps(6)
     for row in run.rows:
         q = OPM().probability(torch.tensor([row[f"rho/{m}"] for m in NAMES], dtype=torch.float64))
@@ -200,7 +200,7 @@ def test_the_same_step_option_drops_by_this_steps_ratio() -> None:
         run.steps(1, micro=2)
 
 
-def test_beside_a_rule_of_this_steps_ratio_the_others_keep_the_last_ones() -> None:
+def test_other_rules_use_the_last_rho_beside_one_with_same_step() -> None:
     class Watch(Rule):
         def __init__(self) -> None:
             self.seen: list[list[float]] = []
@@ -216,7 +216,7 @@ def test_beside_a_rule_of_this_steps_ratio_the_others_keep_the_last_ones() -> No
 
 
 @pytest.mark.parametrize("same_step", [False, True])
-def test_numbers_of_the_loops_own_come_back(same_step: bool) -> None:
+def test_numbers_of_the_loop_are_reduced_and_returned(same_step: bool) -> None:
     modulation = both(same_step=same_step)
     model = make_model()
     inputs, labels, ids = next(batches(1))
@@ -266,7 +266,7 @@ def test_nothing_on_the_path_reads_a_value() -> None:
         modulation.row[0].item()  # the guard itself works
 
 
-def test_one_modality_is_watched_but_not_modulated() -> None:
+def test_one_modality_is_measured_but_not_modulated() -> None:
     modulation = make_modulation("none", ["audio"])
     modulation.forward({"audio": torch.ones(4, 2)}, {"audio": torch.full((4,), 0.25)}, torch.arange(4))
     modulation.backward({"audio": nn.Linear(2, 2)})
@@ -300,7 +300,7 @@ def test_calls_out_of_order_are_refused() -> None:
 
 
 @pytest.mark.parametrize("where", ["docs/methods.md", "train/modulation/__init__.py"])
-def test_the_printed_examples_run(where: str) -> None:
+def test_the_examples_in_the_documentation_run(where: str) -> None:
     text = (Path(__file__).parents[2] / where).read_text(encoding="utf-8")
     block = re.search(r"```python\n(.*?)```", text, re.DOTALL) or re.search(
         r"\n\n(    balance = .*?)\n\n", text, re.DOTALL
@@ -326,7 +326,7 @@ def test_the_printed_examples_run(where: str) -> None:
     assert not same(before, list(model.parameters()))
 
 
-def test_the_printed_rule_of_ones_own_acts() -> None:
+def test_the_custom_rule_in_the_documentation_acts() -> None:
     text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
     (block,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "(Rule)" in block]
     names: dict[str, Any] = {"__name__": "own"}
@@ -342,7 +342,7 @@ def test_the_printed_rule_of_ones_own_acts() -> None:
 
 
 @pytest.mark.parametrize("form", ["ratio", "difference"])
-def test_a_large_alpha_is_seen_in_the_rows_of_a_run(form: str) -> None:
+def test_a_too_large_alpha_is_reported_from_the_rows_of_a_run(form: str) -> None:
     run = Run(Modulation(NAMES, OGM(alpha=50), form=form)).steps(3)
     said = {message.partition(" ")[0] for row in run.rows for message in row_advice(row, run.modulation)}
     assert said & {"k/audio", "k/visual"}

@@ -34,7 +34,7 @@ NAMES = ("audio", "visual")
         ("opm(rescale=True,same_step=false,lam=1e-3)", [("opm", {"rescale": True, "same_step": False, "lam": 1e-3})]),
     ],
 )
-def test_what_is_written_is_read(text: str, terms: list[tuple[str, dict[str, Any]]]) -> None:
+def test_the_notation_is_parsed(text: str, terms: list[tuple[str, dict[str, Any]]]) -> None:
     found = parse(text)
     assert found == terms
     assert [[type(value) for value in options.values()] for _, options in found] == [
@@ -46,7 +46,7 @@ REFUSED = "opm ogm|+opm|opm+|opm(|opm)|opm(q_base)|opm(=1)|opm(q_base=)|opm(a b=
 
 
 @pytest.mark.parametrize("text", REFUSED.split("|"))
-def test_what_cannot_be_read_is_refused_with_the_text(text: str) -> None:
+def test_invalid_notation_is_refused_with_its_text(text: str) -> None:
     with pytest.raises(ValueError, match="modulation") as refused:
         parse(text)
     assert repr(text) in str(refused.value)
@@ -99,7 +99,7 @@ def test_every_name_makes_a_rule_under_every_preset(name: str, preset: str) -> N
         ("opm", {"preset": "tpami"}, "unknown preset 'tpami'; known: paper, tpami-release, cvpr2022-release"),
     ],
 )
-def test_what_is_not_known_is_refused(text: str, options: dict[str, Any], message: str) -> None:
+def test_unknown_names_and_options_are_refused(text: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_modulation(text, NAMES, **options)
     with pytest.raises(ValueError, match="balances two or more modalities"):
@@ -119,7 +119,7 @@ def test_names_and_options_are_documented() -> None:
 # Presets
 
 
-def test_the_papers_preset_is_the_default() -> None:
+def test_the_paper_preset_is_the_default() -> None:
     for text in ("opm+ogm", "ogm-star", "ogm-ge"):
         assert make_modulation(text, NAMES, preset="paper").rules == make_modulation(text, NAMES).rules
     defaults = {item.name: item.default for item in dataclasses.fields(TrainConfig)}
@@ -127,7 +127,7 @@ def test_the_papers_preset_is_the_default() -> None:
     assert (OPM().q_base, OPM().lam, OGM().alpha, OGM().noise) == (0.5, 0.5, 0.8, "all")
 
 
-def test_the_releases_presets() -> None:
+def test_the_presets_of_the_releases() -> None:
     """The table of differences, row by row."""
     (opm,) = make_modulation("opm", NAMES, preset="tpami-release").rules
     assert opm == OPM(unit="batch", target="input", p_exe=0.7, rescale=True, epochs=(6, None))

@@ -1,4 +1,4 @@
-"""The stages around encoders and optimiser: dropped inputs, k as a factor of the learning rate, and padded samples."""
+"""The stages around encoders and optimiser: dropped inputs, factors of the learning rate, padded samples."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_k_of_zero_leaves_the_encoder_exactly() -> None:
     assert not any(torch.equal(a, b) for a, b in zip(start["visual"], after["visual"], strict=True))
 
 
-def test_convolutions_only_and_a_window() -> None:
+def test_convolutions_only_in_a_range_of_epochs() -> None:
     _, plain, _ = train(OPM(q_base=0), OPTIMIZERS["adamw"])
     _, scaled, _ = train(OGM(noise="off", apply="lr", parameters="convolutions"), OPTIMIZERS["adamw"])
     equal = [torch.equal(a, b) for a, b in zip(plain["audio"], scaled["audio"], strict=True)]
@@ -127,7 +127,7 @@ def test_convolutions_only_and_a_window() -> None:
     assert all(torch.equal(a, b) for m in NAMES for a, b in zip(plain[m], outside[m], strict=True))
 
 
-def test_a_skipped_step_and_what_the_step_returns() -> None:
+def test_update_skips_a_step_and_returns_its_result() -> None:
     modules = encoders()
     start = weights(modules)
     modulation = Modulation(NAMES, OGM(apply="lr", noise="off"))
@@ -145,7 +145,7 @@ def one_step(modulation: Modulation, modules: dict[str, nn.Module]) -> None:
     modulation.backward(modules)
 
 
-def test_a_forgotten_update_is_an_error() -> None:
+def test_a_missing_update_is_an_error() -> None:
     modules = encoders()
     modulation = Modulation(NAMES, OGM(apply="lr"))
     with pytest.raises(RuntimeError, match=r"after backward\(\)"):
@@ -222,7 +222,7 @@ def test_dropped_inputs_with_accumulation(unit: str) -> None:
         assert b["dropped/audio"] == a["dropped/audio"]
 
 
-def test_a_batch_without_a_modality_keeps_its_last_score_and_goes_on() -> None:
+def test_a_batch_without_a_modality_keeps_its_last_score() -> None:
     loop = Loop(OPM(target="input", unit="batch")).steps(*range(40))
     lost = [row["dropped/audio"] for row in loop.rows]
     assert set(lost) == {0, 16}
@@ -232,7 +232,7 @@ def test_a_batch_without_a_modality_keeps_its_last_score_and_goes_on() -> None:
             assert (row[f"score/{m}"] == before[f"score/{m}"]) == (row[f"dropped/{m}"] > 0)
 
 
-def test_dropped_inputs_resume_bitwise() -> None:
+def test_dropped_inputs_resume_bit_for_bit() -> None:
     rules = (OPM(target="input", unit="batch"), OGM(apply="lr"))
     undisturbed = Loop(*rules).steps(*range(9))
     for cut in range(1, 8):  # also where the last score of audio is one that was kept
@@ -251,7 +251,7 @@ def parts(loop: Loop) -> list[Any]:
     return [loop.encoders, loop.heads, loop.optimizer, loop.modulation]
 
 
-def test_forgotten_inputs_are_an_error() -> None:
+def test_missing_inputs_are_an_error() -> None:
     modulation = Modulation(NAMES, OPM(target="input"))
     given = {m: torch.ones(4, 2) for m in NAMES}
     with pytest.raises(RuntimeError, match=r"call inputs\(\) before the encoders, in each micro-batch"):
@@ -296,7 +296,7 @@ def test_padded_samples_count_for_nothing(rule: OPM, same: bool) -> None:
 # Several rules
 
 
-def test_what_several_rules_note_is_joined() -> None:
+def test_the_records_of_several_rules_are_combined() -> None:
     class Note(Rule):
         def __init__(self, q: float, k: float, mask: list[bool]) -> None:
             self.q, self.k, self.mask = q, k, torch.tensor([mask, [False] * 4])
@@ -339,7 +339,7 @@ class Count(Rule):
         self.seen = state["seen"]
 
 
-def test_rules_keep_their_state_and_see_the_model() -> None:
+def test_rules_save_their_state_and_receive_the_model() -> None:
     modules = {m: nn.Linear(1, 1) for m in NAMES}
     modulation = Modulation(NAMES, OPM(), Count())
     model = nn.Identity()
@@ -362,7 +362,7 @@ def test_rules_keep_their_state_and_see_the_model() -> None:
         (lambda: Modulation(NAMES), r"rules \['OPM'\], .* \[\]"),
     ],
 )
-def test_another_modulations_state_is_refused(make: Callable[[], Modulation], message: str) -> None:
+def test_the_state_of_another_modulation_is_refused(make: Callable[[], Modulation], message: str) -> None:
     state = Modulation(NAMES, OPM()).state_dict()
     with pytest.raises(OptionError, match=message):
         make().load_state_dict(state)

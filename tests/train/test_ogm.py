@@ -93,7 +93,9 @@ def test_without_noise_the_gradient_is_multiplied_by_k() -> None:
 @pytest.mark.parametrize("rule", [OGM, OGMStar])
 @pytest.mark.parametrize("noise", ["all", "damped"])
 @pytest.mark.parametrize("apply", ["gradient", "lr"])
-def test_noise_is_normal_with_the_raw_gradients_deviation(rule: type[OGM | OGMStar], noise: str, apply: str) -> None:
+def test_noise_is_normal_with_the_deviation_of_the_raw_gradient(
+    rule: type[OGM | OGMStar], noise: str, apply: str
+) -> None:
     encoders = encoders_with_gradients()
     before = {m: dict(encoder.named_parameters()) for m, encoder in encoders.items()}
     raw = {m: {name: p.grad.double() for name, p in named.items()} for m, named in before.items()}
@@ -171,7 +173,7 @@ def test_channels_last_gradients_keep_their_layout() -> None:
 
 
 @pytest.mark.parametrize(("epoch", "acts"), [(0, False), (5, False), (6, True), (9, True), (10, False)])
-def test_the_window_of_epochs(epoch: int, acts: bool) -> None:
+def test_rules_act_only_in_their_range_of_epochs(epoch: int, acts: bool) -> None:
     now = step([1.5, 0.5], epoch=epoch)
     encoders = encoders_with_gradients()
     before = gradients(encoders)

@@ -84,7 +84,7 @@ def test_uniform_numbers_are_uniform_and_streams_independent() -> None:
             assert_uncorrelated(streams[i], streams[j])
 
 
-def test_keys_do_not_run_together() -> None:
+def test_keys_of_different_parts_differ() -> None:
     keys = [(0, "1"), (0, 1), ("0", 1), (0, "1", ""), (1, 0), (10,), (1, "0")]
     assert len({keyed.key(*parts) for parts in keys}) == len(keys)
     assert all(0 <= keyed.key(*parts) < 2**63 for parts in keys)
@@ -181,7 +181,7 @@ def test_the_batch_unit_drops_all_or_none() -> None:
     assert_share(sum(lost), steps, q)
 
 
-def test_p_exe_is_one_draw_a_batch() -> None:
+def test_p_exe_is_drawn_once_per_batch() -> None:
     acted = []
     for index in range(2000):
         now = step([2.0, 0.5], ids=torch.arange(32), index=index)
@@ -191,7 +191,7 @@ def test_p_exe_is_one_draw_a_batch() -> None:
     assert_share(sum(acted), 2000, 0.7)
 
 
-def test_rescaling_multiplies_by_the_share_that_is_expected_to_stay() -> None:
+def test_rescaling_divides_by_the_expected_share_that_is_kept() -> None:
     now = step([2.0, 0.5], ids=torch.arange(50))
     rule = OPM(q_base=0.4, lam=0.5, rescale=True)
     out = rule.forward(ones(50, (2, 6)), now)
@@ -202,7 +202,7 @@ def test_rescaling_multiplies_by_the_share_that_is_expected_to_stay() -> None:
 
 
 @pytest.mark.parametrize(("epoch", "acts"), [(0, False), (5, False), (6, True), (9, True), (10, False)])
-def test_the_window_of_epochs(epoch: int, acts: bool) -> None:
+def test_rules_act_only_in_their_range_of_epochs(epoch: int, acts: bool) -> None:
     now = step([2.0, 0.5], ids=torch.arange(32), epoch=epoch)
     out = OPM(epochs=(6, 10)).forward(ones(32), now)
     assert (float(now.q[0]) > 0) == acts == dropped(out["audio"]).any()

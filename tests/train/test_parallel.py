@@ -95,7 +95,7 @@ def test_replicas_stay_bitwise_equal(results: list[dict[str, Any]], name: str) -
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODULATIONS)
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_several_ranks_measure_and_do_what_one_does(
+def test_several_ranks_measure_and_modulate_like_one(
     results: list[dict[str, Any]], four: list[dict[str, Any]], name: str, ranks: int
 ) -> None:
     alone, first = results[0], results[1] if ranks == 2 else four[0]
@@ -115,7 +115,7 @@ def test_four_replicas_stay_bitwise_equal(four: list[dict[str, Any]], name: str)
 
 
 @pytest.mark.slow
-def test_the_modulations_acted(results: list[dict[str, Any]]) -> None:
+def test_every_modulation_acts(results: list[dict[str, Any]]) -> None:
     rows = results[0]["opm+ogm"]["rows"]
     assert sum(row["dropped/audio"] + row["dropped/visual"] for row in rows) > 0
     assert any(row["k/audio"] < 1 or row["k/visual"] < 1 for row in rows)
@@ -123,7 +123,7 @@ def test_the_modulations_acted(results: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.slow
-def test_numbers_of_the_loops_own_are_summed_over_ranks(results: list[dict[str, Any]]) -> None:
+def test_numbers_of_the_loop_are_summed_over_ranks(results: list[dict[str, Any]]) -> None:
     alone, first, _ = results
     for name in ("opm+ogm", "same step"):
         for one, two in zip(alone[name]["extras"], first[name]["extras"], strict=True):
@@ -131,7 +131,7 @@ def test_numbers_of_the_loops_own_are_summed_over_ranks(results: list[dict[str, 
 
 
 @pytest.mark.slow
-def test_ranks_that_differ_are_found(results: list[dict[str, Any]]) -> None:
+def test_differences_between_ranks_are_found(results: list[dict[str, Any]]) -> None:
     _, first, second = results
     assert first["own noise"]["differing"] == second["own noise"]["differing"]
     assert not first["own noise"]["all_equal"]
@@ -140,7 +140,7 @@ def test_ranks_that_differ_are_found(results: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.slow
-def test_places(results: list[dict[str, Any]]) -> None:
+def test_ranks_know_their_place_and_device(results: list[dict[str, Any]]) -> None:
     alone, first, second = results
     assert alone["process"] == [0, 1, 0, "cpu"]
     assert (first["process"], second["process"]) == ([0, 2, 0, "cpu"], [1, 2, 1, "cpu"])
@@ -153,7 +153,7 @@ def test_without_a_group_a_model_equals_itself() -> None:
     assert unequal_tensors(nn.Identity()) == []
 
 
-def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in TORCHRUN:
         monkeypatch.delenv(name, raising=False)
     with process_group() as process:
@@ -212,7 +212,7 @@ def test_the_threads_of_a_group_end_with_it(how: str, end: bool) -> None:
     assert after == (0 if end else during)
 
 
-def test_half_of_torchruns_variables_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_incomplete_torchrun_variables_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in TORCHRUN:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RANK", "0")
@@ -257,7 +257,7 @@ for how, port in zip(sys.argv[1::2], sys.argv[2::2]):
 
 
 @pytest.mark.slow
-def test_a_lost_rank_ends_all_others_with_an_error_that_says_so(tmp_path: Path) -> None:
+def test_a_lost_rank_ends_all_others_with_an_explanation(tmp_path: Path) -> None:
     stores = {how: meeting_place() for how in ("dead", "silent", "absent", "faulty")}
     log, words = tmp_path / "log", [word for how, store in stores.items() for word in (how, str(store.port))]
     with ended([sys.executable, "-c", LOSE, *words], log) as process:

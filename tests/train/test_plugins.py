@@ -1,4 +1,4 @@
-"""Entry points of other packages, with real distributions made on the spot."""
+"""Entry points of other packages, with real distributions made by the tests."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_encoders_and_fusions_of_another_package(install: Install) -> None:
     assert {m: tuple(value.shape) for m, value in logits.items()} == {"audio": (1, 5), "visual": (1, 5)}
 
 
-def test_what_is_known_is_looked_up_lazily(install: Install) -> None:
+def test_plugins_are_imported_only_when_they_are_used(install: Install) -> None:
     module = install("lazy-package", {"theirs": "Quieten"})
     table = Registry(GROUP, {"ours": "builtins:dict"})
     assert list(table) == ["ours", "theirs"]
@@ -116,7 +116,7 @@ def test_what_is_known_is_looked_up_lazily(install: Install) -> None:
         table["nobodys"]
 
 
-def test_names_that_clash_are_refused(install: Install) -> None:
+def test_clashing_names_are_refused(install: Install) -> None:
     install("first-package", {"mine": "Quieten"})
     assert "mine" in Registry(GROUP, {})
     with pytest.raises(PluginError, match=r"first_package:Quieten of first-package .* itself uses \(builtins:dict\)"):
@@ -137,7 +137,7 @@ def test_names_that_clash_are_refused(install: Install) -> None:
         ("no_rule", MODULE, "'bad' makes 5, which is not a bmlpipe.train.modulation.Rule"),
     ],
 )
-def test_packages_that_cannot_be_used_are_named(install: Install, entry: str, text: str, message: str) -> None:
+def test_an_error_names_the_package_of_a_broken_plugin(install: Install, entry: str, text: str, message: str) -> None:
     install("bad-package", {"bad": entry}, text=text)
     install("good-package", {"good": "Quieten"})
     assert make_modulation("good", NAMES).rules[0].strength == 0.5  # the other one is not looked at

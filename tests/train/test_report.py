@@ -85,7 +85,7 @@ def test_seeds_are_averaged_and_experiments_named_by_what_differs(tmp_path: Path
     ]
 
 
-def test_a_run_that_is_still_going_on_is_read_as_far_as_it_is(tmp_path: Path) -> None:
+def test_a_run_in_progress_is_read_as_far_as_it_is(tmp_path: Path) -> None:
     folder = fake_run(tmp_path / "run", seed=0, accuracy=0.4)
     metrics = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     (folder / "metrics.jsonl").write_text("\n".join([*metrics[:2], metrics[2][:20]]), encoding="utf-8")
@@ -96,7 +96,7 @@ def test_a_run_that_is_still_going_on_is_read_as_far_as_it_is(tmp_path: Path) ->
     assert dict(zip(table.header, table.rows[0]))["accuracy, %"] == "-"
 
 
-def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
+def test_an_error_names_the_folder_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no run"):
         read_run(tmp_path)
 
@@ -113,7 +113,7 @@ def test_the_picture_shows_the_curves(tmp_path: Path) -> None:
     assert orange > 100
 
 
-def test_options_of_any_form_tell_experiments_apart(tmp_path: Path) -> None:
+def test_options_of_any_type_distinguish_experiments(tmp_path: Path) -> None:
     """A plug-in, or a file edited by hand, may hold any value that YAML has."""
     import yaml
 
@@ -127,7 +127,7 @@ def test_options_of_any_form_tell_experiments_apart(tmp_path: Path) -> None:
     assert list(groups)[3] == "warp 3"
 
 
-def test_groups_that_would_share_a_name_keep_apart(tmp_path: Path) -> None:
+def test_groups_with_equal_names_stay_separate(tmp_path: Path) -> None:
     import yaml
 
     folders = [fake_run(tmp_path / name, seed=0, accuracy=0.5) for name in ("plain", "extra")]
@@ -137,7 +137,7 @@ def test_groups_that_would_share_a_name_keep_apart(tmp_path: Path) -> None:
     assert list(groups) == ["all", f"all ({folders[1]})"]
 
 
-def test_without_anything_to_draw_there_is_no_picture(tmp_path: Path) -> None:
+def test_a_picture_without_content_is_refused(tmp_path: Path) -> None:
     folder = fake_run(tmp_path / "run", seed=0, accuracy=0.4)
     for name in ("steps.jsonl", "metrics.jsonl"):
         (folder / name).write_text("", encoding="utf-8")

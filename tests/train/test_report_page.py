@@ -1,4 +1,4 @@
-"""The page: every section is filled from the files of the runs, all text is escaped, and Chromium shows it well."""
+"""The page: every section is filled from the files of the runs, all text is escaped, Chromium shows it."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "my report.html"
 
 
-def test_every_section_is_filled_and_every_link_leads_somewhere(page: Path) -> None:
+def test_every_section_has_content_and_every_link_a_target(page: Path) -> None:
     seen = Seen(page)
     assert [name for name in seen.ids if name in SECTIONS] == SECTIONS
     assert "not available" not in seen.text
@@ -205,7 +205,7 @@ def test_every_section_is_filled_and_every_link_leads_somewhere(page: Path) -> N
         assert min(Image.open(path).size) > 150
 
 
-def test_nothing_from_the_files_becomes_html(page: Path) -> None:
+def test_text_from_the_files_is_escaped(page: Path) -> None:
     seen = Seen(page)
     assert seen.tags["script"] == 1
     assert not {tag for tag in ("b", "i", "img") if seen.tags[tag]}
@@ -218,7 +218,7 @@ def test_nothing_from_the_files_becomes_html(page: Path) -> None:
     assert not re.findall(r"(?:src|href)=\"https?:|url\(http|@import", text)
 
 
-def test_the_tables_files_say_what_the_runs_say(page: Path) -> None:
+def test_the_csv_files_hold_the_numbers_of_the_runs(page: Path) -> None:
     folder = page.with_name("my report_files")
     with (folder / "headline.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -342,7 +342,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_is_damaged_is_named_and_nothing_else_is_lost(tmp_path: Path, name: str, whole: Path) -> None:
+def test_damaged_files_are_named_and_nothing_else_is_lost(tmp_path: Path, name: str, whole: Path) -> None:
     spoil, note, lost = BROKEN[name]
     shutil.copytree(whole, tmp_path / "run")
     spoil(tmp_path / "run")
@@ -352,7 +352,7 @@ def test_what_is_damaged_is_named_and_nothing_else_is_lost(tmp_path: Path, name:
     assert [name for name in seen.ids if name in SECTIONS] == SECTIONS
 
 
-def test_what_no_file_complains_about_has_no_notes(page: Path) -> None:
+def test_undamaged_runs_have_no_notes(page: Path) -> None:
     assert "notes" not in Seen(page).ids
 
 
@@ -452,7 +452,7 @@ return {page, lines, text: [colour("main p", "color"), colour("caption", "color"
 
 
 @pytest.mark.slow
-def test_in_chromium_all_figures_show_and_nothing_complains(browser: Any, page: Path) -> None:
+def test_chromium_shows_all_figures_without_errors(browser: Any, page: Path) -> None:
     opened(browser, page)
     boxes = browser.execute_script(
         "return [...document.querySelectorAll('section > .figures figure svg')].map((svg) => {"
@@ -482,7 +482,7 @@ def test_no_page_scrolls_sideways(browser: Any, page: Path, width: int) -> None:
 
 
 @pytest.mark.slow
-def test_dark_and_light_both_have_contrast_and_a_button(browser: Any, page: Path) -> None:
+def test_dark_and_light_modes_have_enough_contrast(browser: Any, page: Path) -> None:
     from selenium.webdriver.common.by import By
 
     shown = {}
@@ -500,7 +500,7 @@ def test_dark_and_light_both_have_contrast_and_a_button(browser: Any, page: Path
 
 
 @pytest.mark.slow
-def test_the_keyboard_reaches_what_can_be_done(browser: Any, page: Path) -> None:
+def test_the_keyboard_reaches_every_control(browser: Any, page: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 
     opened(browser, page)
@@ -524,7 +524,7 @@ def test_the_keyboard_reaches_what_can_be_done(browser: Any, page: Path) -> None
 
 
 @pytest.mark.slow
-def test_tables_sort_by_number(browser: Any, page: Path) -> None:
+def test_tables_sort_numerically(browser: Any, page: Path) -> None:
     opened(browser, page)
     column = (
         "const table = document.querySelector('#confusion table'); table.tHead.rows[0].cells[3].firstChild.click();"
@@ -537,7 +537,7 @@ def test_tables_sort_by_number(browser: Any, page: Path) -> None:
 
 
 @pytest.mark.slow
-def test_without_javascript_the_page_is_whole(browser: Any, page: Path) -> None:
+def test_the_page_is_complete_without_javascript(browser: Any, page: Path) -> None:
     from selenium.webdriver.common.by import By
 
     opened(browser, page, width=360, dark=True, script=False)

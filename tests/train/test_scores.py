@@ -1,4 +1,4 @@
-"""Uni-modal logits and scores: the exact split, zero-out, and what they must leave alone."""
+"""Uni-modal logits and scores: the exact split, zero-out, and no side effects on the head."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_zero_out_of_a_deep_classifier_by_hand() -> None:
     np.testing.assert_allclose(unimodal_logits(head, given)["visual"].numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_reading_leaves_the_head_as_it_was() -> None:
+def test_reading_leaves_the_head_unchanged() -> None:
     head = DeepHead()
     head.norm.eval()  # a frozen layer stays frozen
     before = {k: v.clone() for k, v in head.state_dict().items()}
@@ -93,7 +93,7 @@ def test_reading_leaves_the_head_as_it_was() -> None:
     assert not any(value.requires_grad for value in logits.values())
 
 
-def test_modes_are_put_back_after_an_error() -> None:
+def test_modes_are_restored_after_an_error() -> None:
     head = DeepHead()
     with pytest.raises(RuntimeError):
         zero_out(head, {"audio": torch.zeros(6, 1), "visual": torch.zeros(6, 1)})
@@ -113,7 +113,7 @@ def test_scores_are_float32_under_autocast(name: str) -> None:
         assert torch.equal(inside[m], plain[m])
 
 
-def test_a_head_in_bfloat16_is_read_too() -> None:
+def test_a_head_in_bfloat16_can_be_read() -> None:
     for head in (Summation(DIMS, CLASSES), Gated(DIMS, CLASSES)):
         plain = unimodal_logits(head, features())
         low = unimodal_logits(head.bfloat16(), {m: value.bfloat16() for m, value in features().items()})

@@ -1,4 +1,4 @@
-"""Memory of batches is used again, and never while anybody holds a part of it, in one process and between several."""
+"""Memory of batches is reused, and never while a part of it is in use, within and between processes."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def loaded(request: pytest.FixtureRequest) -> Callable[[list[int]], dict[str, to
 Loaded = Callable[[list[int]], dict[str, torch.Tensor]]
 
 
-def test_memory_is_used_again_as_soon_as_nobody_holds_it(loaded: Loaded) -> None:
+def test_memory_is_reused_as_soon_as_nothing_refers_to_it(loaded: Loaded) -> None:
     places = set()
     for number in range(20):
         batch = loaded([number, number])
@@ -92,7 +92,7 @@ def test_memory_is_used_again_as_soon_as_nobody_holds_it(loaded: Loaded) -> None
     ],
     ids=["slice", "array", "view", "buffer", "detached"],
 )
-def test_any_part_that_is_held_keeps_the_memory(loaded: Loaded, part: Callable[[Any], Any]) -> None:
+def test_a_reference_to_any_part_keeps_the_memory(loaded: Loaded, part: Callable[[Any], Any]) -> None:
     held = part(loaded([7, 7]))
     gc.collect()
     before = np.asarray(held).copy()
@@ -101,7 +101,7 @@ def test_any_part_that_is_held_keeps_the_memory(loaded: Loaded, part: Callable[[
     assert all(map(whole, others))
 
 
-def test_what_autograd_holds_is_not_overwritten(loaded: Loaded) -> None:
+def test_tensors_saved_by_autograd_are_not_overwritten(loaded: Loaded) -> None:
     factor = torch.ones(1, requires_grad=True)
     product = (factor * loaded([3, 3])["large"]).sum()
     for number in range(5):
@@ -111,7 +111,7 @@ def test_what_autograd_holds_is_not_overwritten(loaded: Loaded) -> None:
     assert factor.grad.item() == 3 * 2 * np.prod(SHAPE)
 
 
-def test_all_batches_may_be_kept_and_only_so_many_blocks_are(loaded: Loaded) -> None:
+def test_all_batches_may_be_kept_but_the_pool_stays_bounded(loaded: Loaded) -> None:
     batches = [loaded([number, -number + 50]) for number in range(12)]
     assert all(map(whole, batches))
     assert len({batch["large"].data_ptr() for batch in batches}) == 12
@@ -131,7 +131,7 @@ def test_sizes_may_change_from_batch_to_batch() -> None:
     assert all(len(block) < 4 * few["large"].nbytes for block in blocks._blocks if block[0])  # no large one for a small
 
 
-def test_a_batch_that_fails_gives_its_memory_back() -> None:
+def test_a_batch_that_fails_frees_its_memory() -> None:
     def failing(items: Sequence[int], allocate: Allocate) -> Arrays:
         load([items[0]], allocate)
         raise ValueError("a damaged sample")
@@ -143,14 +143,14 @@ def test_a_batch_that_fails_gives_its_memory_back() -> None:
     assert [int(block[0]) for block in workers._pool._blocks] == [0]
 
 
-def test_copies_begin_empty() -> None:
+def test_copies_of_a_pool_start_empty() -> None:
     blocks = MemoryPool(3)
     held = blocks.array("large", (3,), np.uint8)
     copy = pickle.loads(pickle.dumps(blocks))
     assert not np.shares_memory(copy.array("large", (3,), np.uint8), held)
 
 
-def test_a_forked_process_gives_nothing_back_that_its_parent_holds() -> None:
+def test_a_forked_process_frees_nothing_that_its_parent_uses() -> None:
     blocks = MemoryPool(3, shared=True)
     batch = finish(load([5], blocks.array))
     place = batch["large"].data_ptr()
@@ -208,7 +208,7 @@ def nothing_left() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_held_or_not_batches_from_workers_are_what_was_loaded() -> None:
+def test_batches_from_workers_are_intact_whether_kept_or_not() -> None:
     count = 60
     held, numbers = [], []
     for number, batch in enumerate(loader(count)):
@@ -221,7 +221,7 @@ def test_held_or_not_batches_from_workers_are_what_was_loaded() -> None:
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_stopping_early_and_beginning_again_with_the_same_workers() -> None:
+def test_a_loader_can_stop_early_and_start_again() -> None:
     again, held = loader(30, persistent_workers=True), []
     for _ in range(4):
         for number, batch in enumerate(again):
@@ -235,7 +235,7 @@ def test_stopping_early_and_beginning_again_with_the_same_workers() -> None:
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_a_killed_worker_ends_the_loop_and_harms_nothing() -> None:
+def test_a_killed_worker_ends_the_loop_and_leaves_nothing_behind() -> None:
     others = set(multiprocessing.active_children())
     coming = iter(loader(500))
     held = [next(coming) for _ in range(3)]
@@ -261,12 +261,12 @@ def test_an_error_in_a_worker_is_raised_here() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("context", ["spawn", "forkserver"])
-def test_workers_that_are_not_forked(context: str) -> None:
+def test_workers_may_be_spawned(context: str) -> None:
     assert all(map(whole, list(loader(12, multiprocessing_context=context))))
 
 
 @pytest.mark.slow
-def test_torchs_other_way_of_sharing(tmp_path: Path) -> None:
+def test_file_system_sharing_works_too(tmp_path: Path) -> None:
     code = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -287,6 +287,6 @@ assert all(map(whole, held))
         time.sleep(0.05)
 
 
-def test_what_is_sent_holds_no_array_of_the_batch() -> None:
+def test_messages_between_processes_hold_no_arrays() -> None:
     sent = SharedMemoryDataset(load, finish, keep=2).__getitems__(list(range(100)))
     assert len(ForkingPickler.dumps(sent)) < 3000 < 100 * 4 * np.prod(SHAPE)

@@ -81,7 +81,7 @@ def test_the_feature_of_all_stages_is_their_pooled_maps(kind: type[CNN4] | type[
     torch.testing.assert_close(plain(clip), pooled[-1])
 
 
-def test_stages_of_a_meeting_are_those_of_each_encoder_alone() -> None:
+def test_joint_stages_equal_those_of_each_encoder_alone() -> None:
     given = {m: encoder.eval() for m, encoder in pair().items()}
     seen: list[tuple[int, dict[str, tuple[int, ...]]]] = []
 
@@ -97,7 +97,7 @@ def test_stages_of_a_meeting_are_those_of_each_encoder_alone() -> None:
     assert seen[-1][1] == {"audio": (2, 1, 8, 2, 2), "visual": (2, 3, 24, 2, 2)}
 
 
-def test_what_an_intermediate_fusion_changes_reaches_the_next_stage_and_the_feature() -> None:
+def test_maps_changed_by_a_fusion_reach_the_next_stage_and_the_feature() -> None:
     given = {m: encoder.eval() for m, encoder in pair(all_stages=True).items()}
 
     def blind(maps: dict[str, Tensor], stage: int) -> dict[str, Tensor]:
@@ -114,7 +114,7 @@ def test_what_an_intermediate_fusion_changes_reaches_the_next_stage_and_the_feat
     torch.testing.assert_close(got["visual"][:, 21:], nothing)
 
 
-def test_an_encoder_with_fewer_stages_meets_the_last_ones_of_the_others() -> None:
+def test_stages_of_encoders_are_matched_from_the_end() -> None:
     given = {"visual": CNN4(3, width=2).eval(), "text": Short()}
     assert isinstance(given["text"], StagedEncoder)
     inputs = {"visual": INPUTS["visual"], "text": torch.randn(2, 1, 1, 3, 5)}
@@ -132,7 +132,7 @@ def test_an_encoder_with_fewer_stages_meets_the_last_ones_of_the_others() -> Non
 
 
 @pytest.mark.parametrize("name", ["mmtm", "attention"])
-def test_encoders_without_stages_fuse_late_but_are_refused_for_more(name: str) -> None:
+def test_encoders_without_stages_allow_late_fusion_only(name: str) -> None:
     given = {"audio": Whole(), "visual": CNN4(3, width=1)}
     head = make_fusion("concat", {"audio": 4, "visual": 4}, 3)
     assert MultimodalModel(given, head)(INPUTS).shape == (2, 3)

@@ -1,4 +1,4 @@
-"""One optimiser step: accumulation, padding, loss scaling, clipping, compiling change how it is computed, not what."""
+"""One optimiser step: accumulation, padding, loss scaling, clipping and compilation do not change the result."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def weights(model: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
-def test_the_loss_is_the_batchs_mean_and_the_step_sgds() -> None:
+def test_the_loss_is_the_mean_of_the_batch_and_the_step_is_sgd() -> None:
     model, balance, step = made()
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     batch = data(6)
@@ -100,7 +100,7 @@ def test_the_loss_is_the_batchs_mean_and_the_step_sgds() -> None:
 
 
 @pytest.mark.parametrize("rules", [(), (OPM(),), (OGM(),), (OPM(), OGM())], ids=["none", "opm", "ogm", "both"])
-def test_accumulation_is_one_large_batch(rules: tuple[Rule, ...]) -> None:
+def test_accumulation_equals_one_large_batch(rules: tuple[Rule, ...]) -> None:
     (whole, _, one), (parted, _, several) = made(*rules), made(*rules)
     for seed in range(1, 6):
         batch = data(12, seed)
@@ -110,7 +110,7 @@ def test_accumulation_is_one_large_batch(rules: tuple[Rule, ...]) -> None:
     torch.testing.assert_close(weights(whole), weights(parted), rtol=1e-5, atol=1e-6)
 
 
-def test_padding_counts_for_nothing() -> None:
+def test_padding_has_no_effect() -> None:
     (padded, balance, one), (plain, reference, other) = made(OPM(), OGM()), made(OPM(), OGM())
     for seed in range(1, 6):
         batch = data(8, seed)
@@ -121,7 +121,7 @@ def test_padding_counts_for_nothing() -> None:
     torch.testing.assert_close(weights(padded), weights(plain), rtol=1e-5, atol=1e-6)
 
 
-def test_gradients_are_clipped_after_they_were_modulated() -> None:
+def test_gradients_are_clipped_after_modulation() -> None:
     model, balance, step = made(OGM(noise="off"), max_grad_norm=0.01)
     before = weights(model)
     step([data(6)], samples=6)
@@ -138,7 +138,7 @@ def test_half_precision_stays_near_single(precision: str) -> None:
     torch.testing.assert_close(weights(half), weights(single), rtol=0.05, atol=0.05)
 
 
-def test_a_step_of_infinite_gradients_is_skipped_and_the_loss_scale_lowered() -> None:
+def test_infinite_gradients_skip_the_step_and_lower_the_loss_scale() -> None:
     model, balance, step = made(OPM(), OGM(), precision="fp16", max_grad_norm=1.0)
     step([data(6)], samples=6)
     before, scale = weights(model), step.scaler.get_scale()
@@ -152,7 +152,7 @@ def test_a_step_of_infinite_gradients_is_skipped_and_the_loss_scale_lowered() ->
     assert torch.isfinite(balance.telemetry()["rho/audio"])
 
 
-def test_scores_take_the_share_of_the_bias() -> None:
+def test_scores_use_the_given_share_of_the_bias() -> None:
     model, balance, step = made(gamma=(1.0, 0.0))
     batch = data(6)
     with torch.no_grad():
@@ -172,7 +172,7 @@ def test_the_learning_rate_falls_in_steps() -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_model_does_what_a_plain_one_does() -> None:
+def test_a_compiled_model_equals_a_plain_one() -> None:
     (compiled, _, one), (plain, _, other) = made(OPM(), OGM(), compiled=True), made(OPM(), OGM())
     for seed in range(1, 4):
         a, b = one([data(8, seed)], samples=8), other([data(8, seed)], samples=8)

@@ -1,4 +1,4 @@
-"""Requests to stop: SIGTERM waits for the step's end, Ctrl-C is not lost."""
+"""Requests to stop: SIGTERM waits for the end of the step, Ctrl-C is never lost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def handlers_as_they_were() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def test_sigterm_is_a_wish() -> None:
+def test_sigterm_only_sets_a_flag() -> None:
     stop = StopRequest()
     with stop.listening():
         os.kill(os.getpid(), signal.SIGTERM)
@@ -30,7 +30,7 @@ def test_sigterm_is_a_wish() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_interrupt_that_a_destructor_swallowed_comes_at_the_next_step() -> None:
+def test_an_interrupt_lost_in_a_destructor_is_raised_at_the_next_step() -> None:
     class Dying:
         def __del__(self) -> None:
             os.kill(os.getpid(), signal.SIGINT)
@@ -45,7 +45,7 @@ def test_an_interrupt_that_a_destructor_swallowed_comes_at_the_next_step() -> No
             stop.check()
 
 
-def test_an_interrupt_of_which_a_library_has_made_an_error_is_one_still() -> None:
+def test_an_interrupt_that_a_library_turned_into_an_error_stays_an_interrupt() -> None:
     def save() -> None:
         try:
             os.kill(os.getpid(), signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Sweeps: only unfinished runs are trained, on devices of their own, through failures, signals and kills."""
+"""Sweeps: only unfinished runs are trained, on their own devices, through failures, signals and kills."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def states(jobs: Sequence[Job]) -> list[str]:
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_runs_share_the_gpus_out_and_only_what_is_missing_runs(tmp_path: Path) -> None:
+def test_runs_share_the_gpus_and_only_unfinished_runs_start(tmp_path: Path) -> None:
     jobs = planned(tmp_path, different("slow1", "slow2", "slow3", "slow4", "slow5"))
     places = share_devices(["3", "GPU-ab", "7"], jobs=None)
     assert run_jobs(jobs, places) == []
@@ -113,7 +113,7 @@ def test_runs_share_the_gpus_out_and_only_what_is_missing_runs(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_torchrun_gets_as_many_gpus_as_it_has_processes(tmp_path: Path) -> None:
+def test_torchrun_gets_one_gpu_per_process(tmp_path: Path) -> None:
     jobs = planned(tmp_path, different("slow1", "slow2"))
     assert run_jobs(jobs, share_devices(["0", "1", "2", "3"], processes=2)) == []
     assert [started(job)["gpus"] for job in jobs] == ["0,1", "2,3"]
@@ -121,7 +121,7 @@ def test_torchrun_gets_as_many_gpus_as_it_has_processes(tmp_path: Path) -> None:
     assert started(jobs[0])["arguments"][:6] == launcher
 
 
-def test_the_machine_is_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_are_divided_among_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     assert share_devices([]) == [DeviceGroup((), 0, 16)]
     assert share_devices([], jobs=3, processes=2) == [DeviceGroup((), 2, 2)] * 3
@@ -183,7 +183,7 @@ def test_a_stopped_sweep_lets_its_runs_save(tmp_path: Path, number: signal.Signa
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_a_folder_is_one_sweep_s_as_long_as_any_of_its_runs_goes_on(tmp_path: Path) -> None:
+def test_a_folder_belongs_to_one_sweep_while_any_of_its_runs_trains(tmp_path: Path) -> None:
     (job,) = planned(tmp_path, different("waits"))
     out, options, log = tmp_path / "runs", tmp_path / "options.yaml", tmp_path / "log.txt"
     job.folder.mkdir(parents=True)
@@ -281,7 +281,7 @@ def pretend(job: Job, accuracy: float) -> None:
     (job.folder / "steps.jsonl").touch()
 
 
-def test_the_command_prints_paper_and_measured_side_by_side(toy_shards: Path, tmp_path: Path) -> None:
+def test_the_command_compares_published_and_measured_values(toy_shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "runs"
     given = {"dataset": "cremad", "shards": str(toy_shards)}
     jobs = read_recipe(bundled()["table-2"]).jobs(out, given=given, base={"epochs": 1}, seeds=[0, 1])
@@ -308,7 +308,7 @@ def test_the_command_prints_paper_and_measured_side_by_side(toy_shards: Path, tm
     assert done.stderr.count("holds shards of folder, but the runs have the setting of cremad") == 1
 
 
-def test_the_command_says_what_is_wrong_before_anything_runs(toy_shards: Path, tmp_path: Path) -> None:
+def test_the_command_reports_errors_before_anything_runs(toy_shards: Path, tmp_path: Path) -> None:
     def refused(*arguments: str) -> str:
         done = CliRunner().invoke(main, ["sweep", *arguments, "--out", str(tmp_path / "runs")])
         assert done.exit_code in (1, 2)

@@ -1,4 +1,4 @@
-"""Recipes: errors name file and key; the bundled ones fit the data sets that they are for."""
+"""Recipes: errors name file and key; the bundled recipes fit their data sets."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_grid_alone_names_its_runs_by_its_values(tmp_path: Path) -> None:
     ]
 
 
-def test_modality_stands_for_each_modality_of_the_data_set(tmp_path: Path) -> None:
+def test_dollar_modality_stands_for_each_modality_of_the_data_set(tmp_path: Path) -> None:
     text = """
 runs:
   $modality: {modalities: $modality}
@@ -63,7 +63,7 @@ seeds: [4]
     assert [job.name for job in chosen] == ["flow", "visual", "all", "gblending"]
 
 
-def test_an_override_replaces_the_base_but_not_what_a_run_says_of_itself(tmp_path: Path) -> None:
+def test_an_override_replaces_the_base_but_not_the_options_of_a_run(tmp_path: Path) -> None:
     text = BASE + "runs: {a: , b: {frames: 1}}\n"
     a, b = jobs(tmp_path, text, base=parse_overrides(("frames=9", "epochs=7", "fusion=sum", "lr=1e-2")), seeds=[8])
     assert (a.config.frames, b.config.frames) == (9, 1)
@@ -125,7 +125,7 @@ def test_options_on_the_command_line_are_checked_too(tmp_path: Path, monkeypatch
         find_recipe("table-99")
 
 
-def test_numbers_of_a_run_that_is_not_there_are_refused(tmp_path: Path) -> None:
+def test_published_numbers_of_an_unknown_run_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("runs: {a: }\npaper: {cremad: {b: {accuracy: 50}}}\n", encoding="utf-8")
     recipe = read_recipe(path)
@@ -133,7 +133,7 @@ def test_numbers_of_a_run_that_is_not_there_are_refused(tmp_path: Path) -> None:
         recipe.published(recipe.jobs(tmp_path, given={"shards": "here", "dataset": "cremad"}))
 
 
-def test_commands_to_go_on_with_are_filled_in(tmp_path: Path) -> None:
+def test_placeholders_in_the_next_commands_are_filled_in(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("runs: {a: }\nthen: [evaluate $run --missing $modality=0.1, look $out $shards $dataset]\n")
     recipe = read_recipe(path)
@@ -146,7 +146,7 @@ def test_commands_to_go_on_with_are_filled_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", bundled())
-def test_a_bundled_recipe_fits_every_data_set_that_it_is_for(name: str, tmp_path: Path) -> None:
+def test_a_bundled_recipe_fits_each_of_its_data_sets(name: str, tmp_path: Path) -> None:
     recipe = read_recipe(bundled()[name])
     assert recipe.about
     for dataset in recipe.datasets or DATASETS:
@@ -157,7 +157,7 @@ def test_a_bundled_recipe_fits_every_data_set_that_it_is_for(name: str, tmp_path
         assert not any("$" in line for line in recipe.commands(tmp_path, found))
 
 
-def test_runs_of_one_name_are_one_run_in_all_recipes_of_the_paper(tmp_path: Path) -> None:
+def test_runs_with_one_name_are_the_same_in_all_recipes_of_the_paper(tmp_path: Path) -> None:
     """So sweeps may share a folder."""
     laptop = {"balance", "fusions"}
     known: dict[str, dict[str, Any]] = {}
@@ -168,7 +168,7 @@ def test_runs_of_one_name_are_one_run_in_all_recipes_of_the_paper(tmp_path: Path
             assert known.setdefault(str(job), options) == options, (name, str(job))
 
 
-def test_the_paper_s_headline_numbers_are_those_of_the_method_s_table() -> None:
+def test_the_papers_main_numbers_are_those_of_its_table() -> None:
     """Accuracy / mAP as METHOD.md prints them, columns CREMA-D, Kinetics-Sounds, UCF-101, VGGSound."""
     printed = """
     first | 61.4 / 67.7 | 49.9 / 51.3 | 77.2 / 82.5 | 47.5 / 49.3
@@ -188,7 +188,7 @@ def test_the_paper_s_headline_numbers_are_those_of_the_method_s_table() -> None:
             assert paper[dataset][run] == {"accuracy": accuracy, "mAP": precision}
 
 
-def test_paper_and_measured_stand_side_by_side() -> None:
+def test_published_and_measured_values_are_compared() -> None:
     paper = {"a": {"accuracy": 70.0, "mAP": 80.0}, "b": {"accuracy": 50.0}}
     rows = {"a": [{"accuracy": 0.7, "mAP": 0.75}, {"accuracy": 0.74, "mAP": None}], "c": [{"accuracy": 0.1}]}
     table = paper_table(paper, rows)
@@ -200,7 +200,7 @@ def test_paper_and_measured_stand_side_by_side() -> None:
     ]
 
 
-def test_the_bundled_recipes_are_listed_with_a_line_each() -> None:
+def test_the_bundled_recipes_are_listed_with_one_line_each() -> None:
     done = CliRunner().invoke(main, ["sweep", "--list"])
     assert done.exit_code == 0
     lines = {line.split()[0]: line for line in done.output.splitlines()}

@@ -1,4 +1,4 @@
-"""Tasks: one for every kind of target, with the loss, metrics and exports of its predictions."""
+"""Tasks: one per kind of target, with the loss, metrics and exports of its predictions."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def test_tsm_equals_the_reference(frames: int) -> None:
         assert torch.equal(plain(clip), got) == (frames == 1)  # a spectrogram has no neighbour to see
 
 
-def test_tsm18_loads_what_resnet18_does() -> None:
+def test_tsm18_loads_the_weights_of_resnet18() -> None:
     tsm, plain = make_encoder("tsm18", "visual", channels=3), make_encoder("resnet18", "visual", channels=3)
     assert isinstance(tsm, ResNet18)
     assert {k: v.shape for k, v in tsm.state_dict().items()} == {k: v.shape for k, v in plain.state_dict().items()}
@@ -117,7 +117,7 @@ def test_tsm18_loads_what_resnet18_does() -> None:
     assert not any(block.shift for block in plain.modules() if isinstance(block, BasicBlock))
 
 
-def test_resnet18_with_one_frame_a_segment_is_tsn() -> None:
+def test_resnet18_with_one_frame_per_segment_is_tsn() -> None:
     """Wang et al. 2016, Eq. 1: one snippet from each of K equal segments, a shared network, the mean of the scores."""
     available, segments = 10, 3
     lower = choose_instants(available, segments, [0.0] * segments)

@@ -1,18 +1,14 @@
-"""What W&B, MLflow, TensorBoard and the terminal get of a run; and that training never depends on it."""
+"""What W&B, MLflow and TensorBoard receive of a run; training never depends on it."""
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import os
-import pty
-import subprocess
 import sys
 import threading
 import time
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +17,8 @@ import pytest
 from bmlpipe.train.config.options import ConfigError
 from bmlpipe.train.config.parsing import parse
 from bmlpipe.train.run import train
-from bmlpipe.train.runs import progress_line as progress
 from bmlpipe.train.runs import trackers
 from bmlpipe.train.runs.journal import Journal
-from bmlpipe.train.runs.progress_line import ProgressLine
 from bmlpipe.train.runs.trackers import Trackers, check_installed, tags
 
 SMALL = {"encoder": "cnn4", "image_size": 32, "batch_size": 24, "workers": 0, "device": "cpu", "modulation": "opm"}
@@ -132,7 +126,7 @@ def logged(calls: list[Any]) -> list[dict[str, float]]:
     return [call[1] for call in calls if call[0] == "log"]
 
 
-def test_a_run_s_rows_reach_both_services_and_a_resumed_run_goes_on_there(
+def test_rows_reach_both_services_and_a_resumed_run_continues_there(
     toy_shards: Path, tmp_path: Path, wandb: list[Any], mlflow: FakeMlflow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_PROJECT", "mine")
@@ -178,7 +172,7 @@ def test_a_run_s_rows_reach_both_services_and_a_resumed_run_goes_on_there(
     ("error", "stopped", "code", "status"),
     [(None, True, 1, "KILLED"), (KeyboardInterrupt(), False, 1, "KILLED"), (ValueError(), False, 1, "FAILED")],
 )
-def test_the_services_are_told_how_a_run_ended(
+def test_the_services_receive_the_outcome_of_a_run(
     tmp_path: Path,
     wandb: list[Any],
     mlflow: FakeMlflow,
@@ -204,7 +198,7 @@ def test_the_services_are_told_how_a_run_ended(
     assert mlflow.runs["run-0"]["status"][-1] == status
 
 
-def test_a_run_of_another_server_gets_a_new_one(tmp_path: Path, mlflow: FakeMlflow) -> None:
+def test_a_run_known_to_another_server_is_created_anew(tmp_path: Path, mlflow: FakeMlflow) -> None:
     (tmp_path / "mlflow-run.txt").write_text("theirs\n")
     Trackers(["mlflow"], tmp_path, {"lr": 0.1}).close("finished")
     assert (tmp_path / "mlflow-run.txt").read_text() == "run-0\n"
@@ -240,7 +234,7 @@ class Faulty:
         ("hang", "is too slow, its oldest rows are dropped"),
     ],
 )
-def test_a_service_that_fails_is_a_warning_and_nothing_else(
+def test_a_failing_service_only_causes_a_warning(
     where: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     made: list[Faulty] = []
@@ -270,7 +264,7 @@ def test_a_service_that_fails_is_a_warning_and_nothing_else(
         assert made[0].taken == [1, 2, 3, 4]
 
 
-def test_steps_are_sent_now_and_then_and_evaluations_always(tmp_path: Path, wandb: list[Any]) -> None:
+def test_steps_are_sent_at_intervals_and_evaluations_always(tmp_path: Path, wandb: list[Any]) -> None:
     sinks = Trackers(["wandb"], tmp_path, {}, every=3600.0)
     for step in range(5):
         sinks.step({"train/loss": 1.0}, step)
@@ -285,7 +279,7 @@ def test_numbers_that_are_not_finite_are_not_sent() -> None:
     assert tags(row) == {"k/audio": 1.0}
 
 
-def test_a_service_that_is_unknown_or_not_installed_is_an_error_in_the_beginning(
+def test_an_unknown_or_missing_service_is_an_error_before_training(
     toy_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError, match="'comet' is not a service: choose among wandb, mlflow"):
@@ -361,69 +355,3 @@ def test_tensorboard_groups_the_numbers_and_keeps_an_evaluation_before_a_resumed
 
 
 # ----- the line -----
-
-
-def rows(count: int) -> Iterator[dict[str, Any]]:
-    for step in range(count):
-        yield {
-            "step": step,
-            "epoch": 0,
-            "loss": 1.5,
-            "rho/audio": 2.0,
-            "rho/visual": 0.5,
-            "step_s": 0.5,
-            "data_s": 0.1,
-            "samples_per_s": 64.0,
-        }
-
-
-LINE = (
-    "step 3 of 10, epoch 0  loss 1.500  ρ audio 2.00  ρ visual 0.50  64 samples/s  waiting for data 20%  "
-    "0 min 03 s left"
-)
-
-
-def test_in_a_log_the_line_is_a_line_of_it(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
-    monkeypatch.setattr(progress, "_IN_LOG", 0.0)
-    with caplog.at_level(logging.INFO, "bmlpipe"), ProgressLine(10) as line:
-        for row in rows(3):
-            line.step(row, ["k/audio is 0: it learns nothing"])
-    said = [record.getMessage() for record in caplog.records]
-    assert said[-1] == LINE
-    assert sum("k/audio is 0" in message for message in said) == 1
-    assert not any("\x1b" in message for message in said)
-
-
-@pytest.mark.slow
-def test_on_a_terminal_the_line_is_renewed_in_its_place_below_the_log(tmp_path: Path) -> None:
-    program = (
-        "import logging\nfrom bmlpipe.manifests.common.logs import configure\n"
-        "from bmlpipe.train.runs import progress_line as progress\n"
-        f"rows = {list(rows(3))!r}\nprogress._ON_TERMINAL = 0.0\nconfigure()\n"
-        "with progress.ProgressLine(10) as line:\n    for row in rows:\n        line.step(row, [])\n"
-        "        logging.getLogger('bmlpipe').info('said at %d', row['step'])\n"
-    )
-    ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "200", "NO_COLOR": "1"}
-    process = subprocess.Popen([sys.executable, "-c", program], stderr=theirs, stdout=theirs, env=environment)
-    os.close(theirs)
-    text = b""
-    try:
-        while True:
-            try:
-                piece = os.read(ours, 4096)
-            except OSError:  # the other end is closed
-                break
-            if not piece:
-                break
-            text += piece
-        assert process.wait(60) == 0
-    finally:
-        process.kill()
-        os.close(ours)
-    shown = text.decode()
-    assert LINE in shown
-    assert shown.index("said at 0") < shown.index("step 2 of 10")
-    assert shown.count("\x1b[2K") >= 3  # each line is erased before what follows
-    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")  # the cursor is back
