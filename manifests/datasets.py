@@ -213,7 +213,7 @@ def _with_validation(manifest: Manifest, dataset: Dataset, validation: Validatio
     clips = add_validation(manifest.clips, replace(validation, by_group=by_group))
     moved = sum(clip.split == "val" for clip in clips)
     notes.append(
-        f"no validation split in the annotation: {moved} of {counts['train']} training clips become the validation split "
-        f"({validation.fraction:.3g} of each class{', whole groups' if by_group else ''}; seed {validation.seed})"
+        f"no validation split in the annotation: {moved} of {counts['train']} training clips become the validation "
+        f"split ({validation.fraction:.3g} of each class{', whole groups' if by_group else ''}; seed {validation.seed})"
     )
     return replace(manifest, clips=clips, notes=tuple(notes))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.manifests.schema import Clip
 
-#: What moves as a unit: the name of a group, or the id of a clip. By group, a clip without a group is a tuple of its id.
+#: What moves as a unit: the name of a group, or the id of a clip. With groups, a clip without one is a tuple of its id.
 _Unit = str | tuple[str]
 
 

@@ -63,16 +63,16 @@ class CombinedReader:
         sizes, firsts = list[list[int]](), list[int]()
         self._starts, self._blocks, self._length = list[int](), list[tuple[int, int]](), 0
         for split, (number, reader) in itertools.product(splits, enumerate(self._readers)):
-            mine = [shard for shard in reader.index.shards if shard.split == split]
-            if not mine:
+            own = [shard for shard in reader.index.shards if shard.split == split]
+            if not own:
                 continue
             if split == "train":
-                sizes.append([shard.samples for shard in mine])
+                sizes.append([shard.samples for shard in own])
                 firsts.append(self._length)
             self._starts.append(self._length)
             self._blocks.append((number, reader.index.split_range(split).start))
-            self._length += sum(shard.samples for shard in mine)
-            shards += mine
+            self._length += sum(shard.samples for shard in own)
+            shards += own
         self.mixture = Mixture.of(sizes, firsts=firsts, weights=weights) if sizes else None
         self.index = first.index if len(self._readers) == 1 else self._merged(shards)
 
@@ -143,10 +143,10 @@ class CombinedReader:
 
     def remote_shards_of(self, numbers: Sequence[int]) -> list[RemoteShard]:
         """Return the remote shards that hold these samples, for `PrefetchingBatches`."""
-        mine: dict[int, list[int]] = {}
+        own: dict[int, list[int]] = {}
         for part, local in map(self.locate, numbers):
-            mine.setdefault(part, []).append(local)
-        return [shard for part, locals_ in mine.items() for shard in self._readers[part].remote_shards_of(locals_)]
+            own.setdefault(part, []).append(local)
+        return [shard for part, locals_ in own.items() for shard in self._readers[part].remote_shards_of(locals_)]
 
     def close(self) -> None:
         """Close all files."""
@@ -168,9 +168,9 @@ def _check_pair(first: ShardReader, other: ShardReader, kinds: Collection[str]) 
     for kind in kinds:
         for reader in (first, other):
             if kind not in reader.index.features:
-                there = ", ".join(reader.index.features)
+                available = ", ".join(reader.index.features)
                 raise ShardError(
-                    f"{reader.folder} has no {kind}, only {there}: mix sets that all have the kinds in use"
+                    f"{reader.folder} has no {kind}, only {available}: mix sets that all have the kinds in use"
                 )
     one_made, other_made = ({kind: reader.index.features[kind] for kind in kinds} for reader in (first, other))
     if changed := differences(one_made, other_made):

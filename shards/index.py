@@ -114,8 +114,8 @@ class Index:
         """
         found = [shard for shard in self.shards if shard.split == split]
         if not found:
-            there = ", ".join(sorted({shard.split for shard in self.shards})) or "none"
-            raise ShardError(f"these shards have no samples of split {split!r}: choose among {there}")
+            available = ", ".join(sorted({shard.split for shard in self.shards})) or "none"
+            raise ShardError(f"these shards have no samples of split {split!r}: choose among {available}")
         return found
 
     def split_range(self, split: str) -> range:

@@ -48,8 +48,8 @@ def _deal(turns: Integers, shares: Sequence[int]) -> tuple[Integers, Integers]:
     if len(shares) == 1:
         return np.zeros_like(turns), turns
     half = len(shares) // 2
-    left, whole = sum(shares[:half]), sum(shares)
-    before, after = _part(turns, left, whole), _part(turns + 1, left, whole)
+    left, total = sum(shares[:half]), sum(shares)
+    before, after = _part(turns, left, total), _part(turns + 1, left, total)
     goes_left = after > before
     sets, counts = np.empty_like(turns), np.empty_like(turns)
     sets[goes_left], counts[goes_left] = _deal(before[goes_left], shares[:half])
@@ -58,9 +58,9 @@ def _deal(turns: Integers, shares: Sequence[int]) -> tuple[Integers, Integers]:
     return sets, counts
 
 
-def _part(turns: Integers, left: int, whole: int) -> Integers:
-    """Compute floor(turns · left / whole) without overflow."""
-    return turns // whole * left + turns % whole * left // whole
+def _part(turns: Integers, left: int, total: int) -> Integers:
+    """Compute floor(turns · left / total) without overflow."""
+    return turns // total * left + turns % total * left // total
 
 
 @dataclass(frozen=True)

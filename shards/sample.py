@@ -109,5 +109,5 @@ class Sample:
         """
         listed = {suffix: [len(data), crc32(data)] for suffix, data in self.members.items()}
         text = json.dumps({**self.meta, "members": listed}, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        whole = {**self.members, CLASS.member: CLASS.encode(self.label), JSON_MEMBER: text.encode()}
-        return [(f"{self.key}.{suffix}", whole[suffix]) for suffix in sorted(whole)]
+        contents = {**self.members, CLASS.member: CLASS.encode(self.label), JSON_MEMBER: text.encode()}
+        return [(f"{self.key}.{suffix}", contents[suffix]) for suffix in sorted(contents)]

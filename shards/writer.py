@@ -109,11 +109,13 @@ class ShardWriter:
 
     def __enter__(self) -> ShardWriter:
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        for rest in self.out.parent.glob(f".{glob.escape(self.out.name)}.writing-*"):  # of a process that was killed
-            if rest.name.endswith("-old") and not self.out.exists():  # it was killed between its two renamings
-                rest.rename(self.out)
+        for leftover in self.out.parent.glob(
+            f".{glob.escape(self.out.name)}.writing-*"
+        ):  # of a process that was killed
+            if leftover.name.endswith("-old") and not self.out.exists():  # it was killed between its two renamings
+                leftover.rename(self.out)
             else:
-                shutil.rmtree(rest)
+                shutil.rmtree(leftover)
         self._folder = self.out.parent / f".{self.out.name}.writing-{uuid.uuid4().hex[:8]}"
         self._folder.mkdir()
         return self

@@ -165,10 +165,10 @@ def _check_modalities(combinations: Sequence[Sequence[Mapping[str, float]]], run
     """Refuse rates of a modality that no run has."""
     from bmlpipe.train.config.options import ConfigError
 
-    there = {m for modalities in runs for m in modalities}
+    known = {m for modalities in runs for m in modalities}
     for rates in combinations:
-        if absent := [m for m in rates[0] if m not in there]:
-            raise ConfigError(f"--missing names {absent[0]}, but the runs have {', '.join(sorted(there))} only")
+        if absent := [m for m in rates[0] if m not in known]:
+            raise ConfigError(f"--missing names {absent[0]}, but the runs have {', '.join(sorted(known))} only")
 
 
 def _evaluate(run: LoadedRun, request: _Request) -> _Result:
@@ -182,14 +182,14 @@ def _evaluate(run: LoadedRun, request: _Request) -> _Result:
     about = f"{folder}, {run.checkpoint}"
     if run.other_samples and run.process.is_main:
         _logger.warning("%s: these are not the samples of its training (%s)", about, run.other_samples)
-    fitting = [rates for rates in request.combinations if set(rates[0]) <= set(run.config.resolved_modalities)]
-    if len(fitting) < len(request.combinations):
+    applicable = [rates for rates in request.combinations if set(rates[0]) <= set(run.config.resolved_modalities)]
+    if len(applicable) < len(request.combinations):
         _logger.info(
             "%s has %s only; --missing of other modalities is skipped",
             about,
             " and ".join(run.config.resolved_modalities),
         )
-    rates = [one for rates in fitting for one in rates]
+    rates = [one for rates in applicable for one in rates]
 
     @cache
     def predict(name: str) -> Predictions:

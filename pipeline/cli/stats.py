@@ -42,48 +42,54 @@ def stats(shards: Path | str, samples: int, as_json: bool, as_csv: bool) -> None
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other.")
     reader = ShardReader(shards)
-    about = describe(reader, samples=samples)
+    summary = describe(reader, samples=samples)
     if as_json:
-        click.echo(json.dumps(about, indent=1, ensure_ascii=False))
+        click.echo(json.dumps(summary, indent=1, ensure_ascii=False))
     elif as_csv:
-        rows = ([name, *map(str, counts)] for name, counts in _by_class(about).items())
-        write_csv_rows(sys.stdout, [["class", *about["splits"]], *rows])
+        rows = ([name, *map(str, counts)] for name, counts in _by_class(summary).items())
+        write_csv_rows(sys.stdout, [["class", *summary["splits"]], *rows])
     else:
-        _print(str(reader.folder), about)
+        _print(str(reader.folder), summary)
     log_next(f"bmlpipe inspect {shards}")
 
 
-def _by_class(about: Mapping[str, Any]) -> dict[str, list[int]]:
+def _by_class(summary: Mapping[str, Any]) -> dict[str, list[int]]:
     """Map each class to its number of samples in each split, the most frequent class first."""
-    splits = [split["classes"] for split in about["splits"].values()]
+    splits = [split["classes"] for split in summary["splits"].values()]
     counts = {name: [split[name] for split in splits] for name in (splits[0] if splits else ())}
     return dict(sorted(counts.items(), key=lambda item: -sum(item[1])))
 
 
-def _print(where: str, about: Mapping[str, Any]) -> None:
+def _print(where: str, summary: Mapping[str, Any]) -> None:
     def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         print_table(columns, [list(map(str, row)) for row in rows], caption=title)
 
-    classes, read = _by_class(about), about["read"]
+    classes, read = _by_class(summary), summary["read"]
     click.echo(
-        f"{where}: {about['dataset']}, format version {about['version']}, {about['samples']} samples of "
-        f"{len(classes)} classes, {_size(about['bytes'])}",
+        f"{where}: {summary['dataset']}, format version {summary['version']}, {summary['samples']} samples of "
+        f"{len(classes)} classes, {_size(summary['bytes'])}",
     )
     show(
         "splits",
         ["split", "shards", "samples", "bytes", "classes", "fewest of a class", "most"],
         [
             (name, s["shards"], s["samples"], _size(s["bytes"]), *_spread(s["classes"].values()))
-            for name, s in about["splits"].items()
+            for name, s in summary["splits"].items()
         ],
     )
-    whole = about["bytes"] / max(1, about["samples"])
-    numbers = {kind: [_listed(made[name]) for name in ("mean", "std")] for kind, made in about["statistics"].items()}
+    mean_bytes = summary["bytes"] / max(1, summary["samples"])
+    numbers = {kind: [_listed(made[name]) for name in ("mean", "std")] for kind, made in summary["statistics"].items()}
     show(
-        f"a sample (mean of {read['samples']} of {about['samples']})",
+        f"a sample (mean of {read['samples']} of {summary['samples']})",
         ["kind", "members", "bytes", "share of the tar", "mean", "deviation"],
         [
-            (kind, f"{m['members']:.4g}", _size(m["bytes"]), f"{m['bytes'] / whole:.1%}", *numbers.get(kind, ("", "")))
+            (
+                kind,
+                f"{m['members']:.4g}",
+                _size(m["bytes"]),
+                f"{m['bytes'] / mean_bytes:.1%}",
+                *numbers.get(kind, ("", "")),
+            )
             for kind, m in read["kinds"].items()
         ],
     )
@@ -91,27 +97,27 @@ def _print(where: str, about: Mapping[str, Any]) -> None:
     shown = names if len(names) <= _SHOWN else [*names[: _SHOWN // 2], "…", *names[-_SHOWN // 2 :]]
     show(
         "classes",
-        ["the most frequent first", *about["splits"]],
-        [(name, *classes.get(name, ["…"] * len(about["splits"]))) for name in shown],
+        ["the most frequent first", *summary["splits"]],
+        [(name, *classes.get(name, ["…"] * len(summary["splits"]))) for name in shown],
     )
     click.echo()
     if read["seconds"]:
         length = read["seconds"]
         span = f"{length['shortest']:.4g} to {length['longest']:.4g}, median {length['median']:.4g}"
-        click.echo(f"seconds: {span}, about {length['mean'] * about['samples'] / 3600:.3g} hours in all")
-    counts = {name: split["flags"] for name, split in about["splits"].items() if split["flags"] is not None}
+        click.echo(f"seconds: {span}, about {length['mean'] * summary['samples'] / 3600:.3g} hours in all")
+    counts = {name: split["flags"] for name, split in summary["splits"].items() if split["flags"] is not None}
     carried = Counter[str]()
     for of_split in counts.values():
         carried.update(of_split)
-    many = about["samples"] if counts else read["samples"]
+    total = summary["samples"] if counts else read["samples"]
     shares = Counter(carried if counts else read["flags"]).most_common()
-    flags = ", ".join(f"{flag} {count / many:.1%}" for flag, count in shares)
+    flags = ", ".join(f"{flag} {count / total:.1%}" for flag, count in shares)
     click.echo(f"flags: {flags or 'none'}{'' if counts else ', of the samples read'}")
     if carried:
         rows = [(flag, *(of_split.get(flag, 0) for of_split in counts.values())) for flag, _ in shares]
         show("samples that carry a flag", ["flag", *counts], rows)
-    if about["dropped"]:
-        dropped = ", ".join(f"{flag} {count}" for flag, count in about["dropped"].items())
+    if summary["dropped"]:
+        dropped = ", ".join(f"{flag} {count}" for flag, count in summary["dropped"].items())
         click.echo(f"clips left out by their flags when this was written: {dropped}")
 
 

@@ -35,17 +35,17 @@ def verify(shards: Path | str, workers: int | None) -> None:
     from bmlpipe.manifests.common.progress import ProgressMeter
     from bmlpipe.shards.verify.compare import verify as compare
 
-    faults, about = 0, ""
+    faults, size = 0, ""
     with ProgressMeter("samples") as meter:
 
         def start(index: Index) -> None:
-            nonlocal about
-            about = f"{len(index.shards)} shards, {len(index.samples)} samples, "
+            nonlocal size
+            size = f"{len(index.shards)} shards, {len(index.samples)} samples, "
             meter.expect(len(index.samples))
 
         for fault in compare(shards, meter.advance, start=start, workers=workers or int(CPU_COUNT)):
             faults += 1
             click.echo("\t".join([fault.shard, fault.key or "-", fault.member or "-", fault.message]))
-    _logger.info("%s%d faults", about, faults)
+    _logger.info("%s%d faults", size, faults)
     log_next("bmlpipe shard (writes the shards again)" if faults else "bmlpipe train")
     sys.exit(1 if faults else 0)

@@ -75,15 +75,15 @@ def remote_caller(versions: Mapping[str, str]) -> Callable[[bytes], tuple[Any, .
                 installed = "not installed as a package"
             if installed != version:
                 found[package] = f"{package} {installed} ({version} here)"
-        about = get_worker().address, socket.gethostname(), tuple(sorted(found.values()))
+        worker = get_worker().address, socket.gethostname(), tuple(sorted(found.values()))
         if own in found:
-            return (None, f"it has {found[own]}: install the same version on all hosts", *about)
+            return (None, f"it has {found[own]}: install the same version on all hosts", *worker)
         function, batch = pickle.loads(call)  # noqa: S301  (as Dask does with everything that it is sent)
         from bmlpipe.pipeline.cluster.worker_checks import UnfitWorkerError
 
         try:
-            return (function(batch), None, *about)
+            return (function(batch), None, *worker)
         except UnfitWorkerError as error:
-            return (None, str(error), *about)
+            return (None, str(error), *worker)
 
     return run_call

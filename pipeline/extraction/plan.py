@@ -118,8 +118,8 @@ class ExtractionPlan:
                 elif state == _TO_DO:
                     task = self.tasks[number]
                     number += 1
-                    about = {"status": "failed", "reason": NOT_TRIED, "message": message}
-                    yield task.ledger_row(self.request, self.videos, **about)
+                    values = {"status": "failed", "reason": NOT_TRIED, "message": message}
+                    yield task.ledger_row(self.request, self.videos, **values)
                 elif old is not None:
                     yield old
 

@@ -115,8 +115,8 @@ def prometheus(content: Mapping[str, Any]) -> str:
         ("workers", "Dask workers alive.", {"": content["workers"] or 0}),
     ]
     lines = []
-    for name, about, values in gauges:
-        lines += [f"# HELP bmlpipe_extract_{name} {about}", f"# TYPE bmlpipe_extract_{name} gauge"]
+    for name, description, values in gauges:
+        lines += [f"# HELP bmlpipe_extract_{name} {description}", f"# TYPE bmlpipe_extract_{name} gauge"]
         for label, value in values.items():
             labels = ",".join(filter(None, [f'folder="{folder}"', label]))
             lines.append(f"bmlpipe_extract_{name}{{{labels}}} {value}")

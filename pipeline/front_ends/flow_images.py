@@ -111,13 +111,13 @@ def quick_check(folder: Path, video: Path) -> tuple[int, int, int]:
 def identity(folder: Path, video: Path) -> SourceFile:
     """Identify a video's images: the numbers of `quick_check`, and a SHA-256 of all names and contents."""
     count, size, newest = quick_check(folder, video)
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for place in _places(folder, video):
         for entry in sorted(_files(place), key=lambda entry: entry.name):
             data = Path(entry.path).read_bytes()
-            whole.update(f"{entry.name}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
-            whole.update(data)
-    return SourceFile(f"{count} images", size, newest, whole.hexdigest())
+            digest.update(f"{entry.name}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
+            digest.update(data)
+    return SourceFile(f"{count} images", size, newest, digest.hexdigest())
 
 
 def same_images(old: SourceFile | None, folder: Path, video: Path) -> bool:
@@ -152,9 +152,10 @@ def _in_order(folder: Path, pattern: str) -> list[Path]:
     numbers = sorted(found)
     first = min(1, *numbers) if numbers else 1
     if not numbers or numbers != list(range(first, first + len(numbers))):
-        there = f"numbers {numbers[0]} to {numbers[-1]}, {len(numbers)} in all" if numbers else "none"
+        existing = f"numbers {numbers[0]} to {numbers[-1]}, {len(numbers)} in all" if numbers else "none"
         raise ClipError(
-            "missing_flow_images", f"{folder}: images must be numbered from 0 or 1 without gaps, but there are {there}"
+            "missing_flow_images",
+            f"{folder}: images must be numbered from 0 or 1 without gaps, but there are {existing}",
         )
     return [found[number] for number in numbers]
 

@@ -40,7 +40,7 @@ def parameters(preset: str) -> dict[str, Any]:
     Args:
         preset: A name of `NAMES`.
     """
-    made = {
+    values = {
         "rate": _LAYOUT.rate,
         "window": _LAYOUT.window,
         "hop": _LAYOUT.hop,
@@ -51,7 +51,7 @@ def parameters(preset: str) -> dict[str, Any]:
         "floor": _FLOOR,
         "range_db": _RANGE,
     }
-    return {**made, "coefficients": COEFFICIENTS} if preset == "mfcc" else made
+    return {**values, "coefficients": COEFFICIENTS} if preset == "mfcc" else values
 
 
 def mel_features(samples: Floats, preset: str) -> Floats:

@@ -93,14 +93,14 @@ class SpectrogramOptions(SoundOptions):
         """See `FrontEndOptions.parameters`."""
         layout = PRESETS[self.preset]
         if self.preset == "kaldi-fbank":
-            made = kaldi_fbank.parameters()
+            computed = kaldi_fbank.parameters()
         elif self.preset in mel.NAMES:
-            made = mel.parameters(self.preset)
+            computed = mel.parameters(self.preset)
         else:
-            made = {"rate": layout.rate, "window": layout.window, "hop": layout.hop, "floor": _FLOOR}
+            computed = {"rate": layout.rate, "window": layout.window, "hop": layout.hop, "floor": _FLOOR}
         if layout.centred:
-            made["centred"] = True
-        return {"version": VERSION, "preset": self.preset, "seconds": seconds, "dtype": "float16", **made}
+            computed["centred"] = True
+        return {"version": VERSION, "preset": self.preset, "seconds": seconds, "dtype": "float16", **computed}
 
 
 def windows(samples: int, preset: str = "vggsound") -> int:

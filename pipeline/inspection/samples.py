@@ -86,8 +86,8 @@ def samples_from_shards(
         numbers, needed = map(int, candidates), min(selection.count, len(candidates))
     if selection.flags and index.flags is not None and not selection.names:
         splits = [selection.split] if selection.split else list(index.flags)
-        there = sum(index.flags.get(split, {}).get(flag, 0) for split in splits for flag in selection.flags)
-        needed = min(needed, there)  # once these are found, the search can stop
+        total = sum(index.flags.get(split, {}).get(flag, 0) for split in splits for flag in selection.flags)
+        needed = min(needed, total)  # once these are found, the search can stop
     for number in numbers:
         if found == needed:
             return
@@ -154,15 +154,15 @@ def samples_from_features(folder: Path, selection: SampleSelection) -> Iterator[
         FileNotFoundError: The folder is not a feature folder.
         StoreError: A clip's features cannot be read.
     """
-    rows, about = known_rows(folder), json.loads(FeatureFolder(folder).dataset.read_text(encoding="utf-8"))
+    rows, description = known_rows(folder), json.loads(FeatureFolder(folder).dataset.read_text(encoding="utf-8"))
     clips = {clip.id: clip for clip in read_clips(FeatureFolder(folder).manifest)}
     store = FeatureStore(folder)
     if selection.label is not None:
-        _check_label(selection.label, about["classes"])
+        _check_label(selection.label, description["classes"])
     for row in _named_rows(rows, selection.names) if selection.names else _random_rows(rows, selection, clips):
         stored = store.read(row.id)
         kinds = [kind for kind in KINDS if kind in stored.parameters]
-        sample = sample_of(stored, clips[row.id], about["classes"].index(clips[row.id].label), kinds)
+        sample = sample_of(stored, clips[row.id], description["classes"].index(clips[row.id].label), kinds)
         yield InspectedSample(sample.key, sample.members, sample.meta, stored.parameters, row.source)
 
 

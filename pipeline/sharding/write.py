@@ -160,14 +160,16 @@ class _Extraction:
         folder = FeatureFolder(path)
         try:
             rows = read_ledger(path)
-            about = json.loads(folder.dataset.read_text(encoding="utf-8"))
+            description = json.loads(folder.dataset.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise ExtractionError(str(error)) from error
         name = DATASETS[dataset].clips_of if dataset in DATASETS else dataset
-        if about["dataset"] != name:
-            raise ExtractionError(f"{path} holds features of {about['dataset']}, not of {name}: correct --dataset")
-        parameters = {kind: about["features"][kind] for kind in KINDS if kind in about["features"]}
-        return cls(folder, name, about["classes"], parameters, rows)
+        if description["dataset"] != name:
+            raise ExtractionError(
+                f"{path} holds features of {description['dataset']}, not of {name}: correct --dataset"
+            )
+        parameters = {kind: description["features"][kind] for kind in KINDS if kind in description["features"]}
+        return cls(folder, name, description["classes"], parameters, rows)
 
     def parameters_of(self, kinds: Iterable[str] | None) -> dict[str, dict[str, Any]]:
         """Return the parameters of these kinds; None: of all."""

@@ -155,13 +155,13 @@ def _fill(file: h5py.File, stored: StoredClip) -> None:
     file.attrs["version"] = _VERSION
     _put_text(file, "format", _FORMAT)
     _put_text(file, "id", stored.id)
-    about = {
+    attributes = {
         "clip": stored.clip,
         "source": [asdict(source) for source in stored.sources],
         "flags": stored.features.flags,
         "media": stored.features.media,
     }
-    for name, value in about.items():
+    for name, value in attributes.items():
         _put_json(file, name, value)
     for kind, parameters in sorted(stored.parameters.items()):  # the same bytes in any order of the kinds
         group = file.create_group(kind)

@@ -90,12 +90,12 @@ class Cache:
             return None
         except OSError as error:
             raise self._unusable(error) from error
-        about = os.fstat(descriptor)
-        if not entry.fits(about.st_size):
+        status = os.fstat(descriptor)
+        if not entry.fits(status.st_size):
             self.discard(entry, descriptor)
             os.close(descriptor)
             return None
-        if time.time() - about.st_mtime > _TOUCH:
+        if time.time() - status.st_mtime > _TOUCH:
             with suppress(PermissionError):  # the file of another user, whose own processes record their uses
                 os.utime(descriptor)
         return descriptor
@@ -225,8 +225,8 @@ class Cache:
             for file in files:
                 if re.fullmatch(rf"[0-9a-f]{{64}}({_PART})?", file.name):
                     with suppress(FileNotFoundError):
-                        about = file.stat(follow_symlinks=False)
-                        found.append((about.st_mtime_ns, about.st_size, file.name))
+                        status = file.stat(follow_symlinks=False)
+                        found.append((status.st_mtime_ns, status.st_size, file.name))
         return sorted(found)
 
     def _make_room(self, entry: CacheEntry, part: int, keep: Collection[str]) -> bool:

@@ -208,8 +208,8 @@ class RemoteShards:
         folder = self.cache.folder / "sets" / self._index.sha256
         _link(folder / INDEX_FILE, self._index)
         try:
-            about = json.loads(self.cache.path(self._index).read_bytes())["samples"]
-            samples = CacheEntry(about["sha256"], about["count"] * SAMPLE_DTYPE.itemsize, _MAX_HEADER)
+            listed = json.loads(self.cache.path(self._index).read_bytes())["samples"]
+            samples = CacheEntry(listed["sha256"], listed["count"] * SAMPLE_DTYPE.itemsize, _MAX_HEADER)
         except (ValueError, LookupError, TypeError):
             pass  # not an index of this version: read_index states the error
         else:
@@ -228,15 +228,17 @@ def check_cache_size(sets: Sequence[RemoteShards], shards: int) -> None:
         ShardError: It does not; the message states all sizes.
     """
     for folder in dict.fromkeys(remote.cache.folder for remote in sets):
-        mine = [remote for remote in sets if remote.cache.folder == folder]
-        limit, sizes = min(remote.cache.limit for remote in mine), [remote.cache_bytes(shards) for remote in mine]
+        sharing = [remote for remote in sets if remote.cache.folder == folder]
+        limit, sizes = min(remote.cache.limit for remote in sharing), [remote.cache_bytes(shards) for remote in sharing]
         if (whole := sum(map(sum, sizes))) > limit:
             needed = "; ".join(
                 f"{min(shards, len(remote.entries))} shards of {redacted(remote.url)}, read at the same time, "
                 f"have up to {largest} and its index {index}"
-                for remote, (largest, index) in zip(mine, sizes, strict=True)
+                for remote, (largest, index) in zip(sharing, sizes, strict=True)
             )
-            together = f"; all sets of the mixture are in use at once, {whole} bytes together" if len(mine) > 1 else ""
+            together = (
+                f"; all sets of the mixture are in use at once, {whole} bytes together" if len(sharing) > 1 else ""
+            )
             raise ShardError(
                 f"the cache {folder} may hold {limit} bytes; {needed}{together}: raise --cache-bytes "
                 "(BMLPIPE_CACHE_BYTES)" + (", or lower --shuffle-shards" if shards > 1 else "")

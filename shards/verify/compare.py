@@ -142,31 +142,31 @@ def _shard(folder: Path, index: Index, number: int, records: npt.NDArray[np.void
     if (records["shard"] != number).any() or (records["offset"] != ends[:-1]).any():
         message = "its samples in the index do not follow one another: the index belongs to other shards"
         return [Fault(shard.file, "", "", message)]
-    whole, intact, readable = hashlib.sha256(), True, True
+    digest, intact, readable = hashlib.sha256(), True, True
     buffer = memoryview(bytearray(max(1 << 16, int(records["length"].max(initial=0)))))
     try:
         with path.open("rb") as file:
             for record in records:
                 data = buffer[: file.readinto(buffer[: int(record["length"])])]
-                whole.update(data)
+                digest.update(data)
                 intact &= crc32(data) == int(record["crc32"])
                 members = _members(record, data) if intact else None
                 if members is not None:
                     faults += sample_faults(shard.file, record, members, expected)
                 readable &= members is not None
             while count := file.readinto(buffer):
-                whole.update(buffer[:count])
+                digest.update(buffer[:count])
     except OSError as error:
         message = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
         return [Fault(shard.file, "", "", message)]
-    if whole.hexdigest() == shard.sha256 and readable:
+    if digest.hexdigest() == shard.sha256 and readable:
         return faults
-    if whole.hexdigest() == shard.sha256 and not intact:
+    if digest.hexdigest() == shard.sha256 and not intact:
         return [
             Fault(shard.file, "", "", f"holds other samples than {SAMPLES_FILE} states: they do not belong together")
         ]
     for other in index.shards:
-        if other.sha256 == whole.hexdigest() and other != shard:
+        if other.sha256 == digest.hexdigest() and other != shard:
             return [
                 Fault(shard.file, "", "", f"has the content that the index states for {other.file}: files were swapped")
             ]

@@ -234,6 +234,6 @@ def _key_faults(
     for fault in sample_faults(shard, record, contents, expected):
         found += 1
         yield fault
-    whole = data[runs[0][0].header : runs[0][-1].next]
-    if not found and crc32(whole.data) != int(record["crc32"]):  # and everything else is intact
+    written = data[runs[0][0].header : runs[0][-1].next]
+    if not found and crc32(written.data) != int(record["crc32"]):  # and everything else is intact
         yield Fault(shard, key, JSON_MEMBER, "its contents are not those that were written")
