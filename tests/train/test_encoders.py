@@ -211,7 +211,7 @@ def test_a_download_is_checked_and_cached(weight_file: Path, server: str, tmp_pa
     load_imagenet(first, url=f"{server}/{weight_file.name}")
     kept = tmp_path / "hub" / "hub" / "checkpoints" / weight_file.name
     assert kept.read_bytes() == weight_file.read_bytes()
-    load_imagenet(second, url=f"http://127.0.0.1:1/{weight_file.name}")  # nobody listens there: from the cache
+    load_imagenet(second, url=f"http://127.0.0.1:1/{weight_file.name}")  # no server there: it comes from the cache
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 

@@ -103,9 +103,9 @@ def test_metrics_equal_scikit_learns_on_the_exported_predictions(run: Path) -> N
         logits, shares = floats(columns, f"logit{part}"), floats(columns, f"probability{part}")
         np.testing.assert_allclose(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), shares, rtol=1e-5)
         assert (np.array(CLASSES)[logits.argmax(axis=1)] == said).all()
-        told = classification_report(truth, said, output_dict=True, zero_division=np.nan)
+        reference = classification_report(truth, said, output_dict=True, zero_division=np.nan)
         assert found["metrics"][f"accuracy{part}"] == pytest.approx((truth == said).mean())
-        assert found["metrics"][f"f1{part}"] == pytest.approx(told["macro avg"]["f1-score"])
+        assert found["metrics"][f"f1{part}"] == pytest.approx(reference["macro avg"]["f1-score"])
         one_hot = truth[:, None] == np.array(CLASSES)
         assert found["metrics"][f"mAP{part}"] == pytest.approx(
             average_precision_score(one_hot, shares, average="macro")
@@ -113,7 +113,7 @@ def test_metrics_equal_scikit_learns_on_the_exported_predictions(run: Path) -> N
         classwise = found["per_class"][name]
         assert classwise["ap"] == pytest.approx(average_precision_score(one_hot, shares, average=None))
         for measure, theirs in {"precision": "precision", "recall": "recall", "f1": "f1-score"}.items():
-            expected = [told[label][theirs] for label in CLASSES]
+            expected = [reference[label][theirs] for label in CLASSES]
             assert [np.nan if v is None else v for v in classwise[measure]] == pytest.approx(expected, nan_ok=True)
         assert classwise["support"] == [7, 6, 6, 6]
         assert found["confusion"][name] == confusion_matrix(truth, said, labels=CLASSES).tolist()

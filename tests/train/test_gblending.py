@@ -248,7 +248,7 @@ def test_weights_come_from_the_journals(
     np.testing.assert_allclose([weights[name] for name in (JOINT, *NAMES)], raw / raw.sum(), rtol=1e-9)
     for name in (JOINT, *NAMES):
         assert f"weight of {name} {weights[name]:.3f}" in caplog.text
-    blended(Split(), weights)  # the head takes them whatever their order
+    blended(Split(), weights)  # their order does not matter
 
 
 def test_unusable_references_are_refused(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_an_evaluation_newer_than_the_checkpoint_is_not_written_twice(tmp_path: 
 
 
 def test_a_folder_belongs_to_one_training_at_a_time(tmp_path: Path) -> None:
-    """The ranks of a killed torchrun live on, and nothing of what they write may be mixed with the next start's."""
+    """The ranks of a killed torchrun may survive it; their rows must not mix with those of the next start."""
     with Journal(tmp_path, tensorboard=False) as journal:
         journal.step({"step": 0, "loss": 1.0})
         with pytest.raises(LockError, match=f"another training is writing into {tmp_path}"):

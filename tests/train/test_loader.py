@@ -99,7 +99,7 @@ def reference_picture(jpeg: memoryview, crop: Crop, size: int, *, grey: bool) ->
 
 
 def reference_sample(reader: ShardReader, item: BatchItem, size: int, frames: int) -> dict[str, Any]:
-    """One sample by itself, member by member, copied as often as it takes."""
+    """Load one sample alone, member by member, with as many copies as needed."""
     epoch, number, padding = item
     stored = reader[number]
     drawn = uniform_numbers(5, np.array([epoch]), np.array([number]), 5 + frames)[0].tolist() if epoch >= 0 else None

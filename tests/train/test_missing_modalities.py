@@ -142,7 +142,7 @@ def batches(data: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
     ids=lambda value: value if isinstance(value, str) else str(len(value)),
 )
 def test_predictions_equal_those_of_zeroed_inputs(modalities: tuple[str, ...], fusion: str, intermediate: str) -> None:
-    """Each sample's inputs are zeroed, and it is predicted by itself; scikit-learn measures."""
+    """Each sample is predicted alone with zeroed inputs; scikit-learn computes the metrics."""
     model = made(modalities, fusion, intermediate)
     random = torch.Generator().manual_seed(1)
     labels = torch.randint(CLASSES, (SAMPLES,), generator=random)

@@ -111,7 +111,7 @@ def test_scores(fusion: str, modalities: int, shares: str) -> None:
     np.testing.assert_allclose(np.stack([got[m].numpy() for m in features]), reference(gamma), rtol=3e-5)
 
 
-#: Text → what the reference says of (q of this step from the last step's ρ, k of this step's ρ).
+#: Notation → (q of this step from the last step's ρ, k from this step's ρ), by the reference.
 VARIANTS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "none": (lambda r, n: 0 * r, lambda r, n: 0 * r + 1),
     "opm": (lambda r, n: reference_q(r, 0.5, 0.5, "tanh", n), lambda r, n: 0 * r + 1),
@@ -222,7 +222,7 @@ def test_the_weakest_is_never_damped_and_the_strongest_never_enlarged() -> None:
                 assert q[strongest] > 0
                 assert damped[strongest] < 1
                 assert enlarged[weakest] > 1
-                assert ((damped == 1) | (enlarged == 1)).all()  # nobody is ahead and behind at once
+                assert ((damped == 1) | (enlarged == 1)).all()  # no modality is dominant and weaker at once
 
 
 def test_scores_that_are_zero_or_not_finite() -> None:
@@ -241,7 +241,7 @@ def test_scores_that_are_zero_or_not_finite() -> None:
 
 
 class Lose(Rule):
-    """Drops inputs by a given mask a step."""
+    """A rule that drops inputs by a given mask per step."""
 
     acts_on_inputs = True
 

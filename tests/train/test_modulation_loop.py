@@ -46,7 +46,7 @@ def make_model(fusion: str = "concat") -> MultimodalModel:
 
 
 def batches(count: int, size: int = BATCH) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
-    """Both modalities tell the class, but visual's numbers are small: its encoder learns late and is starved."""
+    """Both modalities determine the class, but the numbers of visual are small, so its encoder learns late."""
     generator = torch.Generator().manual_seed(1)
     for i in range(count):
         labels = torch.randint(3, (size,), generator=generator)
@@ -58,7 +58,7 @@ def batches(count: int, size: int = BATCH) -> Iterator[tuple[dict[str, Tensor], 
 
 
 class Run:
-    """A loop as anybody would write it."""
+    """A plain training loop."""
 
     def __init__(self, modulation: Modulation, fusion: str = "concat") -> None:
         self.model = make_model(fusion)

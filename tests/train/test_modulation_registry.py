@@ -140,7 +140,7 @@ def test_the_presets_of_the_releases() -> None:
     assert opm_2022 == OPM()
     assert ogm_2022 == OGM(form="cvpr", parameters="convolutions", epochs=(0, 51))
     assert make_modulation("ogm-ge", NAMES, preset="cvpr2022-release").rules == (ogm_2022,)
-    # what is given wins
+    # given options override the preset
     (own,) = make_modulation("opm(target=feature, epochs=0:)", NAMES, preset="tpami-release").rules
     assert own == OPM(unit="batch", p_exe=0.7, rescale=True)
 

@@ -123,7 +123,7 @@ def test_drops_of_two_modalities_are_independent() -> None:
 @pytest.mark.parametrize("unit", ["sample", "batch"])
 @pytest.mark.parametrize("target", ["feature", "input"])
 def test_no_sample_ever_loses_every_modality(modalities: int, unit: str, target: str) -> None:
-    """Not under the ratios of any scores, in both forms, nor if a rule of one's own made every ratio high."""
+    """For ρ of any scores, in both forms, and even if a custom rule made every ρ high."""
     rng = np.random.default_rng(modalities)
     extreme = OPM(q_base=0.5, lam=1.0, unit=unit) if target == "feature" else OPM(q_base=0.99, lam=0, target=target)
     ratios = [torch.full((modalities,), 9.0, dtype=torch.float64)] * 20

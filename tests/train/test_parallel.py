@@ -33,7 +33,7 @@ LIMIT = 240  # seconds after which processes that hang are ended; they take a te
 
 @contextmanager
 def ended(command: list[str], log: Path, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that writes into a log; whatever happens, it and its children do not outlive the block."""
+    """A process that writes into a log; it and its children always end with the block."""
     own = {key: value for key, value in os.environ.items() if key not in TORCHRUN}
     with log.open("wb") as file:
         process = subprocess.Popen(
@@ -227,7 +227,7 @@ import torch
 from torch.multiprocessing import start_processes
 from bmlpipe.train.distributed.group import LostRankError, process_group
 
-def tell(line):
+def report(line):
     os.write(1, f"\\n{line}\\n".encode())  # at once, and on a line of its own: the ranks write into the same file
 
 def rank_main(rank, how, port):
@@ -240,13 +240,13 @@ def rank_main(rank, how, port):
             model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
             for step in range(9):
                 if step == 5 and how == "faulty":
-                    tell(f"raising {rank}")
+                    report(f"raising {rank}")
                     raise RuntimeError("of the model")
                 if step == 5 and rank == 1:
                     os.kill(os.getpid(), signal.SIGSTOP if how == "silent" else signal.SIGKILL)
                 model(torch.ones(2, 2)).sum().backward()
     except (LostRankError, RuntimeError) as error:
-        tell(f"{how} {rank} {type(error).__name__} {error}")
+        report(f"{how} {rank} {type(error).__name__} {error}")
 
 for how, port in zip(sys.argv[1::2], sys.argv[2::2]):
     processes = start_processes(rank_main, (how, port), nprocs=3, join=False, start_method="fork").processes
@@ -269,7 +269,7 @@ def test_a_lost_rank_ends_all_others_with_an_explanation(tmp_path: Path) -> None
             assert line.startswith(f"{how} {rank} LostRankError rank {rank} of 3, on "), line
             assert "has lost another rank: it has ended, or it did not answer within 3 s" in line
             assert "--resume" in line
-    # An error that has nothing to do with the group stays what it is; who is not yet there loses a rank.
+    # An error that does not concern the group stays unchanged; a rank that has not joined yet loses another.
     raised = [line.removeprefix("raising ") for line in said if line.startswith("raising ")]
     assert raised
     assert {f"faulty {rank} RuntimeError of the model" for rank in raised} <= set(said)

@@ -80,7 +80,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 def test_a_modulation_of_another_package(install: Install) -> None:
     module = install("quiet-package", {"quieten": "Quieten"})
     assert make_modulation("opm", NAMES).rules == (OPM(),)
-    assert module not in sys.modules  # nobody asked for it
+    assert module not in sys.modules  # it was not used
     modulation = make_modulation("opm + quieten(strength=0.25, alpha=0.9)", NAMES)
     assert modulation.rules[0] == OPM()
     assert (modulation.rules[1].strength, modulation.rules[1].alpha) == (0.25, 0.9)
@@ -107,13 +107,13 @@ def test_plugins_are_imported_only_when_they_are_used(install: Install) -> None:
     assert list(table) == ["ours", "theirs"]
     assert len(table) == 2
     assert "theirs" in table
-    assert "nobodys" not in table
+    assert "unknown" not in table
     assert table["ours"] is dict
     assert module not in sys.modules
     assert table["theirs"].__name__ == "Quieten"
     assert module in sys.modules
     with pytest.raises(KeyError):
-        table["nobodys"]
+        table["unknown"]
 
 
 def test_clashing_names_are_refused(install: Install) -> None:
@@ -140,7 +140,7 @@ def test_clashing_names_are_refused(install: Install) -> None:
 def test_an_error_names_the_package_of_a_broken_plugin(install: Install, entry: str, text: str, message: str) -> None:
     install("bad-package", {"bad": entry}, text=text)
     install("good-package", {"good": "Quieten"})
-    assert make_modulation("good", NAMES).rules[0].strength == 0.5  # the other one is not looked at
+    assert make_modulation("good", NAMES).rules[0].strength == 0.5  # the other is not loaded
     with pytest.raises(PluginError, match=message) as refused:
         make_modulation("bad", NAMES)
     assert entry == "no_rule" or f"bad_package:{entry} of bad-package" in str(refused.value)

@@ -302,7 +302,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str, int]] = {
     "empty": (edit("steps.jsonl", lambda text: ""), "steps.jsonl: has no rows", 13),
     "no steps": (lambda folder: (folder / "steps.jsonl").unlink(), "steps.jsonl: is missing", 13),
     "no metrics": (lambda folder: (folder / "metrics.jsonl").unlink(), "not finished: 0 of 3 epochs evaluated, 30", 5),
-    "going on": (edit("metrics.jsonl", lambda text: text.splitlines()[0] + "\n"), "not finished: 1 of 3 epochs", 0),
+    "in progress": (edit("metrics.jsonl", lambda text: text.splitlines()[0] + "\n"), "not finished: 1 of 3 epochs", 0),
     "null accuracy": (edit("metrics.jsonl", lambda text: text.replace("0.5", "null")), "", 1),
     "older": (
         edit("config.yaml", lambda text: re.sub(r"fusion: .*\n", "", text)),

@@ -270,6 +270,3 @@ def test_weights_and_numbers_are_right_in_any_kind_of_worker(toy_shards: Path, c
         assert batch["number"].tolist() == [item.number for item in expected]
         assert batch["weight"].tolist() == [float(not item.padding) for item in expected]
     assert batch["weight"].tolist() == [0.0] * 20
-
-
-# ----- the checkpoint knows what it was trained on -----

@@ -43,7 +43,7 @@ def finish(arrays: Arrays) -> dict[str, torch.Tensor]:
 
 
 def whole(batch: dict[str, torch.Tensor]) -> bool:
-    """Whether a batch still says what was loaded."""
+    """Whether a batch still holds what was loaded."""
     return bool((batch["large"] == batch["number"][:, None, None]).all())
 
 

@@ -40,7 +40,7 @@ def test_an_interrupt_lost_in_a_destructor_is_raised_at_the_next_step() -> None:
     stop = StopRequest()
     with stop.listening():
         Dying()
-        assert stop.interrupted  # and the program has gone on
+        assert stop.interrupted  # and the program continues
         with pytest.raises(KeyboardInterrupt):
             stop.check()
 

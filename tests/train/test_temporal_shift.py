@@ -65,7 +65,7 @@ def randomised(encoder: ResNet18) -> ResNet18:
 
 
 def reference_tsm(state: dict[str, Tensor], clip: Tensor) -> Tensor:
-    """(B, T, C, H, W) → (B, 8 · width): every convolution on every frame by itself, in float64."""
+    """(B, T, C, H, W) → (B, 8 · width): every convolution on each frame alone, in float64."""
     state = {name: value.double() for name, value in state.items()}
 
     def layer(x: list[Tensor], conv: str, norm: str, stride: int, padding: int) -> list[Tensor]:

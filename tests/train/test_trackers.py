@@ -206,7 +206,7 @@ def test_a_run_known_to_another_server_is_created_anew(tmp_path: Path, mlflow: F
 
 
 class Faulty:
-    """A service that fails where it is told to, or hangs until it is let go."""
+    """A service that fails at a given call, or hangs until it is released."""
 
     def __init__(self, where: str, free: threading.Event) -> None:
         self.where, self.free, self.taken = where, free, list[int]()
@@ -324,7 +324,7 @@ def test_real_wandb_gets_the_run_offline(
         sinks.close(outcome)  # type: ignore[arg-type]
         known = (tmp_path / "wandb-run.txt").read_text().strip()
         expected = (b"train/loss", f"{step}.123456789".encode())
-        for _ in range(200):  # its own process goes on writing for a moment
+        for _ in range(200):  # its own process still writes for a moment
             files = (tmp_path / "wandb").glob(f"offline-run-*/run-{known}.wandb")
             if any(all(part in path.read_bytes() for part in expected) for path in files):
                 break

@@ -73,7 +73,7 @@ class TrainConfig:
     the options together.
 
     Raises:
-        ConfigError: A value is impossible. The message names the option, its value and what is possible.
+        ConfigError: A value is impossible. The message names the option, its value and the possible values.
     """
 
     dataset: str = _option(

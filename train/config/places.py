@@ -21,7 +21,7 @@ def located(config: TrainConfig) -> TrainConfig:
 
     Raises:
         ConfigError: The shards are of several data sets, or of an unknown one.
-        PlaceError: There are no shards, or several that could be meant.
+        PlaceError: There are no shards, or several sets to choose from.
         ShardError: The index of the shards cannot be read.
     """
     shards = config.shards or (str(_default_shards(config.dataset)),)

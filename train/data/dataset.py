@@ -74,14 +74,14 @@ class ClipDataset(Dataset[Batch]):
         self._modalities, self._frames, self._size = tuple(modalities), frames, image_size
         self._augment, self._seed = augment, seed
         self._pool = MemoryPool(self.pool_size)
-        there = self.reader.index.features
+        features = self.reader.index.features
         for modality, kind in self._kinds.items():
-            if kind.name not in there:
+            if kind.name not in features:
                 raise ShardError(
-                    f"modality {modality} needs {kind.name}, but the shards hold only {', '.join(there)}: choose other "
-                    f"--modalities, or extract and shard with --kinds {','.join([*there, kind.name])}"
+                    f"modality {modality} needs {kind.name}, but the shards hold only {', '.join(features)}: choose "
+                    f"other --modalities, or extract and shard with --kinds {','.join([*features, kind.name])}"
                 )
-        self._stacks = {modality: int(there[kind.name].get("stack", 1)) for modality, kind in self._kinds.items()}
+        self._stacks = {modality: int(features[kind.name].get("stack", 1)) for modality, kind in self._kinds.items()}
 
     @property
     def pool_size(self) -> int:
@@ -96,7 +96,7 @@ class ClipDataset(Dataset[Batch]):
         return {name: value[0] for name, value in self.__getitems__([item]).items()}
 
     def __getitems__(self, items: Sequence[BatchItem]) -> Batch:
-        """Load a batch; the DataLoader calls this. Every sample is decoded into its place in the batch.
+        """Load a batch; the DataLoader calls this. Every sample is decoded directly into the batch.
 
         Args:
             items: The samples to load.
@@ -184,8 +184,8 @@ def _member(sample: StoredSample, name: str) -> bytes | memoryview:
 
 def _crop(sample: StoredSample, random: Sequence[float] | None) -> decode.Crop:
     """Choose the crop of all pictures of a sample, whichever modalities are loaded."""
-    about = next(sample.meta[kind.name] for kind in KINDS.values() if kind.is_pictures and kind.name in sample.meta)
-    height, width = about["height"], about["width"]
+    stored = next(sample.meta[kind.name] for kind in KINDS.values() if kind.is_pictures and kind.name in sample.meta)
+    height, width = stored["height"], stored["width"]
     return decode.random_crop(height, width, random) if random else decode.centre_crop(height, width)
 
 
@@ -219,7 +219,7 @@ def make_loader(
     return DataLoader(
         SharedMemoryDataset(dataset.arrays, _as_batch, keep=dataset.pool_size) if workers else dataset,
         batch_sampler=batches,
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
         num_workers=workers,
         pin_memory=pin_memory,
         prefetch_factor=_PREFETCH if workers else None,
@@ -250,8 +250,8 @@ def _numbers(batch: Sequence[BatchItem]) -> list[int]:
     return [item.number for item in batch]
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch  # the data set has collated it
+def _unchanged(batch: Any) -> Any:
+    return batch  # the data set has collated it already
 
 
 def _one_thread(worker: int) -> None:

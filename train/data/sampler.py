@@ -21,7 +21,7 @@ EVALUATION = -1
 
 
 class BatchItem(NamedTuple):
-    """One sample of a batch, and all that a loader process must know to load it.
+    """One sample of a batch, with everything that a loader process needs to load it.
 
     Attributes:
         epoch: Epoch, from 0, which the random crop depends on; `EVALUATION` for the centre crop.

@@ -24,7 +24,7 @@ def open_reader(config: TrainConfig, *, weights: Sequence[float] | None = None) 
         ShardError: A set cannot be read, or the sets do not fit together.
     """
     cache = open_cache(config.cache, config.cache_bytes) if any(map(is_remote, config.shards)) else None
-    readers = [ShardReader(place, cache=cache) for place in config.shards]
+    readers = [ShardReader(shards, cache=cache) for shards in config.shards]
     return CombinedReader(readers, kinds=set(config.kinds.values()), weights=weights)
 
 

@@ -129,12 +129,12 @@ def _destroy_group(completed: bool) -> None:
 
 def _is_communication_error(error: RuntimeError) -> bool:
     """Return whether an error comes from the communication between ranks; gloo has no exception class of its own."""
-    text = str(error)  # names gloo's source file, or is what an operation raises after another one has timed out
+    text = str(error)  # names gloo's source file, or is raised by an operation after another one has timed out
     return isinstance(error, dist.DistError) or "/gloo/" in text or "caused pair closure" in text
 
 
 def broadcast_buffers(module: nn.Module) -> None:
-    """Give all ranks the buffers of rank 0, since local batch norm lets their running statistics drift apart.
+    """Copy the buffers of rank 0 to all ranks, since local batch norm lets running statistics drift apart.
 
     Call it on every rank before an evaluation: then all ranks evaluate the model that rank 0 saves.
     """

@@ -1,4 +1,4 @@
-"""The training loop: the trainer, its optimiser step and what it reports."""
+"""The training loop: the trainer, its optimiser step and its log."""
 
 from typing import TYPE_CHECKING
 

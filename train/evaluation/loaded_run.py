@@ -145,7 +145,7 @@ def load_run(path: Path, process: ProcessInfo, *, shards: Sequence[str] = ()) ->
     if other and not shards:
         raise ConfigError(
             f"{reader.folder} holds other samples than {path} was trained on ({other}): name the shards with --shards, "
-            "either those of the training in their new place or others to evaluate on"
+            "either those of the training at their new path or others to evaluate on"
         )
     if unknown := [name for name in index.classes if name not in task.classes]:
         raise ConfigError(

@@ -75,7 +75,7 @@ class Predictor:
         normaliser: Normalises raw batches, on the device.
         data: Samples of the shards.
         index: Index of the shards.
-        task: What predictions are scored against.
+        task: Task of the predictions: their length, loss and metrics.
         process: This process.
     """
 

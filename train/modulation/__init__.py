@@ -15,9 +15,9 @@
 
 Rules that act on the inputs of the encoders or on the optimiser's step need two more lines, which do nothing for other
 rules: `inputs = balance.inputs(inputs, ids)` before the encoders, and `balance.update(optimizer.step, encoders)` in
-place of `optimizer.step()`. Under DistributedDataParallel the scores and `balance.forward` belong into the forward pass
+place of `optimizer.step()`. Under DistributedDataParallel the scores and `balance.forward` belong in the forward pass
 of the wrapped module (`bmlpipe.train.models.multimodal.MultimodalModel`, argument `feature_hook`). The options are
-explained in docs/methods.md. Rules of your own are subclasses of `Rule`; they draw random numbers with
+explained in docs/methods.md. Custom rules are subclasses of `Rule`; they draw random numbers with
 `bmlpipe.train.modulation.keyed`.
 
 This package needs torch and NumPy only.

@@ -41,12 +41,12 @@ class Modulation:
         epoch: Set it at the beginning of each epoch, counted from 0: drops and the epochs of the rules depend on it.
         index: Number of finished steps.
         columns: Names of the entries of `row`.
-        row: What the last step measured and did, (len(columns),), float64, on the device: `score/m` the mean score,
+        row: Measurements and actions of the last step, (len(columns),), float64, on the device: `score/m` mean score,
             `rho/m` (absent for one modality), `q/m` the drop probabilities of this step, `k/m` the gradient factors,
             `dropped/m` the number of samples of the global batch that lost m, `grad_norm/m` the norm of the encoder's
             gradient before modulation. With several rules `q` is the probability that one of them drops, `k` their
             product, and `dropped` counts what any of them dropped.
-        extra: What `reduce` was given, summed over the ranks, (E,), float64.
+        extra: Argument of `reduce`, summed over the ranks, (E,), float64.
 
     Raises:
         OptionError: No modality, a modality given twice, rules for a single modality, or an unknown form.
@@ -219,7 +219,7 @@ class Modulation:
             encoders: As in `backward`.
 
         Returns:
-            What `step` returned.
+            The result of `step`.
 
         Raises:
             RuntimeError: A rule acts on the update, and `backward` was not called before.
@@ -241,7 +241,7 @@ class Modulation:
         return dict(zip(self.columns, self.row.unbind(), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the next step depends on: plain values and tensors (those of this class on the CPU).
+        """Return the state that the next step depends on: plain values and tensors (those of this class on the CPU).
 
         Call it between steps.
         """
@@ -256,7 +256,7 @@ class Modulation:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned; a step in progress is forgotten.
+        """Restore a state from `state_dict`; a step in progress is discarded.
 
         Raises:
             OptionError: The state belongs to other modalities, another form, other rules or another version.

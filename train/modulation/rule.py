@@ -90,11 +90,11 @@ class Rule:
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the rule's next step depends on: plain values and tensors. Empty for a rule without memory."""
+        """Return the state that the next step depends on: plain values and tensors. Empty for a rule without state."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned.
+        """Restore a state from `state_dict`.
 
         Raises:
             OptionError: The state belongs to another rule.

@@ -1,4 +1,4 @@
-"""Compare runs: the results table, one picture, and a self-contained page with all that the runs have written."""
+"""Compare runs: the results table, one picture, and a self-contained page with all results of the runs."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The sections about trained models, from what `bmlpipe evaluate` has written."""
+"""The sections about trained models, from the results of `bmlpipe evaluate`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs grouped into experiments: their names, the options in which they differ, and what they are compared with."""
+"""Runs grouped into experiments: their names, the options in which they differ, and their references."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def _options(run: Run) -> Iterator[tuple[str, Any]]:
 
 
 def _but_modulation(run: Run) -> frozenset[tuple[str, Any]]:
-    """Return what a run shares with the same training without modulation."""
+    """Return the options that a run shares with the same training without modulation."""
     return frozenset((name, value) for name, value in _options(run) if name != "modulation")
 
 

@@ -1,4 +1,4 @@
-"""Figures and tables of single classes: what each class gains, and which classes are confused."""
+"""Figures and tables of single classes: the gain of each class, and confusions between classes."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def gains_figure(series: Series, reference: str, classes: Sequence[str], gains: 
     left_out = len(order) - len(shown)
 
     def draw(axes: Axes) -> None:
-        places = np.arange(len(shown)) + np.where(np.arange(len(shown)) >= NAMED // 2, 1, 0) * (left_out > 0)
+        positions = np.arange(len(shown)) + np.where(np.arange(len(shown)) >= NAMED // 2, 1, 0) * (left_out > 0)
         values = gains[shown]
-        axes.barh(places, values, color=series.colour, height=0.72)
-        axes.set_ylim(-0.6, places.max(initial=0) + 0.6)
+        axes.barh(positions, values, color=series.colour, height=0.72)
+        axes.set_ylim(-0.6, positions.max(initial=0) + 0.6)
         if not np.abs(values).max(initial=0) > 1:
             axes.set_xlim(-1, 1)
-        axes.set_yticks(places, [_short(classes[i]) for i in shown])
+        axes.set_yticks(positions, [_short(classes[i]) for i in shown])
         axes.tick_params(axis="y", length=0, labelsize=7.5)
         axes.invert_yaxis()
         axes.axvline(0, color=INK, linewidth=0.8)

@@ -1,4 +1,4 @@
-"""Read what `bmlpipe evaluate` has written into RUN/evaluation, with a note on everything that cannot be read."""
+"""Read the results of `bmlpipe evaluate` in RUN/evaluation, with a note on everything that cannot be read."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class RunEvaluations:
 
 
 def read_evaluations(run: Run) -> RunEvaluations:
-    """Read RUN/evaluation; what has an unexpected form is left out, with a note."""
+    """Read RUN/evaluation; anything of an unexpected form is left out, with a note."""
     folder, notes = RunFolder(run.folder).evaluation, list[Note]()
     found, probes = {}, list[Probe]()
     for path in sorted(folder.glob("*.json")):

@@ -18,7 +18,7 @@ class Hint:
     """A missing part of a section, and the command that produces it.
 
     Attributes:
-        text: What is missing.
+        text: Description of the missing part.
         command: Command.
     """
 
@@ -33,14 +33,14 @@ class Section:
     Attributes:
         key: Anchor.
         title: Heading.
-        lead: What the section shows and how it was made.
+        lead: Introduction: the content of the section and how it was made.
         figures: Figures, side by side.
         folded_figures: Figures that are folded away.
         linked_figures: Figures of which only the files are written.
         tables: Tables, below the figures.
         folded_tables: Tables that are folded away.
         linked_tables: Tables of which only the CSV file is written, since they are too large for the page.
-        hints: What the section lacks.
+        hints: Missing parts of the section.
     """
 
     key: str
@@ -56,11 +56,11 @@ class Section:
 
 
 def evaluation_hints(what: str, runs: Sequence[Run], *options: str) -> list[Hint]:
-    """Make the hint that `bmlpipe evaluate` computes what some runs lack; empty if no run lacks it.
+    """Make the hint that `bmlpipe evaluate` computes missing results; empty if no run lacks them.
 
     Args:
-        what: What is missing.
-        runs: Runs that lack it.
+        what: Name of the missing results.
+        runs: Runs that lack them.
         options: Options of the command.
     """
     if not runs:

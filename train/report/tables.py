@@ -24,7 +24,7 @@ class Table:
 
     Attributes:
         name: Stem of its file name.
-        caption: What it shows.
+        caption: Description of its content.
         header: Titles of the columns.
         rows: Rows of cells; the first cell names the row.
     """

@@ -125,7 +125,7 @@ def _add(section: Section, found: tuple[Figure, int] | None, widths: list[int]) 
 
 
 def _points(widths: Sequence[int]) -> str:
-    """Explain what a point of the figures over steps stands for."""
+    """Explain the points of the figures over steps."""
     if not widths:
         return ""
     if max(widths) == 1:

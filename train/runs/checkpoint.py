@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, read without unpickling code, refused where they do not fit."""
+"""Checkpoint files: written atomically, read without unpickling code, refused where they do not match the run."""
 
 from __future__ import annotations
 

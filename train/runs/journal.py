@@ -56,7 +56,7 @@ class Journal:
         _delete_rows(run.metrics, lambda row: row["step"] > validated_step or row["split"] == "test")
         self._steps = run.steps.open("a", encoding="utf-8", buffering=1)
         self._metrics = run.metrics.open("a", encoding="utf-8", buffering=1)
-        # TensorBoard hides what an earlier writer wrote from this step on. The row of the last validation, which stays,
+        # TensorBoard hides rows of an earlier writer from this step on. The row of the last validation, which stays,
         # may have the step first_step.
         purge = max(first_step, validated_step + 1)
         self._board = SummaryWriter(str(run.tensorboard), purge_step=purge) if tensorboard else None

@@ -1,4 +1,4 @@
-"""Read what a run has left in its folder, as far as it can be read, with a note on everything that cannot."""
+"""Read a run's folder, as far as it can be read, with a note on everything that cannot."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bmlpipe.train.tasks.metric_names import SELECTION_METRIC
 
 @dataclass(frozen=True)
 class Note:
-    """A problem of a file, and its consequence for what is shown.
+    """A problem of a file, and its consequence for the report.
 
     Attributes:
         file: Path of the file.

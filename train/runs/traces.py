@@ -84,11 +84,11 @@ def trace(steps: npt.NDArray[np.int64], values: Values) -> Trace:
     width = width_for(int(steps.max(initial=0)), _MOST_BUCKETS)
     size = int(steps.max(initial=-1)) // width + 1
     finite = np.isfinite(values)
-    places, kept = steps[finite] // width, values[finite]
+    buckets, kept = steps[finite] // width, values[finite]
     low, high = np.full(size, np.inf), np.full(size, -np.inf)
-    np.minimum.at(low, places, kept)
-    np.maximum.at(high, places, kept)
-    count, total = (np.bincount(places, weights, size).astype(np.float64) for weights in (None, kept))
+    np.minimum.at(low, buckets, kept)
+    np.maximum.at(high, buckets, kept)
+    count, total = (np.bincount(buckets, weights, size).astype(np.float64) for weights in (None, kept))
     return Trace(width, count, total, low, high)
 
 

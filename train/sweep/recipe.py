@@ -52,7 +52,7 @@ class Job:
 
 @dataclass(frozen=True)
 class _Point:
-    """A run at a point of the grid: its name, its place in the recipe for messages, and its own options."""
+    """A run at a point of the grid: its name, its key in the recipe for messages, and its own options."""
 
     name: str
     where: str

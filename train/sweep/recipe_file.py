@@ -77,7 +77,7 @@ def find_recipe(text: str) -> Path:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read a recipe file. What depends on the data set is checked by `Recipe.jobs`.
+    """Read a recipe file. `Recipe.jobs` checks everything that depends on the data set.
 
     Raises:
         ConfigError: The file cannot be read or has an unexpected form. The message names the key, or the line of
@@ -132,7 +132,7 @@ def _runs(runs: Mapping[Any, Any], path: Path) -> dict[str, Any]:
 
 
 def _check(recipe: Recipe) -> None:
-    """Check what does not depend on the data set."""
+    """Check everything that does not depend on the data set."""
     path = recipe.path
     if unknown := [name for name in (*recipe.datasets, *recipe.paper) if name not in DATASETS]:
         raise ConfigError(f"{path}: {unknown[0]!r} is not a data set. Choose among {', '.join(DATASETS)}.")

@@ -1,4 +1,4 @@
-"""What predictions are scored against: one task per kind of target."""
+"""Tasks, one per kind of target: the loss, scores and metrics of predictions."""
 
 from typing import TYPE_CHECKING
 

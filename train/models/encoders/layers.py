@@ -1,4 +1,4 @@
-"""What the encoders share: frames folded into the batch, the mean over them, and initialisation."""
+"""Functions that the encoders share: folding of frames, the mean over them, and initialisation."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def require_staged(encoders: Mapping[str, nn.Module], user: str) -> dict[str, St
 
     Args:
         encoders: Modality → encoder.
-        user: What needs staged encoders, for the message.
+        user: Name of the part that needs staged encoders, for the message.
 
     Raises:
         OptionError: An encoder is not staged.

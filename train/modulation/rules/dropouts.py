@@ -1,6 +1,6 @@
 """Dropout of single neurons of the features: plain, annealed, curriculum and evolutional dropout.
 
-None of them reads ρ. All keep the mean of a neuron by rescaling what is kept.
+None of them reads ρ. All keep the mean of a neuron by rescaling the kept values.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ class EvolutionalDropout(Rule):
     The probabilities are p_i = √E[φ_i²] / Σ_j √E[φ_j²], with the mean over the batch; n_i is how often neuron i was
     drawn for the sample. The factor is 1 on average, and 0 for a neuron that was not drawn.
 
-    Under data parallelism the mean is taken over the micro-batch of all ranks, because otherwise what is trained would
-    depend on their number. This costs a second collective of Σ D_m numbers, for which the forward pass waits.
+    Under data parallelism the mean is taken over the micro-batch of all ranks, because otherwise the result
+    would depend on their number. This costs a second collective of Σ D_m numbers, for which the forward pass waits.
 
     Li, Gong, Yang, "Improved dropout for shallow and deep learning", NeurIPS 2016.
 

@@ -1,4 +1,4 @@
-"""What OGM and OGM* share: a factor k^m on the gradient or the update of each encoder, and Gaussian noise."""
+"""The base of OGM and OGM*: a factor k^m on the gradient or the update of each encoder, and Gaussian noise."""
 
 from __future__ import annotations
 

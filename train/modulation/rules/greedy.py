@@ -129,7 +129,7 @@ class Greedy(Rule):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned.
+        """Restore a state from `state_dict`.
 
         Raises:
             OptionError: The state belongs to another rule.

@@ -19,8 +19,8 @@ from bmlpipe.train.modulation.rule import Rule, StepContext
 class ModDrop(Rule):
     """ModDrop: sets the feature of each modality to 0 with probability p, independently per sample and modality.
 
-    A sample that would lose every modality loses none, so the share of samples without modality m is p − p^M. What is
-    kept is not rescaled.
+    A sample that would lose every modality loses none, so the share of samples without modality m is p − p^M. The rest
+    is not rescaled.
 
     Attributes:
         moddrop_p: p, in [0, 1).

@@ -98,7 +98,7 @@ class OPM(Rule):
         return self._rescale(kept, step) if self.rescale and step.dropped is not None else kept
 
     def _drop(self, given: dict[str, Tensor], step: StepContext) -> dict[str, Tensor]:
-        """Set what is dropped to 0 in {m: (B, …)}; a sample that would lose every modality loses none."""
+        """Set dropped samples to 0 in {m: (B, …)}; a sample that would lose every modality loses none."""
         acts = is_within(self.epochs, step.epoch) and keyed.chance(step.seed, "p_exe", step.index) < self.p_exe
         if not acts:
             step.q = torch.zeros_like(step.rho)
