@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import pty
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -76,6 +79,34 @@ def toy_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ----- tiny media, made on the spot -----
 
 _BITS = 16  # of the frame number that is drawn into each picture, 8 columns by 2 rows of blocks
+
+
+@pytest.fixture(scope="session")
+def run_on_terminal() -> Callable[[str], str]:
+    """Run a Python program on a terminal of 200 columns, and return everything that it has written there."""
+
+    def run(program: str) -> str:
+        ours, theirs = pty.openpty()
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "200", "NO_COLOR": "1"}
+        process = subprocess.Popen([sys.executable, "-c", program], stderr=theirs, stdout=theirs, env=environment)
+        os.close(theirs)
+        text = b""
+        try:
+            while True:
+                try:
+                    piece = os.read(ours, 4096)
+                except OSError:  # the other end is closed
+                    break
+                if not piece:
+                    break
+                text += piece
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            os.close(ours)
+        return text.decode()
+
+    return run
 
 
 def _draw(number: int, width: int, height: int) -> npt.NDArray[np.uint8]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
-import os
-import pty
-import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -58,7 +56,7 @@ def test_durations() -> None:
     ]
 
 
-def test_on_a_terminal_the_line_stays_below_the_log() -> None:
+def test_on_a_terminal_the_line_stays_below_the_log(run_on_terminal: Callable[[str], str]) -> None:
     program = (
         "import logging\nfrom bmlpipe.manifests.common.logs import configure\n"
         "from bmlpipe.manifests.common.progress import ProgressMeter\nconfigure()\n"
@@ -67,25 +65,7 @@ def test_on_a_terminal_the_line_stays_below_the_log() -> None:
         "        logging.getLogger('bmlpipe').info('clip %d', number)\n"
         "        meter.advance()\n"
     )
-    ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "NO_COLOR": "1"}
-    process = subprocess.Popen([sys.executable, "-c", program], stderr=theirs, stdout=theirs, env=environment)
-    os.close(theirs)
-    text = b""
-    try:
-        while True:
-            try:
-                piece = os.read(ours, 4096)
-            except OSError:  # the other end is closed
-                break
-            if not piece:
-                break
-            text += piece
-        assert process.wait(60) == 0
-    finally:
-        process.kill()
-        os.close(ours)
-    shown = text.decode()
+    shown = run_on_terminal(program)
     assert "━━" in shown
     assert shown.rindex("3 of 3 clips") > shown.index("clip 2")
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")  # the cursor is visible again

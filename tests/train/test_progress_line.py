@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
-import os
-import pty
-import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -53,7 +49,7 @@ def test_without_a_terminal_the_progress_is_a_log_line(
 
 
 @pytest.mark.slow
-def test_on_a_terminal_the_line_is_updated_in_place_below_the_log(tmp_path: Path) -> None:
+def test_on_a_terminal_the_line_is_updated_in_place_below_the_log(run_on_terminal: Callable[[str], str]) -> None:
     program = (
         "import logging\nfrom bmlpipe.manifests.common.logs import configure\n"
         "from bmlpipe.train.runs import progress_line as progress\n"
@@ -61,25 +57,7 @@ def test_on_a_terminal_the_line_is_updated_in_place_below_the_log(tmp_path: Path
         "with progress.ProgressLine(10) as line:\n    for row in rows:\n        line.step(row, [])\n"
         "        logging.getLogger('bmlpipe').info('said at %d', row['step'])\n"
     )
-    ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "200", "NO_COLOR": "1"}
-    process = subprocess.Popen([sys.executable, "-c", program], stderr=theirs, stdout=theirs, env=environment)
-    os.close(theirs)
-    text = b""
-    try:
-        while True:
-            try:
-                piece = os.read(ours, 4096)
-            except OSError:  # the other end is closed
-                break
-            if not piece:
-                break
-            text += piece
-        assert process.wait(60) == 0
-    finally:
-        process.kill()
-        os.close(ours)
-    shown = text.decode()
+    shown = run_on_terminal(program)
     assert LINE in shown
     assert shown.index("said at 0") < shown.index("step 2 of 10")
     assert shown.count("\x1b[2K") >= 3  # each line is erased before what follows
