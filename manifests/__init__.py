@@ -1,4 +1,10 @@
-"""Which clips exist: data set definitions, and official annotations read into one table of clips."""
+"""Data set definitions, and official annotations read into one table of clips.
+
+Examples:
+    >>> from bmlpipe.manifests import read_manifest
+    >>> manifest = read_manifest("vggsound", Path("data/vggsound/annotations/vggsound.csv"))  # doctest: +SKIP
+    >>> manifest.counts()  # doctest: +SKIP
+"""
 
 from typing import TYPE_CHECKING
 

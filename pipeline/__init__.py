@@ -1,4 +1,14 @@
-"""From clips to features to shards: decoding, front ends, feature store, Dask, the command line."""
+"""From clips to features to shards: decoding, front ends, feature store, Dask, the command line.
+
+Examples:
+    >>> from bmlpipe.manifests.common import exclusive_folder
+    >>> from bmlpipe.pipeline import ExtractionRequest, make_plan, run_extraction, write_shards
+    >>> from bmlpipe.pipeline.front_ends import FrameOptions, SpectrogramOptions
+    >>> request = ExtractionRequest((FrameOptions(), SpectrogramOptions()))
+    >>> with exclusive_folder(features, "extraction"):  # doctest: +SKIP
+    ...     run_extraction(make_plan(manifest, videos, features, request), workers=8)
+    >>> write_shards(manifest.dataset, features, shards)  # doctest: +SKIP
+"""
 
 from typing import TYPE_CHECKING
 

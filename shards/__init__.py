@@ -1,4 +1,11 @@
-"""The sample format: write, index, verify, order and read shards. Knows no video and no model."""
+"""The sample format: write, index, verify, order and read shards. It depends on neither videos nor models.
+
+Examples:
+    >>> from bmlpipe.shards import ShardReader
+    >>> reader = ShardReader("shards/vggsound")  # doctest: +SKIP
+    >>> sample = reader[reader.index.split_range("train")[0]]  # doctest: +SKIP
+    >>> sample.label, sorted(sample.members)  # doctest: +SKIP
+"""
 
 from typing import TYPE_CHECKING
 

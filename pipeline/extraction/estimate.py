@@ -72,27 +72,26 @@ class Estimate:
             )
 
 
-def estimate(plan: ExtractionPlan, sample: int = 8) -> Estimate:
+def estimate(plan: ExtractionPlan, count: int = 8) -> Estimate:
     """Extract some clips of a plan into a temporary folder and extrapolate. Nothing is written to the plan's folder.
 
     Args:
         plan: The plan; see `make_plan`.
-        sample: Number of clips to extract, drawn at random with a fixed seed.
+        count: Number of clips to extract, drawn at random with a fixed seed.
     """
     total = len(plan.tasks)
-    chosen = [plan.tasks[number] for number in random.Random(0).sample(range(total), min(sample, total))]
+    chosen = [plan.tasks[number] for number in random.Random(0).sample(range(total), min(count, total))]
     with tempfile.TemporaryDirectory(prefix="bmlpipe-estimate-") as folder:
         before = time.perf_counter()
         rows = extract_batch(chosen, plan.request, Path(folder), plan.videos)
         seconds = time.perf_counter() - before
         written = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
     existing = next(path for path in (plan.out, *plan.out.parents) if path.exists())
-    count = max(1, len(chosen))
     return Estimate(
         clips=total,
         sampled=len(chosen),
         failures=Counter(row.reason for row in rows if row.reason),
-        bytes_per_clip=written / count,
-        seconds_per_clip=seconds / count,
+        bytes_per_clip=written / max(1, len(chosen)),
+        seconds_per_clip=seconds / max(1, len(chosen)),
         free=shutil.disk_usage(existing).free,
     )

@@ -36,14 +36,14 @@ def plan(tmp_path: Path, make_clip: Callable[..., Path]) -> ExtractionPlan:
 
 
 def test_the_estimate_is_near_what_the_run_writes_and_writes_nothing_itself(plan: ExtractionPlan) -> None:
-    judged = estimate(plan, sample=13)
+    judged = estimate(plan, count=13)
     assert not plan.out.exists()
     assert (judged.clips, judged.sampled, judged.failures) == (13, 13, {"not_media": 1})
     with exclusive_folder(plan.out, "extraction"):
         run_extraction(plan, workers=0)
     written = sum(path.stat().st_size for path in plan.out.rglob("*.h5"))
     assert judged.bytes == pytest.approx(written, rel=0.01)
-    assert 0 < estimate(plan, sample=4).bytes < 1.5 * written
+    assert 0 < estimate(plan, count=4).bytes < 1.5 * written
     assert judged.seconds_per_clip > 0
     assert "estimated from 13 clips, not_media 1" in judged.text(2)
 
