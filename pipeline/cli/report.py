@@ -24,7 +24,6 @@ def show(folders: Sequence[Path], *files: Path | None, reference: Path | None = 
         reference: Folder of the run that the page compares classes with; None: the same run without modulation.
     """
     from bmlpipe.manifests.common.tables import print_table
-    from bmlpipe.train.report.picture import write_picture
     from bmlpipe.train.report.tables import results_table
     from bmlpipe.train.runs.run_reader import read_run
 
@@ -41,6 +40,8 @@ def show(folders: Sequence[Path], *files: Path | None, reference: Path | None = 
             folder = write_page(runs, file, compared_with)
             click.echo(f"page: {file}, with figures and tables in {folder}")
         else:
+            from bmlpipe.train.report.picture import write_picture
+
             write_picture(runs, file)
             click.echo(f"picture: {file}")
 

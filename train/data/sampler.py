@@ -102,20 +102,13 @@ class TrainBatches:
         return self._batch - self.padded if last else self._batch
 
     def __iter__(self) -> Iterator[list[BatchItem]]:
-        order = self._order()
+        order = self._mixture.order(seed=self._seed, shuffle_shards=self._shuffle_shards)
         share = self._batch // (self._accumulate * self._world_size)
         for step in range(self._first, self.steps):
             batch = self._slice(order, step)
             for micro in range(self._accumulate):
                 first = (micro * self._world_size + self._rank) * share
                 yield batch[first : first + share]
-
-    def global_batch(self, step: int) -> list[BatchItem]:
-        """Return the samples of all ranks in a step."""
-        return self._slice(self._order(), step)
-
-    def _order(self) -> MixtureOrder:
-        return self._mixture.order(seed=self._seed, shuffle_shards=self._shuffle_shards)
 
     def _slice(self, order: MixtureOrder, step: int) -> list[BatchItem]:
         epoch, position = divmod(step, self.steps_per_epoch)

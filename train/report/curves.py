@@ -9,8 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from bmlpipe.train.report.figure import AXIS, Figure, Series, slug
+from bmlpipe.train.report.figure import Figure, slug
 from bmlpipe.train.report.read_evaluation import MissingRow, Probe, RunEvaluations
+from bmlpipe.train.report.series import AXIS, Series
 from bmlpipe.train.runs.journal_reader import Values
 from bmlpipe.train.runs.run_reader import Run, number
 from bmlpipe.train.runs.traces import Trace, merge_traces

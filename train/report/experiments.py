@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bmlpipe.train.config.options import MAY_CHANGE
-from bmlpipe.train.report.figure import Series
 from bmlpipe.train.report.read_evaluation import Evaluation, RunEvaluations
+from bmlpipe.train.report.series import Series
 from bmlpipe.train.runs.run_reader import Run
 
 #: Options that do not make two runs different experiments.

@@ -10,7 +10,8 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 
-from bmlpipe.train.report.figure import INK, Figure, Series, printable, slug
+from bmlpipe.train.report.figure import Figure, printable, slug
+from bmlpipe.train.report.series import INK, Series
 from bmlpipe.train.report.tables import Table
 from bmlpipe.train.runs.journal_reader import Values
 
