@@ -44,8 +44,8 @@ def _option(
         listed: Gives names that the help lists for an option with free text.
         shown: What the help shows in place of the default value.
     """
-    about = {"group": group, "help": text, "choices": choices, "listed": listed or choices, "shown": shown}
-    return field(default=default, metadata=about)
+    metadata = {"group": group, "help": text, "choices": choices, "listed": listed or choices, "shown": shown}
+    return field(default=default, metadata=metadata)
 
 
 #: Encoders that ImageNet weights exist for.
@@ -259,8 +259,8 @@ class TrainConfig:
                 f"{', '.join(self.shards)}"
             )
         if self.encoder not in _PRETRAINED and self.weights != "none":
-            there = " and ".join(_PRETRAINED)
-            raise ConfigError(f"weights is {self.weights!r}: only {there} have ImageNet weights, not {self.encoder}")
+            known = " and ".join(_PRETRAINED)
+            raise ConfigError(f"weights is {self.weights!r}: only {known} have ImageNet weights, not {self.encoder}")
         joint = {self.modulation, self.intermediate} != {"none"} or self.fusion != "concat"
         if len(modalities) == 1 and joint:
             raise ConfigError(

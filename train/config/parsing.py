@@ -111,15 +111,15 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _flag(item: dataclasses.Field[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     flag, (value_type, several) = item.name.replace("_", "-"), _value_type(item.name)
-    about = item.metadata
-    shown = about["shown"] or _written(item.default)
-    options: dict[str, Any] = {"group": about["group"], "default": None, "help": about["help"], "shown": shown}
+    metadata = item.metadata
+    shown = metadata["shown"] or _written(item.default)
+    options: dict[str, Any] = {"group": metadata["group"], "default": None, "help": metadata["help"], "shown": shown}
     if value_type is bool:
         return option(f"--{flag}/--no-{flag}", item.name, **options)
     literal = typing.get_args(TYPES[item.name]) if typing.get_origin(TYPES[item.name]) is Literal else None
     kind: Any = click.Choice(literal) if literal else str if several else value_type
-    metavar = "LIST" if several else "NAME" if about["choices"] else None
-    return option(f"--{flag}", item.name, type=kind, metavar=metavar, listed=about["listed"], **options)
+    metavar = "LIST" if several else "NAME" if metadata["choices"] else None
+    return option(f"--{flag}", item.name, type=kind, metavar=metavar, listed=metadata["listed"], **options)
 
 
 def _written(value: Any) -> str:

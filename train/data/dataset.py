@@ -113,7 +113,11 @@ class ClipDataset(Dataset[Batch]):
         return _as_batch(self.arrays(items, self._pool.array))
 
     def arrays(self, items: Sequence[BatchItem], allocate: Allocate) -> dict[str, Array]:
-        """Load the arrays of a batch as they are decoded; those of modalities lie in memory from `allocate`."""
+        """Load the arrays of a batch as they are decoded; those of modalities lie in memory from `allocate`.
+
+        Raises:
+            ShardError: As `__getitems__`.
+        """
         epochs, numbers, padding = np.array(items, dtype=np.int64).T.copy()
         random = decode.uniform_numbers(self._seed, epochs, numbers, 5 + self._frames).tolist()
         labels = np.empty(len(items), dtype=np.int64)

@@ -53,10 +53,10 @@ def reference_weights(folders: Sequence[str], modalities: Sequence[str], until: 
     except OptionError as error:
         raise ConfigError(f"references: {error}") from error
     for name, weight in weights.items():
-        one = losses[name]
+        reference = losses[name]
         _logger.info(
             "GBlending: weight of %s %.3f (generalisation G %.3f, overfitting O %.3f)",
-            *(name, weight, one.generalisation, one.overfitting),
+            *(name, weight, reference.generalisation, reference.overfitting),
         )
     return weights
 

@@ -186,7 +186,16 @@ class Trainer:
         return self.evaluate("test", self.validation.best_epoch, log)
 
     def evaluate(self, split: str, epoch: int, log: RunLog) -> Row:
-        """Evaluate a split on all ranks; return the row of the journal, the same on every rank."""
+        """Evaluate a split on all ranks, and write the row to the journal.
+
+        Args:
+            split: `val` or `test`.
+            epoch: Epoch of the parameters, from 0.
+            log: Log of the run.
+
+        Returns:
+            The row, the same on every rank.
+        """
         broadcast_buffers(self.model)
         found = self.predictor.predict(split)
         row: Row = {"epoch": epoch, "step": self.step, "split": split}

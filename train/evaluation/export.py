@@ -55,14 +55,14 @@ def sample_ids(reader: ShardReader | CombinedReader, numbers: Sequence[int]) -> 
     return np.array([str(sample.meta.get("id", sample.key)) for sample in samples], dtype=np.str_)
 
 
-def prediction_columns(ids: npt.NDArray[np.str_], task: Task, found: Predictions) -> Columns:
+def prediction_columns(ids: npt.NDArray[np.str_], task: Task, predictions: Predictions) -> Columns:
     """Collect one row per sample: `id` and the columns of the task (`Task.prediction_columns`)."""
-    return {"id": ids, **task.prediction_columns(found.logits, found.branches, found.labels)}
+    return {"id": ids, **task.prediction_columns(predictions.logits, predictions.branches, predictions.labels)}
 
 
-def feature_columns(ids: npt.NDArray[np.str_], task: Task, found: Predictions) -> Columns:
+def feature_columns(ids: npt.NDArray[np.str_], task: Task, predictions: Predictions) -> Columns:
     """Collect one row per sample: `id`, the target (`Task.target_columns`) and each modality's feature, (N, D_m)."""
-    return {"id": ids, **task.target_columns(found.labels), **found.features}
+    return {"id": ids, **task.target_columns(predictions.labels), **predictions.features}
 
 
 def write(path: Path, columns: Mapping[str, npt.NDArray[Any]]) -> None:

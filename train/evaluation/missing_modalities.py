@@ -88,7 +88,17 @@ def _rates(text: str, whole: str) -> list[float]:
 
 
 def is_missing(numbers: npt.NDArray[np.int64], modality: str, rate: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Return which samples lose the modality, (N,), for sample numbers, (N,)."""
+    """Draw the samples that lose a modality.
+
+    Args:
+        numbers: Sample numbers, (N,).
+        modality: Name of the modality.
+        rate: Probability of losing it, in [0, 1].
+        seed: Seed of the draw.
+
+    Returns:
+        Whether each sample loses it, (N,).
+    """
     stream = keyed.key(seed, "missing", modality)
     return keyed.uniform(torch.tensor(numbers), stream).numpy() < rate
 
@@ -119,34 +129,34 @@ def logits_without(
     Returns:
         Joint prediction, (B, K), for each subset.
     """
-    some = frozenset[str]().union(*missing)
+    zeroed = frozenset[str]().union(*missing)
     if model.intermediate is None:
         zero_features = {
             m: model.encoders[m](torch.zeros_like(inputs[m][:1])).expand_as(feature)
             for m, feature in features.items()
-            if m in some
+            if m in zeroed
         }
         return [
             model.head({m: zero_features[m] if m in subset else features[m] for m in features}) for subset in missing
         ]
-    zeros = {m: torch.zeros_like(value) for m, value in inputs.items() if m in some}
+    zeros = {m: torch.zeros_like(value) for m, value in inputs.items() if m in zeroed}
     return [
         model.head(model.encode({m: zeros[m] if m in subset else inputs[m] for m in model.encoders}))
         for subset in missing
     ]
 
 
-def with_missing(found: Predictions, rates: Rates, seed: int) -> npt.NDArray[np.float32]:
+def with_missing(predictions: Predictions, rates: Rates, seed: int) -> npt.NDArray[np.float32]:
     """Return the joint prediction, (N, K), of samples that lose modalities at random.
 
     Args:
-        found: Predictions, with `without` for all modalities whose rate is above 0.
+        predictions: Predictions, with `without` for all modalities whose rate is above 0.
         rates: Modality → rate; a modality without a rate is never missing.
         seed: Seed of the draw.
     """
-    states = {m: is_missing(found.numbers, m, rate, seed) for m, rate in rates.items() if rate > 0}
-    logits = found.logits.copy()
-    for subset, alternative in found.without.items():
+    states = {m: is_missing(predictions.numbers, m, rate, seed) for m, rate in rates.items() if rate > 0}
+    logits = predictions.logits.copy()
+    for subset, alternative in predictions.without.items():
         if subset <= set(states):
             rows = np.all([states[m] == (m in subset) for m in states], axis=0)
             logits[rows] = alternative[rows]
@@ -154,13 +164,13 @@ def with_missing(found: Predictions, rates: Rates, seed: int) -> npt.NDArray[np.
 
 
 def missing_metrics(
-    task: Task, found: Predictions, combinations: Sequence[Rates], seeds: Sequence[int]
+    task: Task, predictions: Predictions, combinations: Sequence[Rates], seeds: Sequence[int]
 ) -> list[dict[str, Any]]:
     """Compute the metrics of the task at each combination of rates.
 
     Args:
         task: Computes the metrics.
-        found: Predictions, with `without` for all modalities whose rate is above 0.
+        predictions: Predictions, with `without` for all modalities whose rate is above 0.
         combinations: Combinations of rates; equal ones count once.
         seeds: Seeds of the draws of each combination.
 
@@ -168,8 +178,8 @@ def missing_metrics(
         One row per combination: `rates` of every modality, `seeds`, and metric → one value per seed.
     """
     rows = []
-    every = [{m: given.get(m, 0.0) for m in found.branches} for given in combinations]
+    every = [{m: given.get(m, 0.0) for m in predictions.branches} for given in combinations]
     for rates in {tuple(rates.values()): rates for rates in every}.values():
-        each = [task.metrics(with_missing(found, rates, seed), found.labels) for seed in seeds]
+        each = [task.metrics(with_missing(predictions, rates, seed), predictions.labels) for seed in seeds]
         rows.append({"rates": rates, "seeds": list(seeds), **{name: [one[name] for one in each] for name in each[0]}})
     return rows

@@ -30,23 +30,23 @@ Content = dict[str, Any]
 
 
 def evaluate(
-    run: LoadedRun, split: str, found: Predictions, *, missing: Sequence[Rates] = (), seeds: Sequence[int] = (0,)
+    run: LoadedRun, split: str, predictions: Predictions, *, missing: Sequence[Rates] = (), seeds: Sequence[int] = (0,)
 ) -> Content:
     """Compute the results of one split, in the form of the result file (docs/evaluation.md).
 
     Args:
         run: The run.
         split: Name of the split.
-        found: Predictions of the split.
+        predictions: Predictions of the split.
         missing: Combinations of rates at which modalities are missing.
         seeds: Seeds of the draws of each combination.
     """
     return {
         **_source(run),
         "split": split,
-        "samples": len(found.labels),
-        **run.task.report(found.logits, found.branches, found.labels),
-        "missing": missing_metrics(run.task, found, missing, seeds),
+        "samples": len(predictions.labels),
+        **run.task.report(predictions.logits, predictions.branches, predictions.labels),
+        "missing": missing_metrics(run.task, predictions, missing, seeds),
     }
 
 

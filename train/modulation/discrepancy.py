@@ -39,5 +39,14 @@ def discrepancy(sums: Tensor, form: Form = "ratio") -> Tensor:
 
 
 def z(rho: Tensor, shape: Shape, neutral: float) -> Tensor:
-    """Apply z to ρ: tanh(ρ − neutral), which is tanh(ρ − 1) for the ratio form, or sigmoid(ρ) (Table 15)."""
+    """Apply z to ρ: tanh(ρ − neutral), which is tanh(ρ − 1) for the ratio form, or sigmoid(ρ) (Table 15).
+
+    Args:
+        rho: ρ^m, (M,).
+        shape: See `Shape`.
+        neutral: Neutral point of ρ, from `NEUTRAL`.
+
+    Returns:
+        (M,), in (−1, 1) for `tanh` and (0, 1) for `sigmoid`.
+    """
     return torch.tanh(rho - neutral) if shape == "tanh" else torch.sigmoid(rho)

@@ -99,7 +99,7 @@ class Run:
 
 
 def number(row: Row, name: str, default: float = math.nan) -> float:
-    """Return a finite number of a row, or `default`."""
+    """Return the value `name` of a row if it is a finite number, else `default`."""
     value = row.get(name)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else default
 

@@ -86,7 +86,11 @@ class Greedy(Rule):
         self._model = model
 
     def inputs(self, inputs: dict[str, Tensor], step: StepContext) -> dict[str, Tensor]:
-        """Set MMTM up for a regular or a re-balancing step."""
+        """Set MMTM up for a regular or a re-balancing step.
+
+        Raises:
+            RuntimeError: `bind` was not called.
+        """
         if self._model is None:
             raise RuntimeError("greedy does not know the model: call bind(model) once before training")
         self._solo(self._alone)

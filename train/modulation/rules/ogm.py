@@ -72,5 +72,15 @@ class OGMStar(GradientFactor):
 
 
 def ogm_ge(*, alpha: float = 0.8, noise: Noise = "all", apply: Apply = "gradient", epochs: Epochs = (0, None)) -> OGM:
-    """Make OGM-GE (CVPR 2022): OGM with k = 1 − tanh(α·ρ), with factor and noise on convolution weights only."""
+    """Make OGM-GE (CVPR 2022): OGM with k = 1 − tanh(α·ρ), with factor and noise on convolution weights only.
+
+    Args:
+        alpha: α ≥ 0, the strength.
+        noise: Which encoders get noise (`GradientFactor`).
+        apply: Whether k multiplies the gradient or the learning rate.
+        epochs: Range (first, end) of epochs in which the rule acts.
+
+    Raises:
+        OptionError: An option is outside its range.
+    """
     return OGM(form="cvpr", parameters="convolutions", alpha=alpha, noise=noise, apply=apply, epochs=epochs)
