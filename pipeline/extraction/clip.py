@@ -105,19 +105,19 @@ class _ClipFiles:
         )
 
     def extract(self, attempt: _Attempt) -> ClipFeatures:
-        found = ClipFeatures()
+        features = ClipFeatures()
         if self.request.picture_front_ends or self.audio is None:
-            found = found.updated(self._from_video_file(attempt))
+            features = features.updated(self._from_video_file(attempt))
         if self.audio is not None and self.request.sound_front_ends:
-            found = found.updated(self._from_audio_file(self.audio, attempt))
-        return replace(found, flags=(*found.flags, *quality_flags(found.media)))
+            features = features.updated(self._from_audio_file(self.audio, attempt))
+        return replace(features, flags=(*features.flags, *quality_flags(features.media)))
 
     def _from_video_file(self, attempt: _Attempt) -> ClipFeatures:
         reads_pictures = bool(self.request.picture_front_ends)
         reads_sound = bool(self.request.sound_front_ends) and self.audio is None
         with open_media(self.video) as container:
             picture, sound = _picture_stream(container), container.streams.best("audio")
-            found = ClipFeatures(media=_describe(container, picture, sound))
+            features = ClipFeatures(media=_describe(container, picture, sound))
             if picture is None and reads_pictures:
                 raise ClipError("missing_video", f"{self.video} has no video stream")
             if sound is None and reads_sound:
@@ -126,13 +126,13 @@ class _ClipFiles:
                 container, [picture] * reads_pictures + [sound] * reads_sound, attempt
             )
             if reads_pictures:
-                found = found.updated(self._picture_features(picture, demuxer, seek_time, attempt))
+                features = features.updated(self._picture_features(picture, demuxer, seek_time, attempt))
             if reads_sound:
                 begin = start_time(sound)
                 if picture is not None and abs(begin - start_time(picture)) > OFFSET:
                     begin = start_time(picture)
-                found = found.updated(self._sound_features(self.video, sound, demuxer, begin, seek_time))
-            return found.updated(ClipFeatures(flags=_demuxer_flags(demuxer)))
+                features = features.updated(self._sound_features(self.video, sound, demuxer, begin, seek_time))
+            return features.updated(ClipFeatures(flags=_demuxer_flags(demuxer)))
 
     def _from_audio_file(self, path: Path, attempt: _Attempt) -> ClipFeatures:
         with open_media(path) as container:
@@ -141,8 +141,8 @@ class _ClipFiles:
                 raise ClipError("missing_audio", f"{path} has no audio stream")
             media = {"audio_container": container.format.name, **_describe_audio(sound)}
             demuxer, seek_time = self._open_streams(container, [sound], attempt)
-            found = self._sound_features(path, sound, demuxer, start_time(sound), seek_time)
-            return ClipFeatures(media=media, flags=_demuxer_flags(demuxer)).updated(found)
+            features = self._sound_features(path, sound, demuxer, start_time(sound), seek_time)
+            return ClipFeatures(media=media, flags=_demuxer_flags(demuxer)).updated(features)
 
     def _open_streams(
         self, container: InputContainer, streams: list[Any], attempt: _Attempt
