@@ -27,7 +27,7 @@ def tone(frequency, rate=16000, seconds=10):
 
 
 def scipys(samples):
-    """VGGSound's front end as METHOD states it, by scipy in float64."""
+    """VGGSound's front end as the paper states it, by SciPy in float64."""
     from scipy.signal import spectrogram
 
     _, _, power = spectrogram(samples.astype(np.float64), 16000, nperseg=512, noverlap=353)

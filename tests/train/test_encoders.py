@@ -21,11 +21,6 @@ from bmlpipe.train.models.encoders.registry import make_encoder
 from bmlpipe.train.models.encoders.resnet18 import ResNet18, load_imagenet
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def randomised(channels: int) -> ResNet18:
     """An encoder whose batch norms differ from the identity, in evaluation mode."""
     torch.manual_seed(channels)

@@ -34,12 +34,6 @@ CLASSES = 4
 CHANNELS = {"audio": (2, 3), "visual": (3, 4), "flow": (1, 2)}
 
 
-@pytest.fixture(autouse=True)
-def _seeded_on_one_thread() -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-
-
 def features(names: tuple[str, ...] = tuple(DIMS)) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     return {m: torch.randn(6, DIMS[m], generator=generator, dtype=torch.float64) for m in names}

@@ -33,11 +33,6 @@ CLASSES = 4
 TASK = Classification(tuple("abcd"))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 class Split(nn.Module):
     """Concatenation, with the exact split."""
 

@@ -23,11 +23,6 @@ from bmlpipe.train.modulation.scores import unimodal_logits, unimodal_scores
 NAMES = ("audio", "visual")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 class Head(nn.Module):
     """Concatenation and a linear layer."""
 

@@ -28,12 +28,6 @@ SIZES = {"audio": (1, 5, 7), "visual": (3, 2, 3), "flow": (2, 4, 1)}
 PAIR, TRIPLE = ("audio", "visual"), ("visual", "audio", "flow")
 
 
-@pytest.fixture(autouse=True)
-def _seeded_on_one_thread() -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-
-
 def maps_after(stage: int, names: tuple[str, ...] = TRIPLE, batch: int = 4) -> dict[str, Tensor]:
     return {m: torch.randn(batch, SIZES[m][0], WIDTHS[m][stage], *SIZES[m][1:], dtype=torch.float64) for m in names}
 

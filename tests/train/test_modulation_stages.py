@@ -20,11 +20,6 @@ from bmlpipe.train.modulation.scores import unimodal_scores
 NAMES = ("audio", "visual")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 class NoHostReads(TorchDispatchMode):
     """Fails where a tensor's value is brought to the host, which on a GPU waits for the device."""
 

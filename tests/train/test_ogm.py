@@ -22,11 +22,6 @@ NAMES = ("audio", "visual")
 ERROR = 1e-6
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def assert_uncorrelated(a: np.ndarray, b: np.ndarray) -> None:
     """Fisher's z of the correlation, normal with deviation 1/√(n − 3) where there is none."""
     z = math.atanh(np.corrcoef(a, b)[0, 1]) * math.sqrt(len(a) - 3)

@@ -22,11 +22,6 @@ NAMES = ("audio", "visual")
 ERROR = 1e-6
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def assert_share(count: float, of: int, share: float) -> None:
     """An exact binomial test."""
     assert stats.binomtest(int(count), of, share).pvalue > ERROR, (count, of, share)

@@ -19,12 +19,6 @@ from bmlpipe.train.models.intermediate import make_intermediate
 from bmlpipe.train.models.multimodal import MultimodalModel
 
 
-@pytest.fixture(autouse=True)
-def _seeded_on_one_thread() -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-
-
 def pair(**options: bool) -> dict[str, nn.Module]:
     return {"audio": CNN4(1, width=2, **options), "visual": ResNet18(3, width=3, **options)}
 

@@ -169,7 +169,7 @@ def test_runs_with_one_name_are_the_same_in_all_recipes_of_the_paper(tmp_path: P
 
 
 def test_the_papers_main_numbers_are_those_of_its_table() -> None:
-    """Accuracy / mAP as METHOD.md prints them, columns CREMA-D, Kinetics-Sounds, UCF-101, VGGSound."""
+    """Accuracy / mAP as Table 2 of the paper prints them, columns CREMA-D, Kinetics-Sounds, UCF-101, VGGSound."""
     printed = """
     first | 61.4 / 67.7 | 49.9 / 51.3 | 77.2 / 82.5 | 47.5 / 49.3
     second | 50.9 / 52.2 | 46.7 / 48.1 | 59.9 / 64.1 | 28.7 / 28.3

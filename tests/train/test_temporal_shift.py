@@ -14,12 +14,6 @@ from bmlpipe.train.models.encoders.temporal_shift import temporal_shift
 from bmlpipe.train.models.fusion import Concatenation
 
 
-@pytest.fixture(autouse=True)
-def _seeded_on_one_thread() -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("frames", "channels"), [(2, 8), (3, 16), (4, 19)])
 def test_the_shift_element_by_element(frames: int, channels: int, layout: torch.memory_format) -> None:
