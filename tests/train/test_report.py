@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -150,3 +152,11 @@ def test_config_that_holds_no_options_is_refused_by_name(tmp_path: Path) -> None
         (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
         with pytest.raises(ConfigError, match=r"config\.yaml"):
             read_run(tmp_path)
+
+
+def test_the_table_is_made_without_importing_torch_or_matplotlib() -> None:
+    code = (
+        "import sys, bmlpipe.train.report.tables, bmlpipe.train.runs.run_reader\n"
+        "print([name for name in ('torch', 'matplotlib', 'sklearn') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout == "[]\n"
