@@ -1,4 +1,4 @@
-"""What a run will need is what it then needs, and a disk without the room is refused before the start."""
+"""The estimated size agrees with the size written, and a disk that is too small is refused before the start."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 
 from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.schema import Clip, Manifest
-from bmlpipe.pipeline.extraction import estimate as module
 from bmlpipe.pipeline.extraction.estimate import estimate
 from bmlpipe.pipeline.extraction.plan import ExtractionPlan, make_plan
 from bmlpipe.pipeline.extraction.request import ExtractionRequest
@@ -22,7 +21,7 @@ from bmlpipe.pipeline.store.errors import ExtractionError
 
 @pytest.fixture
 def plan(tmp_path: Path, make_clip: Callable[..., Path]) -> ExtractionPlan:
-    """Twelve clips of one file, and one that is no media."""
+    """Plan of twelve copies of one clip, and of one file that is not media."""
     videos = tmp_path / "videos"
     videos.mkdir()
     clip_file = make_clip(tmp_path / "clip.mp4")
@@ -35,27 +34,25 @@ def plan(tmp_path: Path, make_clip: Callable[..., Path]) -> ExtractionPlan:
     )
 
 
-def test_the_estimate_is_near_what_the_run_writes_and_writes_nothing_itself(plan: ExtractionPlan) -> None:
-    judged = estimate(plan, count=13)
+def test_the_estimate_is_close_to_the_size_written_and_writes_nothing(plan: ExtractionPlan) -> None:
+    estimated = estimate(plan, count=13)
     assert not plan.out.exists()
-    assert (judged.clips, judged.sampled, judged.failures) == (13, 13, {"not_media": 1})
+    assert (estimated.clips, estimated.sampled, estimated.failures) == (13, 13, {"not_media": 1})
     with exclusive_folder(plan.out, "extraction"):
         run_extraction(plan, workers=0)
     written = sum(path.stat().st_size for path in plan.out.rglob("*.h5"))
-    assert judged.bytes == pytest.approx(written, rel=0.01)
+    assert estimated.bytes == pytest.approx(written, rel=0.01)
     assert 0 < estimate(plan, count=4).bytes < 1.5 * written
-    assert judged.seconds_per_clip > 0
-    assert "estimated from 13 clips, not_media 1" in judged.text(2)
+    assert estimated.seconds_per_clip > 0
+    assert "estimated from 13 clips, not_media 1" in estimated.text(2)
 
 
-def test_a_disk_without_the_room_is_refused_with_both_numbers(
+def test_a_disk_without_enough_space_is_refused_with_both_sizes(
     plan: ExtractionPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(0, 0, 10_000))
-    with pytest.raises(
-        ExtractionError, match=r"need about 0\.00 GB \(13 clips of .* MB\), but .*out has only 0\.00 GB free"
-    ):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 10_000))
+    with pytest.raises(ExtractionError, match=r"about 0\.00 GB \(13 clips .*only 0\.00 GB free"):
         estimate(plan).check(plan.out)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(0, 0, 10**12))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 10**12))
     estimate(plan).check(plan.out)

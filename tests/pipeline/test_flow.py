@@ -1,4 +1,4 @@
-"""Optical flow on known motion, its storage, and the error that storage causes."""
+"""Optical flow of known motion, its quantised storage, and the error of that storage."""
 
 import numpy as np
 import pytest
@@ -11,21 +11,22 @@ from bmlpipe.pipeline.media.errors import ClipError
 
 
 def texture(height=120, width=160, seed=0):
-    """A smooth random picture."""
+    """A smooth random image, levels 0–255."""
     import cv2
 
     noise = np.random.default_rng(seed).integers(0, 256, (height, width), np.uint8)
     return cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 2), None, 0, 255, cv2.NORM_MINMAX)
 
 
-def shifted(picture, right, down):
-    return np.roll(picture, (down, right), axis=(0, 1))
+def shifted(image, right, down):
+    """Shift an image by whole pixels."""
+    return np.roll(image, (down, right), axis=(0, 1))
 
 
 @pytest.mark.parametrize("algorithm", ["dis", "farneback", "tvl1-fast", pytest.param("tvl1", marks=pytest.mark.slow)])
-def test_a_known_shift_comes_back_with_the_right_sign_and_axis(algorithm):
-    picture = texture()
-    field = estimator(algorithm)(picture, shifted(picture, 3, -2))
+def test_a_known_shift_is_estimated_with_the_right_sign_and_axis(algorithm):
+    image = texture()
+    field = estimator(algorithm)(image, shifted(image, 3, -2))
     assert field.shape == (120, 160, 2)
     assert field.dtype == np.float32
     inner = field[20:-20, 20:-20]
@@ -34,8 +35,8 @@ def test_a_known_shift_comes_back_with_the_right_sign_and_axis(algorithm):
 
 
 @pytest.mark.slow
-def test_tvl1_fast_is_near_tvl1():
-    """On pictures that turn by three degrees and grow by 2 %: up to 5 pixels of motion."""
+def test_tvl1_fast_is_close_to_tvl1():
+    """The second image is rotated by 3° and enlarged by 2 %, so motion is up to 5 pixels."""
     import cv2
 
     first = texture(160, 200)
@@ -54,7 +55,7 @@ def test_quantisation_error_is_as_stated():
     assert (quantise(values, 20).min(), quantise(values, 20).max()) == (1, 255)
 
 
-def test_stored_fields_come_back():
+def test_stored_fields_decode_to_the_estimated_flow():
     first = texture()
     second = shifted(first, 3, 0)
     estimate = estimator("dis")
@@ -68,8 +69,8 @@ def test_stored_fields_come_back():
     assert np.abs(np.median(back[20:-20, 20:-20, 0]) - 3) < 0.2
 
 
-def test_flow_of_a_clip(make_clip, tmp_path):
-    """The lower half of the made pictures drifts by two pixels a picture."""
+def test_flow_of_a_clip_measures_the_motion_of_each_instant(make_clip, tmp_path):
+    """The lower half of the test frames moves by 2 pixels per frame."""
     clip = make_clip(tmp_path / "clip.mp4", seconds=3, audio_codec=None, options={"crf": "12"})
     features = extract_clip(clip, ExtractionRequest((FlowOptions(stack=2, short_side=80),), 10))
     assert "frames" not in features.features
@@ -82,21 +83,21 @@ def test_flow_of_a_clip(make_clip, tmp_path):
         assert np.abs(np.median(drift) - 2) < 0.4
 
 
-def test_the_window_moves_back_at_the_end(make_clip, tmp_path):
-    clip = make_clip(tmp_path / "clip.mp4", seconds=2.08, audio_codec=None)  # 52 pictures
+def test_the_last_window_is_moved_back_at_the_end_of_the_clip(make_clip, tmp_path):
+    clip = make_clip(tmp_path / "clip.mp4", seconds=2.08, audio_codec=None)  # 52 frames
     features = extract_clip(clip, ExtractionRequest((FlowOptions(stack=10, short_side=80),), 3))
     assert features["flow"].times == (0.0, 1.0, 41 / 25)
     assert features.flags == ("flow_window_moved",)
 
 
-def test_too_few_frames(make_clip, tmp_path):
+def test_a_clip_of_one_frame_has_no_flow(make_clip, tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", seconds=0.04, audio_codec=None)
     with pytest.raises(ClipError) as caught:
         extract_clip(clip, ExtractionRequest((FlowOptions(),)))
     assert caught.value.reason == "too_few_frames"
 
 
-def test_options_are_checked():
+def test_invalid_options_are_refused():
     for wrong in ({"algorithm": "raft"}, {"stack": 0}, {"stack": 11}, {"bound": 0}, {"quality": 0}, {"short_side": 1}):
         with pytest.raises(ValueError, match="must be"):
             FlowOptions(**wrong)

@@ -1,4 +1,4 @@
-"""Ready-made flow images: both layouts, the right images at each instant, and what does not fit refused."""
+"""Precomputed flow images: both folder layouts, the images of each instant, and the errors of unfit images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bmlpipe.pipeline.front_ends.frames import FrameOptions
 from bmlpipe.pipeline.media.errors import ClipError
 from bmlpipe.pipeline.store.ledger import read_ledger
 
-PICTURES = 52  # of 2.08 s
+FRAMES_OF_CLIP = 52  # in 2.08 s at 25 fps
 
 
 @pytest.fixture
@@ -30,13 +30,13 @@ def clip(make_clip: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 def image(level: int, size: tuple[int, int] = (24, 32)) -> bytes:
-    """A grey JPEG of one level, which says the picture's number (x) or 255 less it (y)."""
+    """A uniform grey JPEG; `write` sets the level to the frame's number (x) or to 255 minus the number (y)."""
     grey = np.full((*size, 1), level, np.uint8)
     return bytes(simplejpeg.encode_jpeg(grey, quality=95, colorspace="GRAY"))
 
 
-def write(folder: Path, layout: str, name: str, *, count: int = PICTURES - 1, first: int = 1) -> Path:
-    """Images of a video, numbered from `first`."""
+def write(folder: Path, layout: str, name: str, *, count: int = FRAMES_OF_CLIP - 1, first: int = 1) -> Path:
+    """Write the flow images of a video, numbered from `first`."""
     for number in range(count):
         for axis, letter, level in (("x", "u", number), ("y", "v", 255 - number)):
             if layout == "xy":
@@ -48,7 +48,7 @@ def write(folder: Path, layout: str, name: str, *, count: int = PICTURES - 1, fi
     return folder
 
 
-def found(clip: Path, folder: Path, *, stack: int = 1, seconds: int | None = 10, **span: float) -> JpegSeries:
+def imported_flow(clip: Path, folder: Path, *, stack: int = 1, seconds: int | None = 10, **span: float) -> JpegSeries:
     request = ExtractionRequest((FlowOptions(stack=stack, images=folder),), seconds)
     flow = extract_clip(clip, request, **span)["flow"]  # type: ignore[arg-type]
     assert isinstance(flow, JpegSeries)
@@ -56,7 +56,7 @@ def found(clip: Path, folder: Path, *, stack: int = 1, seconds: int | None = 10,
 
 
 def shown(flow: JpegSeries) -> list[list[int]]:
-    """Numbers of the pictures whose fields stand at each instant."""
+    """Return the frame numbers of the flow fields at each instant."""
     numbers = []
     for instant in range(len(flow.times)):
         levels = [int(simplejpeg.decode_jpeg(jpeg, "GRAY").mean().round()) for jpeg in flow.at(instant)]
@@ -68,38 +68,40 @@ def shown(flow: JpegSeries) -> list[list[int]]:
 
 def failure(clip: Path, folder: Path, **arguments: object) -> tuple[str, str]:
     with pytest.raises(ClipError) as caught:
-        found(clip, folder, **arguments)  # type: ignore[arg-type]
+        imported_flow(clip, folder, **arguments)  # type: ignore[arg-type]
     return caught.value.reason, caught.value.message
 
 
 @pytest.mark.parametrize("layout", ["xy", "uv"])
 @pytest.mark.parametrize("name", ["v_Archery_g01_c01", "Archery/v_Archery_g01_c01", "archery/V_archery_g01_c01"])
-def test_the_images_of_each_instant_as_they_are(clip: Path, tmp_path: Path, layout: str, name: str) -> None:
+def test_the_images_of_each_instant_are_stored_unchanged(clip: Path, tmp_path: Path, layout: str, name: str) -> None:
     folder = write(tmp_path / "flow", layout, name)
-    flow = found(clip, folder, seconds=3, stack=2)
+    flow = imported_flow(clip, folder, seconds=3, stack=2)
     assert shown(flow) == [[0, 1], [25, 26], [49, 50]]  # 51 images: the last window is moved back
     assert flow.times == (0.0, 1.0, 49 / 25)
     assert (flow.height, flow.width, flow.numbers) == (24, 32, {"stack": 2, "bound": 20.0})
     assert flow.at(1)[:2] == (image(25), image(230))
 
 
-@pytest.mark.parametrize(("first", "count"), [(0, PICTURES - 1), (1, PICTURES), (0, PICTURES)])
-def test_numbers_begin_at_0_or_1_and_the_last_picture_may_have_an_image(
+@pytest.mark.parametrize(("first", "count"), [(0, FRAMES_OF_CLIP - 1), (1, FRAMES_OF_CLIP), (0, FRAMES_OF_CLIP)])
+def test_numbers_begin_at_0_or_1_and_the_last_frame_may_have_an_image(
     clip: Path, tmp_path: Path, first: int, count: int
 ) -> None:
     folder = write(tmp_path / "flow", "xy", clip.stem, first=first, count=count)
-    assert shown(found(clip, folder, seconds=None)) == [[0], [25], [50]]
+    assert shown(imported_flow(clip, folder, seconds=None)) == [[0], [25], [50]]
 
 
-def test_a_stretch_counts_from_the_files_beginning(make_clip: Callable[..., Path], tmp_path: Path) -> None:
+def test_images_of_a_span_are_numbered_from_the_start_of_the_file(
+    make_clip: Callable[..., Path], tmp_path: Path
+) -> None:
     clip = make_clip(tmp_path / "clip.mp4", seconds=4, audio_codec=None)
     folder = write(tmp_path / "flow", "uv", "clip", count=99)
-    flow = found(clip, folder, start=2.2, duration=1.5)
+    flow = imported_flow(clip, folder, start=2.2, duration=1.5)
     assert shown(flow) == [[55], [80]]
     assert flow.times == pytest.approx((0.0, 1.0))
 
 
-def test_windows_are_those_of_computed_flow(clip: Path, tmp_path: Path) -> None:
+def test_windows_are_the_same_as_for_computed_flow(clip: Path, tmp_path: Path) -> None:
     folder = write(tmp_path / "flow", "xy", clip.stem)
     options = FlowOptions(stack=10, short_side=80)
     computed = extract_clip(clip, ExtractionRequest((FrameOptions(short_side=80), options), 3))
@@ -113,7 +115,7 @@ def test_windows_are_those_of_computed_flow(clip: Path, tmp_path: Path) -> None:
     assert imported["frames"] == computed["frames"]
 
 
-def test_images_that_are_missing_or_do_not_fit(clip: Path, tmp_path: Path) -> None:
+def test_missing_images_are_an_error_that_names_what_is_missing(clip: Path, tmp_path: Path) -> None:
     folder = tmp_path / "flow"
     folder.mkdir()
     assert failure(clip, folder) == (
@@ -129,7 +131,7 @@ def test_images_that_are_missing_or_do_not_fit(clip: Path, tmp_path: Path) -> No
         reason, text = failure(clip, write(folder / name, "xy", clip.stem, count=count), seconds=3)
         assert reason == "missing_flow_images"
         assert message in text
-    for count in (PICTURES - 2, PICTURES + 1):  # seen where the whole video is read
+    for count in (FRAMES_OF_CLIP - 2, FRAMES_OF_CLIP + 1):  # noticed only when the whole video is read
         reason, text = failure(clip, write(folder / str(count), "xy", clip.stem, count=count), seconds=None)
         assert reason == "missing_flow_images"
     assert "53 images for 52 pictures" in text
@@ -144,35 +146,37 @@ def test_images_that_are_missing_or_do_not_fit(clip: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("content", [b"", b"GIF89a", image(3)[:-40], image(3, (24, 34))])
-def test_bad_images(clip: Path, tmp_path: Path, content: bytes) -> None:
+def test_an_image_that_cannot_be_decoded_or_has_another_size_is_named(
+    clip: Path, tmp_path: Path, content: bytes
+) -> None:
     folder = write(tmp_path / "flow", "xy", clip.stem)
     (folder / clip.stem / "flow_y_0026.jpg").write_bytes(content)
     reason, message = failure(clip, folder, seconds=3)
     assert reason == "bad_flow_images"
     assert "flow_y_0026.jpg" in message
-    assert shown(found(clip, folder, seconds=1)) == [[0]]  # images that are not needed are not read
+    assert shown(imported_flow(clip, folder, seconds=1)) == [[0]]  # images that are not needed are not read
 
 
-def test_reading_the_makers_levels_as_ours_errs_as_stated() -> None:
+def test_the_other_quantisation_of_published_images_differs_by_the_stated_error() -> None:
     levels = np.arange(256, dtype=np.uint8)
-    theirs = levels * (2 * 20 / 255) - 20
-    assert np.abs(dequantise(levels, 20) - theirs).max() == pytest.approx(20 / 127, rel=1e-5)
+    published = levels * (2 * 20 / 255) - 20
+    assert np.abs(dequantise(levels, 20) - published).max() == pytest.approx(20 / 127, rel=1e-5)
 
 
-def test_the_parameters_name_no_folder() -> None:
+def test_the_parameters_do_not_depend_on_the_folder() -> None:
     one, other = (FlowOptions(images=Path(name)).parameters(10) for name in ("/a", "/b"))
     assert one == other
     assert one != FlowOptions().parameters(10)
     assert one["algorithm"] == "images"
 
 
-def test_the_command_takes_them_and_tells_what_is_missing(clip: Path, tmp_path: Path) -> None:
+def test_the_command_imports_images_and_fails_clips_without_them(clip: Path, tmp_path: Path) -> None:
     (tmp_path / "videos" / "Bowling").mkdir()
     shutil.copy(clip, tmp_path / "videos" / "Bowling" / "v_Bowling_g01_c01.mp4")
     folder = write(tmp_path / "flow", "uv", clip.stem)
     command = ["extract", "--dataset", "folder", "--videos", str(tmp_path / "videos"), "--out", str(tmp_path / "out")]
     command += ["--kinds", "flow", "--flow-images", str(folder), "--seconds", "2", "--workers", "0"]
-    said = CliRunner().invoke(main, [*command, "--max-failed", "1"])
-    assert said.exit_code == 0, said.output
+    result = CliRunner().invoke(main, [*command, "--max-failed", "1"])
+    assert result.exit_code == 0, result.output
     reasons = {row.id: row.reason for row in read_ledger(tmp_path / "out")}
     assert reasons == {"Archery/v_Archery_g01_c01": "", "Bowling/v_Bowling_g01_c01": "missing_flow_images"}

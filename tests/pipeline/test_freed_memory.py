@@ -1,4 +1,4 @@
-"""Memory that a worker keeps from clip to clip."""
+"""A worker process keeps the memory that one clip frees, and reuses it for the next clip."""
 
 from __future__ import annotations
 
@@ -34,16 +34,18 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def new_pages(folder: Path, who: str) -> int:
-    """Pages that the system handed out for eight times 32 MiB, after the first time."""
-    environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "65536"}  # as Dask starts its workers
-    command = [sys.executable, "-c", PROGRAM, str(folder), who]
+def page_faults(folder: Path, process: str) -> int:
+    """Count the page faults of eight allocations of 32 MiB, after a first such allocation."""
+    environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "65536"}  # as Dask sets it for its workers
+    command = [sys.executable, "-c", PROGRAM, str(folder), process]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
     return int(done.stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep freed memory")
-def test_a_worker_takes_the_memory_of_one_clip_for_the_next(tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="only the allocator of glibc can be set to keep freed memory"
+)
+def test_a_worker_reuses_the_memory_of_one_clip_for_the_next(tmp_path: Path) -> None:
     pages = 8 * (32 << 20) // 4096
-    assert new_pages(tmp_path, "worker") < pages / 100
-    assert new_pages(tmp_path, "other") > pages / 2  # so the figure above says something
+    assert page_faults(tmp_path, "worker") < pages / 100
+    assert page_faults(tmp_path, "other") > pages / 2  # without the setting, the system takes the memory back

@@ -1,4 +1,4 @@
-"""A new feature kind needs a row of the table and a front end, and nothing else."""
+"""A new feature kind needs only a row in the table of kinds and a front end."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LOUDNESS = FeatureKind(
 )
 THUMBNAIL = FeatureKind(
     name="thumbnail",
-    summary="small grey pictures",
+    summary="small grey images",
     modality="visual",
     source="pictures",
     storage=Storage.JPEG,
@@ -96,13 +96,14 @@ class Thumbnails(PictureFrontEnd):
 
 @pytest.fixture
 def new_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Add two kinds as a change of the source would: there is no registration at run time."""
     for row, options in ((LOUDNESS, LoudnessOptions), (THUMBNAIL, ThumbnailOptions)):
         monkeypatch.setitem(kinds._TABLE, row.name, row)
         monkeypatch.setitem(registry._TABLE, row.name, options)
 
 
 @pytest.mark.usefixtures("new_kinds")
-def test_a_new_kind_goes_all_the_way(make_clip: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_new_kind_is_extracted_sharded_checked_and_loaded(make_clip: Callable[..., Path], tmp_path: Path) -> None:
     for name in ("train/a/one", "train/b/two", "test/a/three", "val/b/four"):
         path = tmp_path / "videos" / f"{name}.mp4"
         path.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Plans of many rows: nothing is held of a row that need not be, and the ledger's rows are right all the same."""
+"""Plans of large manifests: rows of the last run are found in any order, and a row takes little memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def rows_of(ids: Iterable[str], status: str = "ok") -> list[LedgerRow]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Of a run over a to f that was killed after it had done e and b."""
+    """Feature folder of a run over clips a to f that was killed after clips e and b."""
     with pytest.raises(RuntimeError), Ledger(tmp_path, rows_of("abcdef", "failed")) as ledger:
         ledger.append(rows_of("e"))
         ledger.append(rows_of("b"))
@@ -46,7 +46,7 @@ def test_rows_are_found_in_any_order(folder: Path, order: str) -> None:
             assert row is None
 
 
-def test_in_the_tables_order_no_row_is_held(folder: Path) -> None:
+def test_rows_read_in_the_order_of_the_table_are_not_kept(folder: Path) -> None:
     with KnownRows(folder) as known:
         for id_ in "abcdef":
             known.find(id_)
@@ -54,7 +54,7 @@ def test_in_the_tables_order_no_row_is_held(folder: Path) -> None:
         assert known.find("g") is None
 
 
-def test_tasks_are_a_sequence(tmp_path: Path) -> None:
+def test_the_tasks_of_a_plan_are_a_sequence(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     for name in ("1.flv", "3.mp4", "3.wav"):
         (tmp_path / name).write_bytes(b"x")
@@ -69,8 +69,8 @@ def test_tasks_are_a_sequence(tmp_path: Path) -> None:
         tasks[2]
 
 
-def test_a_plan_after_a_plan_says_what_the_ledger_says(tmp_path: Path) -> None:
-    """Absent, failed and to be done, mixed; then one more file, and one less."""
+def test_repeated_plans_agree_with_the_ledger(tmp_path: Path) -> None:
+    """Failed and absent clips alternate; after the first run one file is added and one removed."""
     videos, out = tmp_path / "videos", tmp_path / "out"
     videos.mkdir()
     clips = [Clip(f"{number}", "train", "x", f"{number}.mp4") for number in range(30)]
@@ -85,16 +85,16 @@ def test_a_plan_after_a_plan_says_what_the_ledger_says(tmp_path: Path) -> None:
             assert sum(row.reason == NOT_TRIED for row in planned) == len(plan.tasks) == (10, 1, 0)[step]
             assert plan.known.total() + len(plan.tasks) == 30
             counts = run_extraction(plan, workers=0, batch=4)
-        there = {f"{number}" for number in range(30) if (videos / f"{number}.mp4").exists()}
-        assert counts == {"failed": len(there), "absent": 30 - len(there)}
-        assert {row.id for row in read_ledger(out) if row.status == "failed"} == there
+        present = {f"{number}" for number in range(30) if (videos / f"{number}.mp4").exists()}
+        assert counts == {"failed": len(present), "absent": 30 - len(present)}
+        assert {row.id for row in read_ledger(out) if row.status == "failed"} == present
         if step == 0:
             (videos / "1.mp4").write_bytes(b"x")
             (videos / "27.mp4").unlink()
 
 
 def memory(work: Callable[[], object]) -> tuple[int, int]:
-    """Bytes that Python holds at the peak of some work, and after it, beside what there was."""
+    """Measure the memory that `work` allocates in Python: at its peak and at its end, in bytes."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -106,8 +106,8 @@ def memory(work: Callable[[], object]) -> tuple[int, int]:
     return peak, after
 
 
-def test_a_row_costs_few_bytes_and_no_more_of_them_where_there_are_many(tmp_path: Path) -> None:
-    """Counted by Python's own allocator: the annotation's reading, then plan and run, of absent clips."""
+def test_memory_per_row_is_small(tmp_path: Path) -> None:
+    """Memory for reading the annotations, and for planning and running, by tracemalloc; all clips are absent."""
     (tmp_path / "videos").mkdir()
     reading, planning = {}, {}
     for rows in (1000, 6000):
@@ -116,15 +116,15 @@ def test_a_row_costs_few_bytes_and_no_more_of_them_where_there_are_many(tmp_path
         manifests: list[Manifest] = []
         reading[rows] = memory(lambda: manifests.append(read_manifest("vggsound", annotation)))  # noqa: B023
 
-        def both() -> object:
+        def plan_and_run_twice() -> object:
             for _ in range(2):
                 with exclusive_folder(out, "extraction"):  # noqa: B023
                     plan = make_plan(manifests[0], tmp_path / "videos", out, REQUEST)  # noqa: B023
                     run_extraction(plan, workers=0)
             return plan
 
-        planning[rows] = memory(both)
-    more = 5000
-    assert (reading[6000][0] - reading[1000][0]) / more < 420
-    assert (reading[6000][1] - reading[1000][1]) / more < 260
-    assert (planning[6000][0] - planning[1000][0]) / more < 20
+        planning[rows] = memory(plan_and_run_twice)
+    added = 5000
+    assert (reading[6000][0] - reading[1000][0]) / added < 420
+    assert (reading[6000][1] - reading[1000][1]) / added < 260
+    assert (planning[6000][0] - planning[1000][0]) / added < 20

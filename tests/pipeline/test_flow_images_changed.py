@@ -1,4 +1,4 @@
-"""Ready-made flow images that have changed since the last run are taken again, and only the flow with them."""
+"""Precomputed flow images that changed since the last run are imported again; the other features are kept."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bmlpipe.pipeline.front_ends.frames import FrameOptions
 from bmlpipe.pipeline.store.feature_file import FeatureStore
 from bmlpipe.pipeline.store.ledger import read_ledger
 
-IMAGES = 24  # of a video of 25 pictures
+IMAGES = 24  # for a video of 25 frames
 
 
 def jpeg(level: int) -> bytes:
@@ -42,20 +42,21 @@ def write(folder: Path, level: int, layout: str) -> None:
 
 
 class Runs:
-    """Extractions of one clip."""
+    """Repeated extractions of one clip."""
 
     def __init__(self, folder: Path) -> None:
         self.videos, self.images, self.out = folder / "videos", folder / "flow", folder / "out"
         self.manifest = Manifest("folder", ("x",), [Clip("one", "train", "x", "one.mp4")])
 
     def planned(self, images: Path | None = None) -> int:
+        """Number of clips that a run would extract."""
         return len(make_plan(self.manifest, self.videos, self.out, self.request(images)).tasks)
 
     def request(self, images: Path | None = None) -> ExtractionRequest:
         return ExtractionRequest((FrameOptions(short_side=80), FlowOptions(images=images or self.images)), 1)
 
-    def again(self, images: Path | None = None) -> str:
-        """Run; the clip's reason."""
+    def run(self, images: Path | None = None) -> str:
+        """Run an extraction and return the clip's reason."""
         with exclusive_folder(self.out, "extraction"):
             run_extraction(make_plan(self.manifest, self.videos, self.out, self.request(images)), workers=0)
         return read_ledger(self.out)[0].reason
@@ -64,9 +65,11 @@ class Runs:
         return FeatureStore(self.out).read("one").features
 
     def level(self) -> int:
+        """Grey level of the first stored flow image."""
         return int(simplejpeg.decode_jpeg(self.features()["flow"].jpegs[0], "GRAY").mean().round())
 
     def written(self) -> int:
+        """Time at which the feature file was written, in ns."""
         return FeatureStore(self.out).path("one").stat().st_mtime_ns
 
 
@@ -81,58 +84,58 @@ def runs(tmp_path: Path, make_clip: Callable[..., Path], layout: str) -> Runs:
     found.videos.mkdir()
     make_clip(found.videos / "one.mp4", seconds=1, audio_codec=None)
     write(found.images, 60, layout)
-    assert found.again() == ""
+    assert found.run() == ""
     assert (found.planned(), found.level()) == (0, 60)
     return found
 
 
-def test_other_images_are_taken_and_the_frames_are_kept(runs: Runs, layout: str) -> None:
+def test_changed_images_are_imported_and_the_frames_are_kept(runs: Runs, layout: str) -> None:
     before = runs.features()
     write(runs.images, 180, layout)
     assert runs.planned() == 1
-    assert runs.again() == ""
+    assert runs.run() == ""
     assert (runs.planned(), runs.level()) == (0, 180)
     assert runs.features()["frames"] == before["frames"]
 
 
-def test_one_image_of_equal_size_is_seen_by_its_time(runs: Runs) -> None:
+def test_a_changed_image_of_equal_size_is_noticed_by_its_time(runs: Runs) -> None:
     path = sorted(runs.images.rglob("*.jpg"))[0]
     data = bytearray(path.read_bytes())
-    data[-3] ^= 1  # of the picture's data: another picture, of the same size
+    data[-3] ^= 1  # within the entropy-coded data: another image of the same size
     path.write_bytes(data)
     before = runs.written()
     assert runs.planned() == 1
-    runs.again()
+    runs.run()
     assert runs.written() > before
     assert FeatureStore(runs.out).read("one").companions["flow"] == identity(runs.images, runs.videos / "one.mp4")
 
 
-def test_copies_of_the_images_are_known_by_their_content(runs: Runs, tmp_path: Path) -> None:
-    """Without their times and in another folder: looked at once, and nothing is extracted."""
+def test_copies_of_the_images_are_recognised_by_their_content(runs: Runs, tmp_path: Path) -> None:
+    """Images with other times in another folder are hashed once, and nothing is extracted."""
     moved = tmp_path / "moved"
     shutil.copytree(runs.images, moved, copy_function=shutil.copyfile)
     for path in moved.rglob("*.jpg"):
         os.utime(path, (10**9, 10**9))
     before = runs.written()
     assert runs.planned(moved) == 1
-    assert runs.again(moved) == ""
+    assert runs.run(moved) == ""
     assert runs.written() == before
     assert runs.planned(moved) == 0
 
 
-def test_images_that_come_or_go_later_are_seen(runs: Runs, tmp_path: Path, layout: str) -> None:
-    gone = tmp_path / "gone"
-    runs.images.rename(gone)
+def test_images_that_are_removed_or_added_later_are_noticed(runs: Runs, tmp_path: Path, layout: str) -> None:
+    moved = tmp_path / "moved"
+    runs.images.rename(moved)
     runs.images.mkdir()
-    assert runs.again() == "missing_flow_images"
+    assert runs.run() == "missing_flow_images"
     assert runs.planned() == 0
-    shutil.copytree(gone, runs.images, dirs_exist_ok=True)
-    assert runs.planned() == 1  # without --retry-failed: it is not as it was
-    assert runs.again() == ""
+    shutil.copytree(moved, runs.images, dirs_exist_ok=True)
+    assert runs.planned() == 1  # even without --retry-failed, because the images changed
+    assert runs.run() == ""
 
 
-def test_features_without_the_images_identity_are_made_again(runs: Runs) -> None:
-    """As computed flow has none, and files of another version."""
+def test_features_without_the_identity_of_their_images_are_extracted_again(runs: Runs) -> None:
+    """Computed flow has no such identity, nor have feature files of an older version."""
     store = FeatureStore(runs.out)
     stored = store.read("one")
     assert stored.companions["flow"].name == f"{2 * IMAGES} images"
@@ -140,6 +143,6 @@ def test_features_without_the_images_identity_are_made_again(runs: Runs) -> None
     store.write(replace(stored, companions={}))
     (runs.out / "ledger.csv").unlink()
     before = runs.written()
-    assert runs.again() == ""
+    assert runs.run() == ""
     assert runs.written() > before
     assert store.read("one").companions == stored.companions
