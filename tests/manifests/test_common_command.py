@@ -1,4 +1,4 @@
-"""What a program says of an error or a signal, and its exit status."""
+"""Error messages and exit statuses of the command-line programs."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from bmlpipe.manifests.common.errors import BmlpipeError, OptionError
 def main():
     pass
 
-@main.command(on_interrupt="what is done stays done")
-@click.argument("what")
-def go(what):
-    if what == "stop":
+@main.command(on_interrupt="finished clips are kept")
+@click.argument("event")
+def go(event):
+    if event == "stop":
         os.kill(os.getpid(), signal.SIGTERM)
-    if what == "full":
+    if event == "full":
         raise OSError(errno.ENOSPC, "No space left on device")
-    if what == "network":
+    if event == "network":
         raise OSError(errno.EHOSTUNREACH, "No route to host")
-    if what == "file":
+    if event == "file":
         open("/nowhere/file")
-    if what in ("ours", "option", "value"):
-        raise {"ours": BmlpipeError, "option": OptionError, "value": ValueError}[what]("size is 3: must be 4")
-    if what == "interrupt":
+    if event in ("ours", "option", "value"):
+        raise {"ours": BmlpipeError, "option": OptionError, "value": ValueError}[event]("size is 3: must be 4")
+    if event == "interrupt":
         raise KeyboardInterrupt
 
 main(prog_name="program")
 """
 
-#: What happens → exit status, whether it is unexpected, and the message.
+#: Event → exit status, whether it counts as an unexpected error, message.
 CASES = {
     "nothing": (0, False, ""),
     "ours": (1, False, "size is 3: must be 4"),
@@ -49,8 +49,8 @@ CASES = {
     "full": (1, False, "No space left on device"),
     "value": (1, True, "ValueError: size is 3: must be 4"),
     "network": (1, True, f"OSError: [Errno {errno.EHOSTUNREACH}] No route to host"),
-    "interrupt": (130, False, "interrupted: what is done stays done"),
-    "stop": (143, False, "stopped by SIGTERM: what is done stays done"),
+    "interrupt": (130, False, "interrupted: finished clips are kept"),
+    "stop": (143, False, "stopped by SIGTERM: finished clips are kept"),
 }
 
 
@@ -58,15 +58,15 @@ CASES = {
 INTERNAL = {"DamageError"}
 
 
-def program(what: str, log: str) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-c", PROGRAM, "go", what, "--log-format", log]
+def program(event: str, log: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-c", PROGRAM, "go", event, "--log-format", log]
     return subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
 
 
-@pytest.mark.parametrize("what", CASES)
-def test_in_text_an_error_is_one_line_unless_it_is_unexpected(what: str) -> None:
-    status, unexpected, message = CASES[what]
-    done = program(what, "text")
+@pytest.mark.parametrize("event", CASES)
+def test_in_text_an_error_is_one_line_unless_it_is_unexpected(event: str) -> None:
+    status, unexpected, message = CASES[event]
+    done = program(event, "text")
     assert (done.returncode, done.stdout) == (status, "")
     assert message in done.stderr
     assert ("Traceback" in done.stderr) == unexpected
@@ -75,13 +75,13 @@ def test_in_text_an_error_is_one_line_unless_it_is_unexpected(what: str) -> None
     assert ("unexpected error" in done.stderr) == unexpected
 
 
-@pytest.mark.parametrize("what", CASES)
-def test_in_json_an_error_is_one_object(what: str) -> None:
-    status, unexpected, message = CASES[what]
-    done = program(what, "json")
+@pytest.mark.parametrize("event", CASES)
+def test_in_json_an_error_is_one_object(event: str) -> None:
+    status, unexpected, message = CASES[event]
+    done = program(event, "json")
     assert done.returncode == status
     lines = [json.loads(line) for line in done.stderr.splitlines()]
-    if what == "nothing":
+    if event == "nothing":
         assert lines == []
         return
     (line,) = lines
@@ -90,7 +90,7 @@ def test_in_json_an_error_is_one_object(what: str) -> None:
     assert line["level"] == ("CRITICAL" if unexpected else "ERROR" if status < 128 else "WARNING")
 
 
-def test_every_exception_class_has_the_one_root() -> None:
+def test_every_exception_class_derives_from_the_root() -> None:
     """A class that derives from another exception would be reported as a bug."""
     root, bases = Path(__file__).parents[2], dict[str, set[str]]()
     for package in ("manifests", "shards", "pipeline", "train"):

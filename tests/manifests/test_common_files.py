@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and have one hash."""
+"""Atomic writing of files, and their hashes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bmlpipe.manifests.common.files import open_atomically, sha256_of, write_ato
 
 
 @pytest.mark.parametrize("concurrent", [False, True])
-def test_a_file_is_replaced_as_a_whole(tmp_path: Path, concurrent: bool) -> None:
+def test_a_file_is_replaced_atomically(tmp_path: Path, concurrent: bool) -> None:
     path = tmp_path / "file"
     write_atomically(path, "old")
     with open_atomically(path, sync=True, concurrent=concurrent) as file:
@@ -24,7 +24,7 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path, concurrent: bool) -> None
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_error_leaves_the_old_file_alone_and_is_given_its_name(tmp_path: Path) -> None:
+def test_an_error_keeps_the_old_file_and_names_it(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_atomically(path, "old")
     with pytest.raises(OSError) as caught, open_atomically(path) as file:

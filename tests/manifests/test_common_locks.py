@@ -1,4 +1,4 @@
-"""Locks: one holder at a time, released with the process, and work without them where a file system has none."""
+"""Lock files have one holder at a time; on a file system without locks, a warning replaces them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_a_folder_has_one_holder_at_a_time(tmp_path: Path) -> None:
         assert descriptor is not None
 
 
-def test_a_lock_is_waited_for_as_long_as_patience_lasts(tmp_path: Path) -> None:
+def test_waiting_for_a_lock_ends_after_the_patience(tmp_path: Path) -> None:
     held = try_lock(tmp_path / "lock")
     assert held is not None
     with pytest.raises(LockError, match="was held by another process"), locked(tmp_path / "lock", patience=0.1):
@@ -34,7 +34,7 @@ def test_a_lock_is_waited_for_as_long_as_patience_lasts(tmp_path: Path) -> None:
         assert time.monotonic() - start > 0.1
 
 
-def test_a_removed_lock_file_is_no_lock(tmp_path: Path) -> None:
+def test_a_removed_lock_file_can_be_locked_again(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     assert try_lock(path, create=False) is None
     held = try_lock(path)
@@ -46,7 +46,7 @@ def test_a_removed_lock_file_is_no_lock(tmp_path: Path) -> None:
     release(second)
 
 
-def test_a_folder_that_cannot_be_made_names_itself(tmp_path: Path) -> None:
+def test_the_error_names_a_folder_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError) as caught:
         lock_folder(tmp_path / "file" / "out", "extraction")

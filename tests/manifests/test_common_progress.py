@@ -1,4 +1,4 @@
-"""Progress: log lines where there is no terminal, one line renewed in place where there is one."""
+"""Progress: log lines without a terminal, one line updated in place on a terminal."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_meter_counts_items_and_failures(caplog: pytest.LogCaptureFixture) -
 
 
 @pytest.mark.usefixtures("no_terminal")
-def test_nothing_done_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_no_progress_is_logged_without_a_finished_item(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "bmlpipe"), ProgressMeter("clips", 10):
         pass
     assert caplog.records == []
@@ -45,7 +45,7 @@ def test_a_line_is_due_after_its_interval() -> None:
         assert line.due()
 
 
-def test_durations() -> None:
+def test_durations_are_shown_in_minutes_or_hours() -> None:
     assert [duration_text(seconds) for seconds in (0, 59.9, 60, 3599, 3600, 90_000)] == [
         "0 min 00 s",
         "0 min 59 s",

@@ -1,4 +1,4 @@
-"""Tables as CSV read back exactly; printed ones are Markdown where there is no terminal."""
+"""Tables: CSV files read back exactly; printed tables are Markdown unless the output is a terminal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_any_text_reads_back(rows: list[list[str]]) -> None:
     assert list(csv.reader(file)) == rows
 
 
-def test_a_csv_file_keeps_bytes_that_are_no_utf8(tmp_path: Path) -> None:
+def test_a_csv_file_keeps_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     write_csv(tmp_path / "a.csv", [["path"], ["caf\udce9"]], sync=True)
     assert (tmp_path / "a.csv").read_bytes() == b"path\ncaf\xe9\n"
 

@@ -1,4 +1,4 @@
-"""People's own data: a folder a class, or a CSV file."""
+"""The `folder` dataset: one folder per class, or a CSV file of clips."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def table(tmp_path: Path, text: str) -> Path:
     return path
 
 
-# --- one folder a class
+# --- one folder per class
 
 
-def test_a_folder_a_class(tmp_path: Path) -> None:
+def test_one_folder_per_class_gives_labels_and_splits(tmp_path: Path) -> None:
     touch(tmp_path, *[f"{label}/{i}.mp4" for label in ("dog", "cat") for i in range(10)])
     touch(tmp_path, "cat/deep/er/x.MKV", "cat/notes.txt", ".git/y.mp4", "cat/._0.mp4", "empty/readme.md")
     manifest = read_manifest("folder", None, videos=tmp_path)
@@ -40,7 +40,7 @@ def test_a_folder_a_class(tmp_path: Path) -> None:
     assert any("2 of 21 training clips become the validation split" in note for note in manifest.notes)
 
 
-def test_splits_on_top_of_classes(tmp_path: Path) -> None:
+def test_split_folders_contain_class_folders(tmp_path: Path) -> None:
     touch(tmp_path, "train/cat/a.mp4", "train/dog/a.mp4", "val/cat/b.mp4", "test/fox/c.avi", "train/loose.mp4")
     manifest = read_manifest("folder", None, videos=tmp_path)
     assert [(clip.id, clip.split, clip.label) for clip in manifest.clips] == [
@@ -58,7 +58,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert read_manifest("folder", None, videos=tmp_path).classes == ("plane", "train")
 
 
-def test_splits_beside_classes_are_refused(tmp_path: Path) -> None:
+def test_a_mix_of_split_and_class_folders_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "train/cat/a.mp4", "test/cat/a.mp4", "extra/a.mp4")
     with pytest.raises(ManifestError, match="test, train and extra, which is not a split"):
         read_manifest("folder", None, videos=tmp_path)
@@ -70,7 +70,7 @@ def test_same_stem_in_two_containers_gives_two_ids(tmp_path: Path) -> None:
     assert [clip.id for clip in manifest.clips] == ["c/a.avi", "c/a.mp4", "c/a.mp4.avi", "c/b"]
 
 
-def test_nothing_to_read(tmp_path: Path) -> None:
+def test_a_folder_without_videos_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"no video files .*and 1 outside"):
         read_manifest("folder", None, videos=touch(tmp_path, "a.mp4"))
     with pytest.raises(ManifestError, match="is not a folder"):
@@ -79,8 +79,8 @@ def test_nothing_to_read(tmp_path: Path) -> None:
         read_manifest("folder", None)
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="this file system takes UTF-8 names only")
-def test_name_that_is_no_text(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform == "darwin", reason="the file system accepts only UTF-8 names")
+def test_a_file_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "c/a.mp4")
     (tmp_path / "c" / os.fsdecode(b"caf\xe9.mp4")).touch()
     with pytest.raises(ManifestError, match="is not UTF-8: rename"):
@@ -90,7 +90,7 @@ def test_name_that_is_no_text(tmp_path: Path) -> None:
 # --- CSV
 
 
-def test_csv_with_every_column(tmp_path: Path) -> None:
+def test_every_csv_column_is_read(tmp_path: Path) -> None:
     path = table(
         tmp_path,
         "\ufeffsplit,speaker,Label,path,duration,start,group,id\r\n"
@@ -104,7 +104,7 @@ def test_csv_with_every_column(tmp_path: Path) -> None:
     assert "columns not used: speaker" in read_manifest("folder", path).notes
 
 
-def test_csv_ids_are_as_short_as_they_can_be(tmp_path: Path) -> None:
+def test_csv_ids_are_as_short_as_possible(tmp_path: Path) -> None:
     path = table(
         tmp_path,
         "path,label,split,start,duration\n"
@@ -123,7 +123,7 @@ def test_csv_ids_are_as_short_as_they_can_be(tmp_path: Path) -> None:
     assert any("1 repeated rows dropped, the first at clips.csv, line 9" in note for note in manifest.notes)
 
 
-def test_csv_numbers_as_classes_are_sorted_as_numbers(tmp_path: Path) -> None:
+def test_csv_numeric_classes_are_sorted_as_numbers(tmp_path: Path) -> None:
     rows = "".join(f"{i}.mp4,{i},test\n" for i in (10, 2, 0, 1))
     assert read_manifest("folder", table(tmp_path, "path,label,split\n" + rows)).classes == ("0", "1", "2", "10")
 
@@ -136,7 +136,7 @@ def test_csv_groups_are_kept_together(tmp_path: Path) -> None:
     assert not val & {clip.group for clip in clips if clip.split == "train"}
 
 
-def test_csv_absolute_path_inside_the_videos(tmp_path: Path) -> None:
+def test_csv_absolute_paths_must_be_inside_the_folder_of_videos(tmp_path: Path) -> None:
     path = table(tmp_path, f"path,label,split\n{tmp_path / 'videos' / 'c' / 'x.mp4'},x,test\n")
     touch(tmp_path / "videos", "c/x.mp4")
     clip = read_manifest("folder", path, videos=tmp_path / "videos").clips[0]
@@ -146,7 +146,7 @@ def test_csv_absolute_path_inside_the_videos(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../x.mp4", "a/../../x.mp4", "a/../x.mp4", "..", ".", '""'])
-def test_csv_path_may_not_leave_the_videos(tmp_path: Path, name: str) -> None:
+def test_csv_paths_must_not_leave_the_folder_of_videos(tmp_path: Path, name: str) -> None:
     path = table(tmp_path, f"path,label,split\na.mp4,x,train\n{name},x,train\n")
     with pytest.raises(ManifestError, match=r"clips.csv, line 3: path .* must name a file inside"):
         read_manifest("folder", path, videos=tmp_path)
@@ -176,7 +176,7 @@ def test_csv_path_may_not_leave_the_videos(tmp_path: Path, name: str) -> None:
         ),
     ],
 )
-def test_csv_faults(tmp_path: Path, text: str, message: str) -> None:
+def test_a_faulty_csv_file_is_refused_with_the_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ManifestError, match=message):
         read_manifest("folder", table(tmp_path, text))
 

@@ -1,4 +1,4 @@
-"""The official annotation files and real clips."""
+"""The official annotation files of each dataset, and the real clips."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def annotations(real_data: Path) -> Path:
     return real_data / "annotations"
 
 
-def test_vggsound(annotations: Path) -> None:
-    four = read_manifest("vggsound", annotations / "vggsound" / "vggsound_test_part.csv")
-    assert four.counts() == {"train": 0, "val": 0, "test": 15_446}
+def test_the_official_vggsound_annotation_is_read(annotations: Path) -> None:
+    annotation = read_manifest("vggsound", annotations / "vggsound" / "vggsound_test_part.csv")
+    assert annotation.counts() == {"train": 0, "val": 0, "test": 15_446}
     with (annotations / "vggsound" / "stat.csv").open(encoding="utf-8", newline="") as file:
-        assert four.classes == tuple(sorted(row[0] for row in csv.reader(file)))
-    two = read_manifest("vggsound", annotations / "vggsound")
-    assert list(two.clips) == list(four.clips)
-    assert "no train clips in the annotation" in two.notes
+        assert annotation.classes == tuple(sorted(row[0] for row in csv.reader(file)))
+    lists = read_manifest("vggsound", annotations / "vggsound")
+    assert list(lists.clips) == list(annotation.clips)
+    assert "no train clips in the annotation" in lists.notes
 
 
-def test_vggsound_clips_are_found(real_data: Path) -> None:
+def test_the_real_vggsound_clips_are_found(real_data: Path) -> None:
     manifest = read_manifest("vggsound", real_data / "annotations" / "vggsound" / "vggsound_test_part.csv")
     locator = Locator("vggsound", real_data / "clips")
     found = {clip.id: source.video for clip in manifest.clips if (source := locator.find(clip))}
@@ -42,7 +42,7 @@ def test_vggsound_clips_are_found(real_data: Path) -> None:
     assert {clip.id: clip.label for clip in manifest.clips if clip.id in found} == {id_: official[id_] for id_ in found}
 
 
-def test_kinetics_sounds(annotations: Path) -> None:
+def test_the_official_kinetics_sounds_annotation_is_read(annotations: Path) -> None:
     folder = annotations / "kinetics-sounds"
     document = read_manifest("kinetics-sounds", folder / "KS_train_val.json")
     assert document.counts() == {"train": 14_799, "val": 1_320, "test": 2_597}
@@ -56,7 +56,7 @@ def test_kinetics_sounds(annotations: Path) -> None:
     assert all(len(kinetics_sounds.parse_key(clip.id)[0]) == 11 for clip in document.clips)
 
 
-def test_cremad(annotations: Path) -> None:
+def test_the_official_cremad_annotation_is_read(annotations: Path) -> None:
     manifest = read_manifest("cremad", annotations / "cremad")
     assert manifest.counts() == {"train": 6_028, "val": 670, "test": 744}
     order = (annotations / "cremad" / "stat.csv").read_text(encoding="utf-8-sig").split()
@@ -70,7 +70,7 @@ def test_cremad(annotations: Path) -> None:
     assert all(0.09 < taken[label] / total[label] < 0.11 for label in total)
 
 
-def test_ucf101(real_data: Path) -> None:
+def test_the_official_ucf101_annotation_is_read(real_data: Path) -> None:
     manifest = read_manifest("ucf101", real_data / "annotations" / "ucf101")
     counts = manifest.counts()
     assert (counts["train"] + counts["val"], counts["test"]) == (9_537, 3_783)
@@ -85,7 +85,7 @@ def test_ucf101(real_data: Path) -> None:
     assert [clip.id for clip in manifest.clips if locator.find(clip)] == ["v_ApplyEyeMakeup_g01_c01"]
 
 
-def test_a_table_of_ones_own(real_data: Path) -> None:
+def test_a_custom_table_is_read(real_data: Path) -> None:
     manifest = read_manifest("folder", real_data / "avdigits.csv")
     assert len(manifest.clips) == 2_500
     assert manifest.classes == tuple("0123456789")

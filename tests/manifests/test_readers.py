@@ -1,4 +1,4 @@
-"""Official annotation files, in small copies made here."""
+"""Readers of the official annotation formats, tested with small files."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_encodings_and_line_ends_give_the_same_clips(tmp_path: Path, encoding: s
         (b"\n\n", r"vggsound.csv contains no clips"),
     ],
 )
-def test_what_is_no_vggsound_file_is_refused_with_its_line(tmp_path: Path, raw: bytes, message: str) -> None:
+def test_a_faulty_vggsound_file_is_refused_with_the_line(tmp_path: Path, raw: bytes, message: str) -> None:
     path = tmp_path / "vggsound.csv"
     path.write_bytes(raw)
     with pytest.raises(ManifestError, match=message):
@@ -70,41 +70,41 @@ def test_vggsound_classes_are_the_sorted_labels_of_all_splits(tmp_path: Path) ->
     assert read_manifest("vggsound", path).classes == ("airplane", "bird chirping, tweeting", "playing bass drum")
 
 
-def test_vggsound_header_is_passed_over(tmp_path: Path) -> None:
+def test_a_vggsound_header_is_skipped(tmp_path: Path) -> None:
     path = write(tmp_path / "vggsound.csv", "# YouTube ID,start seconds,label,train/test split\n" + VGGSOUND)
     assert len(read_manifest("vggsound", path).clips) == 2
 
 
-def test_vggsound_repeated_row_is_dropped_and_noted(tmp_path: Path) -> None:
+def test_a_repeated_vggsound_row_is_dropped_and_noted(tmp_path: Path) -> None:
     path = write(tmp_path / "vggsound.csv", VGGSOUND + VGGSOUND)
     manifest = read_manifest("vggsound", path)
     assert len(manifest.clips) == 2
     assert "2 repeated rows dropped, the first at vggsound.csv, line 3" in manifest.notes
 
 
-def test_vggsound_contradiction_names_both_lines(tmp_path: Path) -> None:
+def test_contradictory_vggsound_rows_are_refused_with_both_lines(tmp_path: Path) -> None:
     path = write(tmp_path / "vggsound.csv", VGGSOUND + "-Qowmc0P9ic,34,yodelling,test\n")
     with pytest.raises(ManifestError, match=r"line 3: .*contradicts vggsound.csv, line 1: label 'yodelling'"):
         read_manifest("vggsound", path)
 
 
 @pytest.mark.parametrize("given", [".", "train.csv", "test.csv"])
-def test_vggsound_two_lists(tmp_path: Path, given: str) -> None:
+def test_one_vggsound_list_per_split_gives_the_same_clips(tmp_path: Path, given: str) -> None:
     write(tmp_path / "train.csv", '_a_b_c-d_12_000000.mp4,"bird chirping, tweeting"\r\n')
     write(tmp_path / "test.csv", "-Qowmc0P9ic_000034.mp4,playing bass drum\r\n")
-    four = read_manifest("vggsound", write(tmp_path / "vgg" / "vggsound.csv", VGGSOUND))
+    table = read_manifest("vggsound", write(tmp_path / "vgg" / "vggsound.csv", VGGSOUND))
     manifest = read_manifest("vggsound", tmp_path / given)
-    assert set(manifest.clips) == set(four.clips)
-    assert manifest.classes == four.classes
+    assert set(manifest.clips) == set(table.clips)
+    assert manifest.classes == table.classes
 
 
-def test_vggsound_two_columns_need_a_split_for_a_name(tmp_path: Path) -> None:
+def test_a_vggsound_list_with_two_columns_must_be_named_after_its_split(tmp_path: Path) -> None:
     path = write(tmp_path / "list.csv", "-Qowmc0P9ic_000034.mp4,playing bass drum\n")
     with pytest.raises(ManifestError, match=r"list.csv .*one of train.csv, val.csv, test.csv"):
         read_manifest("vggsound", path)
 
 
-def test_vggsound_clip_in_train_and_test_is_a_contradiction(tmp_path: Path) -> None:
+def test_a_vggsound_clip_in_train_and_test_is_refused(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write(tmp_path / f"{split}.csv", "-Qowmc0P9ic_000034.mp4,playing bass drum\n")
     with pytest.raises(ManifestError, match=r"test.csv, line 1: .*train.csv, line 1: split 'test' and 'train'"):
@@ -144,7 +144,7 @@ def kinetics_json(tmp_path: Path, database: object, labels: object = kinetics_so
     return write(tmp_path / "ks.json", json.dumps({"labels": labels, "database": database}))
 
 
-def test_kinetics_both_forms_agree_on_classes(tmp_path: Path) -> None:
+def test_both_kinetics_formats_give_the_same_classes(tmp_path: Path) -> None:
     document = kinetics_json(
         tmp_path / "json",
         {
@@ -164,7 +164,7 @@ def test_kinetics_both_forms_agree_on_classes(tmp_path: Path) -> None:
     assert read_manifest("kinetics-sounds", tmp_path / "json").clips == from_json.clips
 
 
-def test_kinetics_json_order_of_labels_is_kept(tmp_path: Path) -> None:
+def test_the_order_of_labels_in_kinetics_json_is_kept(tmp_path: Path) -> None:
     path = kinetics_json(tmp_path, {"aaaaaaaaaaa_1": {"subset": "testing", "label": "z"}}, ["z", "a"])
     assert read_manifest("kinetics-sounds", path).classes == ("z", "a")
 
@@ -184,13 +184,13 @@ def test_kinetics_json_order_of_labels_is_kept(tmp_path: Path) -> None:
         ('{"labels": ["a"], "database": {"x_1": {}, "x_1": {"label": "a"}}}', "key 'x_1' occurs twice"),
     ],
 )
-def test_kinetics_json_faults(tmp_path: Path, text: str, message: str) -> None:
+def test_a_faulty_kinetics_json_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ManifestError, match=message):
         read_manifest("kinetics-sounds", write(tmp_path / "ks.json", text))
 
 
 @pytest.mark.parametrize("line", ["-74csnCOiUs_0,10,31", "-74csnCOiUs_0,10", "-74csnCOiUs,10,3", "-74csnCOiUs_0,10,-1"])
-def test_kinetics_list_faults(tmp_path: Path, line: str) -> None:
+def test_a_faulty_kinetics_list_is_refused_with_the_line(tmp_path: Path, line: str) -> None:
     with pytest.raises(ManifestError, match=r"my_train.txt, line 2: "):
         read_manifest("kinetics-sounds", write(tmp_path / "my_train.txt", f"-94aaaaaaaa_0,10,3\n{line}\n"))
 
@@ -206,7 +206,7 @@ def cremad(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_cremad_order_of_classes_and_group(tmp_path: Path) -> None:
+def test_cremad_classes_have_the_official_order_and_actors_are_groups(tmp_path: Path) -> None:
     manifest = read_manifest("cremad", cremad(tmp_path))
     assert manifest.classes == ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG")
     first = manifest.clips[0]
@@ -226,7 +226,7 @@ def test_cremad_validation_by_actor_is_an_option(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["1001_IEO_NEU_XX,HAPPY", "1001_IEO_NEU_XX", "1001,NEU", "../1001_IEO_NEU_XX,NEU"])
-def test_cremad_faults(tmp_path: Path, line: str) -> None:
+def test_a_faulty_cremad_list_is_refused_with_the_line(tmp_path: Path, line: str) -> None:
     with pytest.raises(ManifestError, match=r"train.csv, line 1: "):
         read_manifest("cremad", write(tmp_path / "train.csv", line))
 
@@ -242,7 +242,7 @@ def ucf101(tmp_path: Path, train: str = "HandstandPushups/v_HandStandPushups_g08
     return tmp_path
 
 
-def test_ucf101_class_comes_from_the_folder(tmp_path: Path) -> None:
+def test_the_class_of_a_ucf101_clip_comes_from_its_folder(tmp_path: Path) -> None:
     manifest = read_manifest("ucf101", ucf101(tmp_path), fold=2)
     assert manifest.classes == ("Archery", "HandstandPushups")
     first, last = manifest.clips[0], manifest.clips[-1]
@@ -255,7 +255,7 @@ def test_ucf101_class_comes_from_the_folder(tmp_path: Path) -> None:
     assert last.path == "HandstandPushups/v_HandStandPushups_g01_c01.avi"
 
 
-def test_ucf101_three_is_ucf101(tmp_path: Path) -> None:
+def test_ucf101_three_reads_the_lists_of_ucf101(tmp_path: Path) -> None:
     folder = ucf101(tmp_path)
     assert read_manifest("ucf101-three", folder, fold=2) == read_manifest("ucf101", folder, fold=2)
     with pytest.raises(ManifestError, match="ucf101-three, give the folder of classInd"):
@@ -278,12 +278,12 @@ def test_ucf101_validation_takes_whole_groups(tmp_path: Path) -> None:
         ("Archery/clip.avi 1", "must be <class>/v_<class>"),
     ],
 )
-def test_ucf101_faults(tmp_path: Path, line: str, message: str) -> None:
+def test_a_faulty_ucf101_list_is_refused_with_the_line(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(ManifestError, match=rf"trainlist02.txt, line 1: .*{message}"):
         read_manifest("ucf101", ucf101(tmp_path, line + "\n"), fold=2)
 
 
-def test_ucf101_missing_parts(tmp_path: Path) -> None:
+def test_incomplete_ucf101_lists_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"trainlist01.txt cannot be read"):
         read_manifest("ucf101", ucf101(tmp_path), fold=1)
     with pytest.raises(ManifestError, match="fold is 4"):
@@ -293,10 +293,10 @@ def test_ucf101_missing_parts(tmp_path: Path) -> None:
         read_manifest("ucf101", tmp_path, fold=2)
 
 
-# --- all
+# --- all datasets
 
 
-def test_read_manifest_refuses_what_it_cannot_use(tmp_path: Path) -> None:
+def test_unusable_arguments_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="'imagenet': must be one of vggsound, kinetics-sounds"):
         read_manifest("imagenet", tmp_path)
     with pytest.raises(ManifestError, match=r"vggsound needs annotations: give vggsound\.csv"):
@@ -308,7 +308,7 @@ def test_read_manifest_refuses_what_it_cannot_use(tmp_path: Path) -> None:
         read_manifest("kinetics-sounds", path, validation=ValidationSplit(by_group=True))
 
 
-def test_an_official_validation_split_stays(tmp_path: Path) -> None:
+def test_an_official_validation_split_is_kept(tmp_path: Path) -> None:
     path = write(tmp_path / "vggsound.csv", VGGSOUND + "aaaaaaaaaaa,1,x,val\nbbbbbbbbbbb,1,x,train\n")
     manifest = read_manifest("vggsound", path)
     assert [clip.id for clip in manifest.clips if clip.split == "val"] == ["aaaaaaaaaaa_000001"]
@@ -336,7 +336,7 @@ def test_every_official_annotation_states_its_origin() -> None:
     assert [name for name, dataset in DATASETS.items() if not dataset.origin.startswith("https://")] == ["folder"]
 
 
-def test_import_is_cheap() -> None:
+def test_importing_the_datasets_loads_no_heavy_package() -> None:
     heavy = {"numpy", "pandas", "sklearn", "torch"}
     code = f"import sys, bmlpipe.manifests.datasets; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""The table of clips reads back exactly, whatever ids and names hold."""
+"""The table of clips reads back exactly, and inconsistent tables are refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from bmlpipe.manifests.schema import Clip, Manifest, ManifestError, read_clips, write_clips
 
 
-def test_clips_read_back(tmp_path: Path) -> None:
+def test_clips_with_unusual_names_read_back_exactly(tmp_path: Path) -> None:
     clips = [
         Clip("-a_b", "train", "x, y", "d/-a_b.mp4", 0.1, None, "g"),
         Clip('q"uote\rd\n', "val", "ö", "caf\udce9.mp4", 1 / 3, 2.5),
@@ -19,7 +19,7 @@ def test_clips_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "id,split\n", "id,split,label,path,start,duration,group\na,train,x,p,zero,,\n"])
-def test_another_table_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_malformed_table_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.csv").write_text(text, encoding="utf-8")
     with pytest.raises(ManifestError, match=r"manifest\.csv"):
         read_clips(tmp_path / "manifest.csv")

@@ -35,7 +35,7 @@ def val_ids(clips: list[Clip]) -> set[str]:
 
 @settings(deadline=None)
 @given(rows, fractions, st.integers(0, 3), st.booleans(), st.randoms(use_true_random=False))
-def test_order_of_the_input_does_not_matter(made, fraction, seed, by_group, random) -> None:
+def test_the_order_of_clips_does_not_change_the_split(made, fraction, seed, by_group, random) -> None:
     clips = clips_of(made, groups=True)
     result = add_validation(clips, ValidationSplit(fraction, by_group=by_group, seed=seed))
     shuffled = random.sample(clips, len(clips))
@@ -46,7 +46,7 @@ def test_order_of_the_input_does_not_matter(made, fraction, seed, by_group, rand
 
 @settings(deadline=None)
 @given(rows, fractions, st.booleans())
-def test_nothing_but_the_split_of_training_clips_changes(made, fraction, by_group) -> None:
+def test_only_the_split_of_training_clips_changes(made, fraction, by_group) -> None:
     clips = clips_of(made, groups=True)
     result = add_validation(clips, ValidationSplit(fraction, by_group=by_group, seed=0))
     for before, after in zip(clips, result, strict=True):
@@ -58,7 +58,7 @@ def test_nothing_but_the_split_of_training_clips_changes(made, fraction, by_grou
 
 @settings(deadline=None)
 @given(rows, fractions, st.integers(0, 3))
-def test_each_label_gives_its_share_from_the_top_of_the_ranking(made, fraction, seed) -> None:
+def test_each_label_contributes_its_share_of_the_first_ranked_clips(made, fraction, seed) -> None:
     clips = clips_of(made, groups=False)
     ranked = defaultdict(list)
     for clip in sorted(clips, key=lambda clip: hashlib.sha256(f"{seed}:{clip.id}".encode()).hexdigest()):
@@ -73,7 +73,7 @@ def test_each_label_gives_its_share_from_the_top_of_the_ranking(made, fraction, 
 
 @settings(deadline=None)
 @given(rows, fractions)
-def test_no_group_is_parted_and_no_label_loses_training(made, fraction) -> None:
+def test_groups_stay_whole_and_every_label_keeps_training_clips(made, fraction) -> None:
     clips = clips_of(made, groups=True)
     result = add_validation(clips, ValidationSplit(fraction, by_group=True, seed=0))
     parts = {name: {clip.group for clip in result if clip.split == name} for name in ("train", "val")}
@@ -84,7 +84,7 @@ def test_no_group_is_parted_and_no_label_loses_training(made, fraction) -> None:
 
 @settings(deadline=None)
 @given(rows, st.floats(0.01, 0.5))
-def test_class_wise_groups_come_within_half_a_group_of_the_share(made, fraction) -> None:
+def test_class_wise_groups_deviate_from_the_share_by_at_most_half_a_group(made, fraction) -> None:
     clips = clips_of(made, groups=True, class_wise=True)
     result = add_validation(clips, ValidationSplit(fraction, by_group=True, seed=0))
     total = Counter(clip.label for clip in clips if clip.split == "train")
@@ -96,14 +96,14 @@ def test_class_wise_groups_come_within_half_a_group_of_the_share(made, fraction)
     for label, n in total.items():
         aim = min(max(1, round(fraction * n)), n - 1)
         if len(sizes[label]) == 1:
-            assert taken[label] == 0  # its only group has to train
+            assert taken[label] == 0  # its only group stays in training
         else:
             smallest = min(sizes[label].values())
             assert abs(taken[label] - aim) <= max(max(sizes[label].values()) / 2, smallest - aim)
             assert taken[label] >= 1
 
 
-def test_groups_that_cross_labels_come_near_the_share() -> None:
+def test_groups_across_labels_approximate_the_share() -> None:
     clips = [
         Clip(f"{actor}_{e}_{i}", "train", e, group=f"{actor}") for actor in range(50) for e in "xyz" for i in range(7)
     ]
@@ -123,7 +123,7 @@ def test_another_seed_gives_another_split() -> None:
     assert len(splits) == 5
 
 
-def test_an_existing_validation_clip_stays() -> None:
+def test_an_existing_validation_clip_is_kept() -> None:
     clips = [Clip("a", "val", "x"), *(Clip(f"c{i}", "train", "x") for i in range(4))]
     result = add_validation(clips, ValidationSplit(0.5, by_group=False, seed=0))
     assert result[0] == clips[0]
@@ -131,12 +131,12 @@ def test_an_existing_validation_clip_stays() -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
-def test_fraction_out_of_range(fraction: float) -> None:
+def test_a_fraction_out_of_range_is_refused(fraction: float) -> None:
     with pytest.raises(OptionError, match="must be above 0 and below 1"):
         add_validation([], ValidationSplit(fraction, by_group=False, seed=0))
 
 
-def test_same_in_every_process() -> None:
+def test_the_split_is_the_same_in_every_process() -> None:
     code = (
         "from bmlpipe.manifests.schema import Clip\n"
         "from bmlpipe.manifests.splits import ValidationSplit, add_validation\n"
