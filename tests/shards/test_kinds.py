@@ -1,4 +1,4 @@
-"""The table of feature kinds, and that of targets."""
+"""The tables of feature kinds and targets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bmlpipe.shards.targets import CLASS, TARGETS
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_member_leads_back_to_its_kind(name: str) -> None:
+def test_every_member_name_identifies_its_kind(name: str) -> None:
     members = KINDS[name].members(instants=12, stack=3 if "{step" in KINDS[name].member else 1)
     assert len(set(members)) == len(members)
     assert {kind_of(member) for member in members} == {name}
@@ -36,12 +36,12 @@ def test_the_members_of_format_version_1() -> None:
     ]
 
 
-def test_only_horizontal_motion_changes_its_sign_in_a_mirror() -> None:
+def test_mirroring_changes_the_sign_of_horizontal_flow_only() -> None:
     changing = [member for kind in KINDS.values() for member in kind.members() if kind.changes_sign(member)]
     assert changing == ["flow_000_00_x.jpg"]
 
 
-def test_the_rows_agree_with_themselves() -> None:
+def test_the_table_of_kinds_is_consistent() -> None:
     for kind in KINDS.values():
         assert kind.is_pictures == (kind.source == "pictures") == (kind.storage is Storage.JPEG) == bool(kind.meta)
         assert kind.picture_channels in (1, 3)
@@ -54,7 +54,7 @@ def test_the_rows_agree_with_themselves() -> None:
     }
 
 
-def test_an_unknown_kind_is_named_with_the_nearest_one() -> None:
+def test_an_unknown_kind_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(OptionError, match="did you mean frames"):
         kind_named("frame")
     with pytest.raises(OptionError, match="choose among frames, spectrogram"):

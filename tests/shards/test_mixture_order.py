@@ -1,4 +1,4 @@
-"""Several sets of shards drawn from in the proportion of their weights, and read as one."""
+"""Mixtures: several sets of shards, drawn in proportion to their weights and read as one set."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SETS = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=5), min_size=1,
 
 
 @given(shares=SHARES, start=st.integers(0, 10**12), length=st.integers(0, 300))
-def test_any_stretch_of_positions_is_dealt_out_as_in_the_whole(shares: list[int], start: int, length: int) -> None:
+def test_any_range_of_positions_equals_that_part_of_the_whole(shares: list[int], start: int, length: int) -> None:
     sets, counts = interleave(start, start + length, shares)
     cut = length // 3
     for part, at in (
@@ -39,7 +39,7 @@ def test_any_stretch_of_positions_is_dealt_out_as_in_the_whole(shares: list[int]
     ):
         np.testing.assert_array_equal(part[0], sets[at : at + len(part[0])])
         np.testing.assert_array_equal(part[1], counts[at : at + len(part[1])])
-    for number in range(len(shares)):  # a set's counts go up by one each time: none is left out, none comes twice
+    for number in range(len(shares)):  # the counts of a set rise by one: no sample is skipped or repeated
         mine = counts[sets == number]
         np.testing.assert_array_equal(mine, np.arange(len(mine)) + (mine[0] if len(mine) else 0))
 
@@ -69,7 +69,7 @@ def test_large_weights_and_far_positions_do_not_overflow() -> None:
 
 @given(sizes=SETS, seed=st.integers(0, 99), shuffle_shards=st.integers(1, 4))
 @settings(deadline=None)
-def test_without_weights_each_sample_comes_once_an_epoch(
+def test_without_weights_each_sample_occurs_once_per_epoch(
     sizes: list[list[int]], seed: int, shuffle_shards: int
 ) -> None:
     mixture = Mixture.of(sizes)
@@ -82,9 +82,7 @@ def test_without_weights_each_sample_comes_once_an_epoch(
 
 @given(sizes=SETS, data=st.data())
 @settings(deadline=None)
-def test_with_weights_each_set_gives_its_own_epochs_one_after_the_other(
-    sizes: list[list[int]], data: st.DataObject
-) -> None:
+def test_with_weights_each_set_has_consecutive_epochs_of_its_own(sizes: list[list[int]], data: st.DataObject) -> None:
     weights = data.draw(st.lists(st.integers(1, 20), min_size=len(sizes), max_size=len(sizes)))
     mixture = Mixture.of(sizes, weights=weights)
     total, stop = len(mixture), 4 * len(mixture)
@@ -96,12 +94,12 @@ def test_with_weights_each_set_gives_its_own_epochs_one_after_the_other(
         for epoch in range(len(mine) // size):
             whole = mine[epoch * size : (epoch + 1) * size]
             assert sorted(whole) == [(epoch, n) for n in range(end - size, end)]
-    start = data.draw(st.integers(0, stop))  # and any position is had without those before it
+    start = data.draw(st.integers(0, stop))  # any position can be computed without the preceding ones
     again = mixture.order(seed=5, shuffle_shards=2).slice(start, min(start + total, stop))
     np.testing.assert_array_equal(again, [epochs[start : start + total], numbers[start : start + total]])
 
 
-def test_the_first_set_comes_in_the_order_that_it_has_alone_and_others_in_another() -> None:
+def test_the_first_set_keeps_its_own_order_and_other_sets_differ() -> None:
     mixture = Mixture.of([[10, 10], [10, 10]], weights=[1, 1])
     _, numbers = mixture.order(seed=3, shuffle_shards=2).slice(0, 40)
     alone = EpochOrder([10, 10], seed=3, epoch=0, shuffle_shards=2).slice(0, 20)
@@ -109,7 +107,7 @@ def test_the_first_set_comes_in_the_order_that_it_has_alone_and_others_in_anothe
     assert not np.array_equal(numbers[numbers >= 20] - 20, alone)
 
 
-def test_the_order_of_a_mixture_is_pinned_for_all_time() -> None:
+def test_the_order_of_a_mixture_never_changes() -> None:
     mixture = Mixture.of([[2, 2], [3]], weights=[2, 1])
     _, numbers = mixture.order(seed=7, shuffle_shards=2).slice(0, 14)
     assert numbers.tolist() == PINNED
@@ -133,7 +131,7 @@ def test_impossible_mixtures_are_refused(sizes: list[list[int]], weights: list[f
         Mixture.of(sizes, weights=weights)
 
 
-def test_weights_are_taken_as_decimals_in_lowest_terms() -> None:
+def test_weights_are_decimals_reduced_to_lowest_terms() -> None:
     assert Mixture.of([[3], [4]], weights=[0.7, 0.3]).shares == (7, 3)
     assert Mixture.of([[3], [4]], weights=[20, 10]).shares == (2, 1)
     assert Mixture.of([[6], [4]]).shares == (3, 2)
@@ -180,7 +178,7 @@ def two(tmp_path: Path) -> list[ShardReader]:
     return [one, other]
 
 
-def test_samples_are_numbered_split_by_split_and_labels_translated(two: list[ShardReader]) -> None:
+def test_samples_are_numbered_split_by_split_and_labels_are_mapped(two: list[ShardReader]) -> None:
     mixed = CombinedReader(two)
     keys = [mixed[number].key for number in range(len(mixed))]
     expected = [f"a-train-{n}" for n in range(7)] + [f"b-train-{n}" for n in range(5)]
@@ -202,7 +200,7 @@ def test_samples_are_numbered_split_by_split_and_labels_translated(two: list[Sha
     mixed.close()
 
 
-def test_one_set_alone_is_itself(two: list[ShardReader]) -> None:
+def test_a_mixture_of_one_set_equals_the_set(two: list[ShardReader]) -> None:
     mixed = CombinedReader(two[:1])
     assert mixed.index is two[0].index
     assert [mixed[n].key for n in range(len(mixed))] == [two[0][n].key for n in range(len(two[0]))]
@@ -221,7 +219,7 @@ def test_a_set_for_evaluation_only_adds_nothing_to_training(two: list[ShardReade
     assert CombinedReader([tests]).mixture is None
 
 
-def test_sets_that_do_not_fit_together_are_refused_by_name(two: list[ShardReader], tmp_path: Path) -> None:
+def test_incompatible_sets_are_refused_with_the_difference(two: list[ShardReader], tmp_path: Path) -> None:
     other = write(tmp_path / "classes", "c", "xyw", {"train": 2})
     with pytest.raises(ShardError, match=r"different classes .* only .*one has z; only .*classes has w"):
         CombinedReader([two[0], other])
@@ -230,14 +228,14 @@ def test_sets_that_do_not_fit_together_are_refused_by_name(two: list[ShardReader
     with pytest.raises(ShardError, match=r"different front-end parameters .*\(frames.short_side: 8 and 9\)"):
         CombinedReader([two[0], other])
     mixed = CombinedReader([two[0], other], kinds=["spectrogram"])
-    assert mixed.index.features == {"spectrogram": {"preset": "test"}}  # and nobody can load frames from it
+    assert mixed.index.features == {"spectrogram": {"preset": "test"}}  # frames cannot be loaded from it
     with pytest.raises(ShardError, match="one has no flow, only frames, spectrogram"):
         CombinedReader(two, kinds=["flow"])
     with pytest.raises(ValueError, match="for 2 sets"):
         CombinedReader(two, weights=[1])
 
 
-def test_merged_statistics_are_those_of_all_values_together() -> None:
+def test_merged_statistics_equal_those_of_all_values() -> None:
     random = np.random.default_rng(0)
     values = [random.normal(3, 2, (400, 3)), random.normal(-1, 5, (100, 3))]
     parts = [{"frames": {"mean": v.mean(0).tolist(), "std": v.std(0).tolist()}} for v in values]
@@ -248,7 +246,7 @@ def test_merged_statistics_are_those_of_all_values_together() -> None:
     assert merged_statistics([parts[0], {}], [1, 1]) == {}
 
 
-def test_the_mixture_is_normalised_by_its_weights(two: list[ShardReader], tmp_path: Path) -> None:
+def test_statistics_of_a_mixture_follow_its_weights(two: list[ShardReader], tmp_path: Path) -> None:
     far = write(tmp_path / "far", "f", "xyz", {"train": 2}, statistics={"spectrogram": {"mean": [6.0], "std": [1.0]}})
     assert CombinedReader([two[0], far], weights=[2, 1]).index.statistics["spectrogram"]["mean"] == [2.0]
     bysize = CombinedReader([two[0], far]).index.statistics["spectrogram"]
@@ -257,8 +255,8 @@ def test_the_mixture_is_normalised_by_its_weights(two: list[ShardReader], tmp_pa
     assert index.samples_sha256 != dataclasses.replace(two[0].index).samples_sha256
 
 
-def test_the_loader_takes_a_mixture_as_it_takes_a_set(toy_shards: Path) -> None:
-    """Two sets of 96 training samples, one drawn from three times as often as the other."""
+def test_the_loader_reads_a_mixture_like_one_set(toy_shards: Path) -> None:
+    """Two sets have 96 training samples each, and one is drawn three times as often as the other."""
     mixed = CombinedReader([ShardReader(toy_shards), ShardReader(toy_shards)], kinds=["spectrogram"], weights=[3, 1])
     data = ClipDataset(mixed, ("audio",), frames=1, image_size=32, augment=True, seed=0)
     assert mixed.mixture is not None
@@ -269,4 +267,4 @@ def test_the_loader_takes_a_mixture_as_it_takes_a_set(toy_shards: Path) -> None:
         assert abs(sum(item.number < 96 for item in items) - 12) <= 1
         for row, (epoch, number, _) in enumerate(items):
             assert torch.equal(batch["audio"][row], alone[BatchItem(epoch, number % 96)]["audio"])
-    assert {item.epoch for item in list(batches)[1] if item.number < 96} == {1}  # of the set, not of the run
+    assert {item.epoch for item in list(batches)[1] if item.number < 96} == {1}  # the epoch of the set, not of the run

@@ -1,4 +1,4 @@
-"""Remote shards: read exactly, fetched once a machine, in the order needed, within the bound, whatever goes wrong."""
+"""Remote shards: reading through the cache, retries, the size limit, prefetching and verification."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from bmlpipe.train.data.dataset import ClipDataset, make_loader
 from bmlpipe.train.data.sampler import BatchItem
 
 QUICK = RetryPolicy(stall=3, attempts=4, pause=0.01)
-HASTY = RetryPolicy(stall=0.8, attempts=2, pause=0.01)  # where standing still is the fault
+HASTY = RetryPolicy(stall=0.8, attempts=2, pause=0.01)  # for faults that stop a transfer
 FIRST = "train-000000.tar"
 
 
@@ -75,7 +75,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves a folder; `faults[name]` holds what to do at the next requests of a file, one a request."""
+    """HTTP server of a folder; `faults[name]` lists the faults of the next requests of a file, one per request."""
 
     daemon_threads = True
 
@@ -84,14 +84,14 @@ class Server(ThreadingHTTPServer):
         self.folder, self.ranges = folder, True
         self.faults: dict[str, list[str]] = defaultdict(list)
         self.log: list[tuple[str, str]] = []  # file and range of each request
-        self.go_on = threading.Event()  # ends stalls
+        self.end_stalls = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_address[1]}/set/"
 
     def count(self) -> Counter[str]:
         return Counter(name for name, _ in self.log)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away is no news."""
+        """Ignore clients that disconnect."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -126,14 +126,14 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body[:half])
         self.wfile.flush()
         if fault == "cut":
-            time.sleep(0.05)  # what came together with the end of the connection, the client would lose
+            time.sleep(0.05)  # the client would lose data that arrives together with the end of the connection
             self.close_connection = True
             return
         if fault == "stall":
-            self.server.go_on.wait(20)
+            self.server.end_stalls.wait(20)
         if fault == "slow":
             for at in range(half, len(body), len(body) // 12):
-                time.sleep(0.2)  # shorter than the limit of HASTY, and longer than it in all
+                time.sleep(0.2)  # one pause is shorter than the limit of HASTY, all together are longer
                 self.wfile.write(body[at : min(at + len(body) // 12, len(body))])
                 self.wfile.flush()
             return
@@ -148,7 +148,7 @@ def server(local: Path) -> Iterator[Server]:
     with Server(local) as made:
         threading.Thread(target=made.serve_forever, args=(0.02,), daemon=True).start()
         yield made
-        made.go_on.set()
+        made.end_stalls.set()
         made.shutdown()
 
 
@@ -169,14 +169,14 @@ def contents(reader: ShardReader) -> list[tuple[str, int, dict[str, bytes]]]:
 
 
 def names(cache: Cache) -> set[str]:
-    """What lies in the cache, the links to indexes and the lock aside."""
+    """Return the names of the cached files, without the links to indexes and the lock."""
     return {path.name for path in cache.folder.iterdir()} - {"sets", "lock"}
 
 
 # ----- reading -----
 
 
-def test_an_address_reads_like_a_folder_and_each_file_is_fetched_once(
+def test_an_address_reads_like_a_folder_and_each_file_is_downloaded_once(
     server: Server, local: Path, cache: Cache
 ) -> None:
     assert contents(reader_of(server.url, cache)) == contents(ShardReader(local))
@@ -202,11 +202,11 @@ assert not {{"fsspec", "aiohttp", "asyncio"}} & sys.modules.keys(), sys.modules.
     assert not (tmp_path / "cache").exists()
 
 
-def test_other_addresses_of_fsspec(local: Path, cache: Cache) -> None:
+def test_other_protocols_of_fsspec_are_read(local: Path, cache: Cache) -> None:
     assert contents(reader_of(local.as_uri(), cache)) == contents(ShardReader(local))
 
 
-def test_a_pickled_reader_has_the_index_of_the_first_one(server: Server, local: Path, cache: Cache) -> None:
+def test_a_pickled_reader_keeps_its_index(server: Server, local: Path, cache: Cache) -> None:
     reader = reader_of(server.url, cache)
     text = pickle.dumps(reader)
     assert len(text) < 2000
@@ -217,14 +217,14 @@ def test_a_pickled_reader_has_the_index_of_the_first_one(server: Server, local: 
     assert server.count() == dict.fromkeys((path.name for path in local.iterdir()), 1)
 
 
-@pytest.mark.parametrize(("workers", "ahead"), [(2, False), (2, True), (0, True)])
-def test_the_data_set_and_its_workers(toy_shards: Path, workers: int, ahead: bool) -> None:
-    """Forked workers fetch although their parent has fetched before them; both may have a shard first."""
+@pytest.mark.parametrize(("workers", "prefetch"), [(2, False), (2, True), (0, True)])
+def test_loader_workers_download_each_file_once(toy_shards: Path, workers: int, prefetch: bool) -> None:
+    """Forked workers can download after their parent has, and either may download a shard first."""
     order = [[BatchItem(0, number) for number in range(start, start + 24)] for start in (0, 48, 24)]
 
     def batches(shards: Path | str, workers: int) -> list[dict[str, torch.Tensor]]:
         data = ClipDataset(shards, ("audio", "visual"), frames=2, image_size=32, augment=True, seed=1)
-        if not ahead:
+        if not prefetch:
             return list(make_loader(data, order, workers=workers))
         coming = PrefetchingBatches(
             order,
@@ -243,8 +243,8 @@ def test_the_data_set_and_its_workers(toy_shards: Path, workers: int, ahead: boo
         server.shutdown()
 
 
-class Interrupted(AsyncFileSystem):
-    """Serves a folder; a request of more than `most` bytes never ends, as from a server that is very slow."""
+class SlowFileSystem(AsyncFileSystem):
+    """A folder as a filesystem in which a request of more than `most` bytes never ends, as on a very slow server."""
 
     protocol, cachable = "interrupted", False
     folder, most = Path(), 0
@@ -256,16 +256,14 @@ class Interrupted(AsyncFileSystem):
         return data
 
 
-def test_ranges_become_smaller_where_large_ones_do_not_come(
-    local: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fsspec.register_implementation("interrupted", Interrupted, clobber=True)
-    Interrupted.folder, Interrupted.most = local, 5000
+def test_ranges_shrink_when_large_ones_time_out(local: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec.register_implementation("interrupted", SlowFileSystem, clobber=True)
+    SlowFileSystem.folder, SlowFileSystem.most = local, 5000
     monkeypatch.setattr(download_module, "_RANGE", (256, 1 << 15))
     retry = RetryPolicy(stall=0.3, attempts=4, pause=0.01)
     reader = reader_of("interrupted://set/", cache, retry)
     assert contents(reader) == contents(ShardReader(local))
-    Interrupted.most = 50
+    SlowFileSystem.most = 50
     reader.remote.cache.folder = cache.folder / "other"
     with pytest.raises(
         ShardError, match=r"interrupted://set/train-000000.tar: given up at attempt 4: FSTimeoutError: .*in time"
@@ -273,7 +271,7 @@ def test_ranges_become_smaller_where_large_ones_do_not_come(
         reader[0]
 
 
-def test_s3(local: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s3_addresses_are_read(local: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     moto = pytest.importorskip("moto.server", reason="moto and flask are not installed")
     pytest.importorskip("s3fs")
     import boto3
@@ -320,7 +318,7 @@ def test_s3(local: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
         (["cut", "wrong"], ["", "half"]),
     ],
 )
-def test_what_goes_wrong_is_tried_again(
+def test_failed_downloads_are_retried(
     server: Server, local: Path, cache: Cache, faults: list[str], ranges: list[str]
 ) -> None:
     server.faults[FIRST] = list(faults)
@@ -338,7 +336,7 @@ def names_of(folder: Path, *files: str) -> set[str]:
     return {hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
 
 
-def test_a_server_without_ranges_begins_again(server: Server, local: Path, cache: Cache) -> None:
+def test_a_download_restarts_if_the_server_has_no_ranges(server: Server, local: Path, cache: Cache) -> None:
     server.ranges = False
     server.faults[FIRST] = ["cut", "503"]
     assert contents(reader_of(server.url, cache)) == contents(ShardReader(local))
@@ -356,11 +354,11 @@ def test_a_server_without_ranges_begins_again(server: Server, local: Path, cache
         ("short", 3, "the set is damaged, or was overwritten"),
     ],
 )
-def test_what_stays_wrong_is_an_error_that_says_all(
+def test_lasting_faults_are_reported_with_cause_and_attempts(
     server: Server, local: Path, cache: Cache, fault: str, attempts: int, words: str
 ) -> None:
     server.faults[FIRST] = [fault] * 99
-    server.ranges = fault != "stall"  # else every attempt gains half of the rest, which is no standstill
+    server.ranges = fault != "stall"  # with ranges, every attempt would receive half of the rest, which is progress
     reader = reader_of(server.url, cache, HASTY if fault == "stall" else QUICK)
     before = time.monotonic()
     with pytest.raises(ShardError, match=rf"{server.url}{FIRST}: given up at attempt {attempts}: .*{words}"):
@@ -368,10 +366,10 @@ def test_what_stays_wrong_is_an_error_that_says_all(
     assert time.monotonic() - before < 10
     assert server.count()[FIRST] == attempts
     assert names(cache) == names_of(local, "index.json", "samples.npy")
-    assert reader[3].key == "sample-003"  # the other shards are as good as before
+    assert reader[3].key == "sample-003"  # other shards can still be read
 
 
-def test_nobody_listening(cache: Cache) -> None:
+def test_a_refused_connection_is_reported_without_the_password(cache: Cache) -> None:
     with pytest.raises(ShardError, match=r"127.0.0.1:9/set/index.json: given up at attempt 4: .*Connect"):
         reader_of("http://user:secret@127.0.0.1:9/set", cache)
     with pytest.raises(ShardError) as caught:
@@ -379,7 +377,7 @@ def test_nobody_listening(cache: Cache) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_a_damaged_entry_is_fetched_again_once(server: Server, local: Path, cache: Cache) -> None:
+def test_a_damaged_cache_file_is_downloaded_again(server: Server, local: Path, cache: Cache) -> None:
     reader = reader_of(server.url, cache)
     assert reader[0].key == "sample-000"
     entry = cache.path(reader.remote.entries[0])
@@ -389,14 +387,12 @@ def test_a_damaged_entry_is_fetched_again_once(server: Server, local: Path, cach
         assert reader[0].key == "sample-000"
         assert entry.read_bytes() == whole
     assert server.count()[FIRST] == 3
-    (cache.path(reader.remote._index).parent / names_of(local, "samples.npy").pop()).write_bytes(
-        (local / "samples.npy").read_bytes()[:-1] + b"x"
-    )
-    assert contents(reader_of(server.url, cache)) == contents(ShardReader(local))  # and so is the index
+    (cache.folder / names_of(local, "samples.npy").pop()).write_bytes((local / "samples.npy").read_bytes()[:-1] + b"x")
+    assert contents(reader_of(server.url, cache)) == contents(ShardReader(local))  # so is a damaged index
     assert server.count()["samples.npy"] == 2
 
 
-def test_an_index_that_lies_is_an_error(tmp_path: Path, cache: Cache) -> None:
+def test_an_index_with_a_wrong_checksum_is_reported(tmp_path: Path, cache: Cache) -> None:
     copy = write_set(tmp_path / "set", shards=1)
     samples = np.load(copy / "samples.npy")
     samples["crc32"][1] ^= 1
@@ -411,7 +407,7 @@ def test_an_index_that_lies_is_an_error(tmp_path: Path, cache: Cache) -> None:
 
 
 def change_index(folder: Path, change: Callable[[dict[str, object]], object]) -> None:
-    """Rewrite index.json, with the right hash of itself."""
+    """Change index.json, and update the hash that it states of itself."""
     content = json.loads((folder / "index.json").read_text())
     del content["sha256"]
     change(content)
@@ -431,7 +427,7 @@ def change_index(folder: Path, change: Callable[[dict[str, object]], object]) ->
         (lambda c: c.update(format="other"), "not an index of"),
     ],
 )
-def test_an_index_cannot_lead_out_of_the_cache(
+def test_an_index_cannot_name_files_outside_the_cache(
     tmp_path: Path, cache: Cache, change: Callable[[dict[str, object]], object], words: str
 ) -> None:
     copy = write_set(tmp_path / "set", shards=1)
@@ -441,7 +437,7 @@ def test_an_index_cannot_lead_out_of_the_cache(
     assert {path.name for path in tmp_path.iterdir()} == {"set", "cache"}
 
 
-def test_a_set_that_is_written_again_is_noticed(tmp_path: Path, cache: Cache) -> None:
+def test_a_rewritten_set_is_detected(tmp_path: Path, cache: Cache) -> None:
     folder = write_set(tmp_path / "set")
     reader = reader_of(folder.as_uri(), cache)
     assert reader[0].key == "sample-000"
@@ -451,17 +447,16 @@ def test_a_set_that_is_written_again_is_noticed(tmp_path: Path, cache: Cache) ->
     assert contents(reader_of(folder.as_uri(), cache)) == contents(ShardReader(folder))
 
 
-def test_addresses_that_cannot_be_read(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_addresses_are_refused_with_a_remedy(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ShardError, match="remove the part after the path"):
         reader_of("https://host/set/?token=secret", cache)
     with pytest.raises(ShardError, match="nonsense"):
         reader_of("nonsense://host/set", cache)
     with pytest.raises(ShardError, match="pass it as a string"):
         ShardReader(Path("s3://bucket/set"))
-    download_module._opened.cache_clear()
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     with pytest.raises(ShardError, match=r"pip install 'bmlpipe\[http\]'"):
-        reader_of("https://host/set", cache)
+        reader_of("https://not-opened-before/set", cache)
 
 
 # ----- the cache -----
@@ -478,7 +473,7 @@ def test_sets_with_the_same_file_names_do_not_collide_and_equal_shards_are_share
     assert names(cache) == before
 
 
-def test_the_bound_holds_and_what_was_used_longest_ago_goes(server: Server, local: Path, cache: Cache) -> None:
+def test_the_least_recently_used_shards_are_removed_at_the_limit(server: Server, local: Path, cache: Cache) -> None:
     sizes = [path.stat().st_size for path in local.glob("*.tar")]
     index = sum((local / name).stat().st_size for name in ("index.json", "samples.npy"))
     cache.limit = index + 2 * max(sizes) + 4096
@@ -486,19 +481,20 @@ def test_the_bound_holds_and_what_was_used_longest_ago_goes(server: Server, loca
     for number in (0, 3, 0, 6, 0, 9, 0, 3):
         assert reader[number].key == f"sample-{number:03d}"
         assert cache.used() <= cache.limit
-        cache.mark_needed(reader.remote.entries[number // 3])  # uses within seconds are one use: say it here
+        cache.mark_needed(reader.remote.entries[number // 3])  # uses within seconds count as one: record this one
         most = max(most, cache.used())
     assert most > index + max(sizes)
     assert server.count()[FIRST] == 1
     assert server.count()["train-000001.tar"] == 2
-    reader.close()  # only now may the index go, too
-    limit = cache.limit = 2 * max(sizes)
-    os.close(cache.get(reader.remote.entries[2], reader.remote._fill("train-000002.tar", reader.remote.entries[2])))
-    assert cache.used() <= limit
+    reader.close()  # only now may the index be removed, too
+    cache.limit = 2 * max(sizes)
+    third = (local / "train-000002.tar").read_bytes()
+    os.close(cache.get(reader.remote.entries[2], lambda into: write_all(into, third)))
+    assert cache.used() <= cache.limit
     assert not names_of(local, "index.json", "samples.npy") <= names(cache)
 
 
-def test_what_is_to_be_kept_is_kept(cache: Cache) -> None:
+def test_needed_entries_are_not_removed(cache: Cache) -> None:
     def offer(letter: str, keep: str = "") -> bool:
         found = cache.try_get(
             CacheEntry(letter * 64, 100), lambda into: write_all(into, bytes(100)), [k * 64 for k in keep]
@@ -518,12 +514,12 @@ def test_what_is_to_be_kept_is_kept(cache: Cache) -> None:
     assert names(cache) == {letter * 64 for letter in "ade"}
 
 
-def test_files_get_their_names_while_nobody_counts_them(cache: Cache) -> None:
-    """Else one who lists the folder at this moment may see neither name, and believe that there is room."""
+def test_files_are_renamed_under_the_lock_of_the_cache(cache: Cache) -> None:
+    """Otherwise a process that measures the cache at that moment may see neither name and count too few bytes."""
     entry, seen = CacheEntry("a" * 64, 100), list[bool]()
 
     def fill(into: int) -> None:
-        assert cache.used() == 100  # a file in the making counts in full from the start
+        assert cache.used() == 100  # an unfinished file counts with its full size from the start
         write_all(into, bytes(100))
         counting = try_lock(cache.folder / "lock")
         assert counting is not None
@@ -533,7 +529,7 @@ def test_files_get_their_names_while_nobody_counts_them(cache: Cache) -> None:
     assert seen == [False]
 
 
-def test_a_bound_that_is_too_small_is_an_error_with_numbers(server: Server, local: Path, cache: Cache) -> None:
+def test_a_limit_that_is_too_small_is_refused_with_the_sizes(server: Server, local: Path, cache: Cache) -> None:
     size = (local / FIRST).stat().st_size
     cache.limit = size
     with pytest.raises(ShardError, match=rf"may hold {size} bytes; 1 shards .* have up to {size} and its index"):
@@ -547,8 +543,8 @@ def test_a_bound_that_is_too_small_is_an_error_with_numbers(server: Server, loca
         reader_of(server.url, Cache(cache.folder / "other", 100))
 
 
-def test_the_bound_holds_at_every_moment(local: Path, cache: Cache) -> None:
-    """Readers that want more than fits remove each other's shards, and still read what is right."""
+def test_the_limit_holds_at_every_moment(local: Path, cache: Cache) -> None:
+    """Readers that need more than fits remove each other's shards, and still read the right samples."""
     size = (local / FIRST).stat().st_size
     cache.limit = 2 * size + 8000
     reader, expected = reader_of(local.as_uri(), cache), contents(ShardReader(local))
@@ -573,8 +569,8 @@ def test_the_bound_holds_at_every_moment(local: Path, cache: Cache) -> None:
     assert len(names(cache)) == 4  # index.json, samples.npy and two shards
 
 
-def test_two_processes_fetch_each_file_once(server: Server, local: Path, cache: Cache) -> None:
-    server.faults[FIRST] = ["slow"]  # both come to it while it is fetched
+def test_two_processes_download_each_file_once(server: Server, local: Path, cache: Cache) -> None:
+    server.faults[FIRST] = ["slow"]  # both request it during the download
     code = f"""
 from pathlib import Path
 from bmlpipe.shards.remote.cache import Cache
@@ -589,7 +585,7 @@ print([sample.key for sample in map(reader.__getitem__, range(12))])
     assert server.count() == {path.name: 1 + (path.name == "index.json") for path in local.iterdir()}
 
 
-def test_a_killed_fetch_leaves_nothing_wrong(server: Server, local: Path, cache: Cache) -> None:
+def test_a_killed_download_is_taken_over(server: Server, local: Path, cache: Cache) -> None:
     reader = reader_of(server.url, cache)
     text = pickle.dumps(reader)
     server.faults[FIRST] = ["stall"]
@@ -616,7 +612,7 @@ def test_a_killed_fetch_leaves_nothing_wrong(server: Server, local: Path, cache:
     assert names(cache) == names_of(local, *(path.name for path in local.iterdir()))
 
 
-def test_a_rest_of_a_killed_fetch_is_room(server: Server, cache: Cache) -> None:
+def test_the_rest_of_a_killed_download_is_removed(server: Server, cache: Cache) -> None:
     reader = reader_of(server.url, cache)
     rest = cache.folder / f"{'0' * 64}.part"
     rest.write_bytes(bytes(cache.limit))
@@ -624,7 +620,7 @@ def test_a_rest_of_a_killed_fetch_is_room(server: Server, cache: Cache) -> None:
     assert not rest.exists()
 
 
-def test_waiting_for_a_process_that_does_not_go_on_ends(server: Server, cache: Cache) -> None:
+def test_waiting_for_a_stalled_process_ends_after_the_patience(server: Server, cache: Cache) -> None:
     reader = reader_of(server.url, cache)
     cache.patience = 0.3
     part = Path(f"{cache.path(reader.remote.entries[0])}.part")
@@ -636,9 +632,11 @@ def test_waiting_for_a_process_that_does_not_go_on_ends(server: Server, cache: C
     assert reader[0].key == "sample-000"
 
 
-def test_a_full_disk(server: Server, local: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_removes_old_shards_and_is_reported_if_none_is_left(
+    server: Server, local: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     size = (local / FIRST).stat().st_size
-    free = 2 * size  # of a disk smaller than the cache's bound
+    free = 2 * size  # on a disk smaller than the cache's limit
     write = os.write
 
     def limited(descriptor: int, data: bytes) -> int:
@@ -650,23 +648,25 @@ def test_a_full_disk(server: Server, local: Path, cache: Cache, monkeypatch: pyt
 
     reader = reader_of(server.url, cache)
     monkeypatch.setattr(cache_module.os, "write", limited)
-    for number in (0, 3, 6, 9, 0):  # old ones go, as if the bound were lower
+    for number in (0, 3, 6, 9, 0):  # old shards are removed, as with a lower limit
         assert reader[number].key == f"sample-{number:03d}"
     free = 0
     with pytest.raises(
         ShardError, match=rf"disk of the cache .* is full .*{size} needed, no cached file left to remove"
     ):
         reader[3]
-    assert names(cache) == names_of(local, "index.json", "samples.npy")  # no rest of it, the open index still there
+    assert names(cache) == names_of(local, "index.json", "samples.npy")  # the open index is kept
 
 
-def test_a_folder_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
+def test_an_unusable_cache_folder_is_reported(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ShardError, match=r"cannot be used .*choose another --cache"):
         reader_of(server.url, Cache(tmp_path / "file" / "cache", 10**7))
 
 
-def test_where_and_how_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_and_limit_come_from_arguments_or_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     for name in ("BMLPIPE_CACHE", "BMLPIPE_CACHE_BYTES"):
         monkeypatch.delenv(name, raising=False)
@@ -681,16 +681,16 @@ def test_where_and_how_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         open_cache("x", "plenty")
 
 
-def test_entries_are_checked_when_made() -> None:
+def test_cache_entries_are_validated() -> None:
     for sha256, size in (("x" * 64, 1), ("a" * 63, 1), (None, 1), ("a" * 64, -1), ("a" * 64, "1")):
         with pytest.raises(ShardError, match="the index is damaged"):
             CacheEntry(sha256, size)  # type: ignore[arg-type]
 
 
-# ----- ahead of use -----
+# ----- prefetching -----
 
 
-def ahead_of(reader: ShardReader, batches: list[list[int]], **options: int) -> PrefetchingBatches[list[int]]:
+def prefetched(reader: ShardReader, batches: list[list[int]], **options: int) -> PrefetchingBatches[list[int]]:
     return PrefetchingBatches(batches, reader.remote_shards_of, **options)
 
 
@@ -701,93 +701,91 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_shards_come_before_they_are_needed_in_the_order_of_need(server: Server, cache: Cache) -> None:
+def test_shards_are_prefetched_in_the_order_of_need(server: Server, cache: Cache) -> None:
     order = EpochOrder([3] * 4, seed=3, epoch=0, shuffle_shards=1)
     batches = order.slice(0, 12).reshape(6, 2).tolist()
     reader = reader_of(server.url, cache)
-    ahead = iter(ahead_of(reader, batches, threads=1))
-    first = next(ahead)
+    iterator = iter(prefetched(reader, batches, threads=1))
+    first = next(iterator)
     needed = list(dict.fromkeys(f"train-{number // 3:06d}.tar" for batch in batches for number in batch))
     tars = lambda: [name for name, _ in server.log if name.endswith(".tar")]  # noqa: E731
     wait_until(lambda: len(tars()) == 4)
-    assert tars() == needed  # all of them while the first batch is in use: they fit
-    assert [first, *ahead] == batches
+    assert tars() == needed  # all of them during the first batch, because they fit
+    assert [first, *iterator] == batches
     assert [reader[number].key for batch in batches for number in batch] == [
         f"sample-{n:03d}" for b in batches for n in b
     ]
     assert max(server.count().values()) == 1
 
 
-def test_what_is_ahead_stays_within_the_bound_and_never_removes_what_is_needed_sooner(
-    server: Server, local: Path, cache: Cache
-) -> None:
+def test_prefetching_keeps_the_limit_and_the_shards_needed_sooner(server: Server, local: Path, cache: Cache) -> None:
     size = (local / FIRST).stat().st_size
     index = sum((local / name).stat().st_size for name in ("index.json", "samples.npy"))
     cache.limit = index + 4096 + 3 * size
-    batches = [[number] for _ in range(3) for number in range(12)]  # three times through four shards, three fit
+    batches = [[number] for _ in range(3) for number in range(12)]  # three passes over four shards, of which three fit
     reader = reader_of(server.url, cache)
-    for (number,) in ahead_of(reader, batches, threads=2):
+    for (number,) in prefetched(reader, batches, threads=2):
         assert reader[number].key == f"sample-{number:03d}"
         assert cache.used() <= cache.limit
         time.sleep(0.01)
-    assert max(server.count()[path.name] for path in local.glob("*.tar")) <= 3  # none twice in one pass
+    assert max(server.count()[path.name] for path in local.glob("*.tar")) <= 3  # no shard twice in one pass
 
 
-def test_what_cannot_be_fetched_ahead_is_the_readers_error(
+def test_a_failed_prefetch_is_reported_by_the_reader(
     server: Server, cache: Cache, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.faults[FIRST] = ["404"] * 99
     reader = reader_of(server.url, cache)
-    ahead = iter(ahead_of(reader, [[3], [0], [6]]))
-    assert reader[next(ahead)[0]].key == "sample-003"
+    iterator = iter(prefetched(reader, [[3], [0], [6]]))
+    assert reader[next(iterator)[0]].key == "sample-003"
     wait_until(lambda: "not prefetched" in caplog.text)
     with pytest.raises(ShardError, match="FileNotFoundError"):
-        reader[next(ahead)[0]]
-    assert reader[next(ahead)[0]].key == "sample-006"
+        reader[next(iterator)[0]]
+    assert reader[next(iterator)[0]].key == "sample-006"
 
 
-def test_what_another_process_fetches_does_not_hold_up_the_others(server: Server, cache: Cache) -> None:
+def test_a_download_by_another_process_does_not_delay_other_shards(server: Server, cache: Cache) -> None:
     reader = reader_of(server.url, cache)
     entries = reader.remote.entries
     held = try_lock(Path(f"{cache.path(entries[0])}.part"))
     assert held is not None
-    ahead = iter(ahead_of(reader, [[0], [3], [6], [9]], threads=2))
-    next(ahead)
+    iterator = iter(prefetched(reader, [[0], [3], [6], [9]], threads=2))
+    next(iterator)
     wait_until(lambda: all(cache.path(entry).is_file() for entry in entries[1:]))
     assert server.count()[FIRST] == 0
     release(held)
     wait_until(cache.path(entries[0]).is_file)
 
 
-def test_what_another_process_removed_is_fetched_again(
+def test_a_shard_removed_by_another_process_is_prefetched_again(
     server: Server, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bmlpipe.shards.remote.prefetch._RETRY_LATER", 0.05)
     reader = reader_of(server.url, cache)
-    ahead = iter(ahead_of(reader, [[0], [3]]))
-    next(ahead)
+    iterator = iter(prefetched(reader, [[0], [3]]))
+    next(iterator)
     second = cache.path(reader.remote.entries[1])
     wait_until(second.is_file)
     second.unlink()
     wait_until(second.is_file)
 
 
-def test_the_threads_end_with_the_iteration(server: Server, cache: Cache) -> None:
+def test_prefetching_threads_end_with_the_iteration(server: Server, cache: Cache) -> None:
     def running() -> int:
         return sum(thread.name.startswith("prefetch") for thread in threading.enumerate())
 
-    gc.collect()  # iterations that other tests have given up
+    gc.collect()  # iterators that other tests have dropped
     wait_until(lambda: running() == 0)
     reader = reader_of(server.url, cache)
-    ahead = iter(ahead_of(reader, [[number] for number in range(12)]))
-    assert running() == 0  # none before the first batch: workers are forked before it
-    next(ahead)
+    iterator = iter(prefetched(reader, [[number] for number in range(12)]))
+    assert running() == 0  # no thread before the first batch, because loader workers are forked before it
+    next(iterator)
     assert running() == 4
-    del ahead  # as a loader that is given up
+    del iterator  # like a loader that is dropped
     wait_until(lambda: running() == 0)
     server.faults["train-000003.tar"] = ["stall"]
     shutil.rmtree(cache.folder)
-    half = iter(ahead_of(reader_of(server.url, cache, HASTY), [[0], [9]]))
+    half = iter(prefetched(reader_of(server.url, cache, HASTY), [[0], [9]]))
     next(half)
     wait_until(lambda: server.count()["train-000003.tar"] > 0)
     del half
@@ -798,7 +796,7 @@ def test_the_threads_end_with_the_iteration(server: Server, cache: Cache) -> Non
 # ----- verification -----
 
 
-def harm(folder: Path, at: int) -> None:
+def damage(folder: Path, at: int) -> None:
     whole = (folder / FIRST).read_bytes()
     (folder / FIRST).write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
 
@@ -807,8 +805,8 @@ def harm(folder: Path, at: int) -> None:
     "change",
     [
         lambda folder: None,
-        lambda folder: harm(folder, 4000),
-        lambda folder: harm(folder, 20),
+        lambda folder: damage(folder, 4000),
+        lambda folder: damage(folder, 20),
         lambda folder: (folder / FIRST).write_bytes((folder / FIRST).read_bytes()[:-5000]),
         lambda folder: (folder / FIRST).write_bytes((folder / FIRST).read_bytes() + b"more"),
         lambda folder: shutil.copy(folder / FIRST, folder / "train-000001.tar"),
@@ -817,7 +815,7 @@ def harm(folder: Path, at: int) -> None:
     ],
     ids=["sound", "contents", "header", "short", "long", "swapped", "samples", "index"],
 )
-def test_an_address_is_verified_as_a_folder_is(
+def test_an_address_is_verified_like_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object]
 ) -> None:
     folder = write_set(tmp_path / "set")
@@ -840,7 +838,7 @@ def test_an_address_is_verified_as_a_folder_is(
     assert not (tmp_path / "cache").exists()
 
 
-def test_what_cannot_be_verified_at_an_address_is_named(
+def test_files_that_cannot_be_downloaded_are_named_in_verification(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.faults["train-000001.tar"] = ["404"]
@@ -871,7 +869,7 @@ def test_the_command_verifies_an_address(tmp_path: Path, server: Server) -> None
 
     assert CliRunner().invoke(main, ["verify", server.url]).exit_code == 0
     folder = write_set(tmp_path / "set")
-    harm(folder, 4000)
+    damage(folder, 4000)
     result = CliRunner().invoke(main, ["verify", folder.as_uri(), "--workers", "2"])
     assert result.exit_code == 1
     assert result.stdout.startswith(f"{FIRST}\tsample-000\tx.bin\t")
@@ -880,12 +878,12 @@ def test_the_command_verifies_an_address(tmp_path: Path, server: Server) -> None
 # ----- mixtures -----
 
 
-def test_a_mixture_needs_room_for_a_window_of_each_set(tmp_path: Path, cache: Cache) -> None:
+def test_the_cache_of_a_mixture_must_hold_a_window_of_each_set(tmp_path: Path, cache: Cache) -> None:
     folders = [write_set(tmp_path / name / "set", seed=seed) for seed, name in enumerate("ab")]
     size = (folders[0] / FIRST).stat().st_size
     readers = [reader_of(folder.as_uri(), cache) for folder in folders]
     indexes = sum((folder / name).stat().st_size for folder in folders for name in ("index.json", "samples.npy"))
-    mixed = CombinedReader([*readers, ShardReader(folders[0])])  # a local one needs none
+    mixed = CombinedReader([*readers, ShardReader(folders[0])])  # a local set needs no cache
     cache.limit = 4 * size + indexes
     for reader in readers:
         reader.check_cache_size(3)
@@ -899,4 +897,4 @@ def test_a_mixture_needs_room_for_a_window_of_each_set(tmp_path: Path, cache: Ca
     assert message.endswith("raise --cache-bytes (BMLPIPE_CACHE_BYTES), or lower --shuffle-shards")
     elsewhere = Cache(tmp_path / "other", 3 * size + indexes)
     apart = CombinedReader([readers[0], reader_of(folders[1].as_uri(), elsewhere)])
-    apart.check_cache_size(3)  # each in a cache of its own
+    apart.check_cache_size(3)  # each set has a cache of its own

@@ -1,4 +1,4 @@
-"""`bmlpipe stats` counts what is in shards."""
+"""`bmlpipe stats` describes a set of shards."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def bmlpipe(*words: object) -> Result:
     return CliRunner().invoke(main, [str(word) for word in words])
 
 
-def test_everything_is_counted_exactly_when_all_samples_are_read(shards: Path) -> None:
+def test_counts_are_exact_when_all_samples_are_read(shards: Path) -> None:
     about = describe(ShardReader(shards), samples=0)
     assert (about["dataset"], about["samples"], about["version"]) == ("t", 20, 1)
     assert about["bytes"] == sum(path.stat().st_size for path in shards.glob("*.tar"))
@@ -65,7 +65,7 @@ def test_everything_is_counted_exactly_when_all_samples_are_read(shards: Path) -
     assert read["seconds"] == {"shortest": 0, "median": 10, "mean": (sum(range(20)) - 7) / 19, "longest": 19}
 
 
-def test_only_as_many_samples_as_asked_for_are_read(shards: Path) -> None:
+def test_only_the_requested_number_of_samples_is_read(shards: Path) -> None:
     numbers: list[int] = []
 
     class Counting(ShardReader):
@@ -78,7 +78,7 @@ def test_only_as_many_samples_as_asked_for_are_read(shards: Path) -> None:
     assert describe(ShardReader(shards), samples=500)["read"]["samples"] == 20
 
 
-def test_the_table_shows_splits_kinds_and_the_ends_of_the_classes(shards: Path) -> None:
+def test_the_table_shows_splits_kinds_and_the_first_and_last_classes(shards: Path) -> None:
     result = bmlpipe("stats", shards)
     assert result.exit_code == 0
     lines = [[part.strip() for part in line.strip("|").split("|")] for line in result.stdout.splitlines()]
@@ -92,7 +92,7 @@ def test_the_table_shows_splits_kinds_and_the_ends_of_the_classes(shards: Path) 
     assert "seconds: 0 to 19, median 10" in result.stdout
 
 
-def test_json_and_csv(shards: Path) -> None:
+def test_statistics_are_printed_as_json_or_csv(shards: Path) -> None:
     result = bmlpipe("stats", shards, "--json", "--samples", 0)
     assert json.loads(result.stdout) == describe(ShardReader(shards), samples=0)
     rows = list(csv.reader(io.StringIO(bmlpipe("stats", shards, "--csv").stdout)))
@@ -101,13 +101,13 @@ def test_json_and_csv(shards: Path) -> None:
     assert bmlpipe("stats", shards, "--csv", "--json").exit_code == 2
 
 
-def test_what_cannot_be_described_is_told_without_a_traceback(shards: Path, tmp_path: Path) -> None:
+def test_a_folder_without_shards_is_reported_without_a_traceback(shards: Path, tmp_path: Path) -> None:
     assert bmlpipe("stats", tmp_path / "nothing").exit_code == 2
     result = bmlpipe("stats", tmp_path)
     assert (result.exit_code, "not a set of shards" in result.stderr) == (1, True)
 
 
-def test_an_empty_set_has_nothing_to_count(tmp_path: Path) -> None:
+def test_an_empty_set_has_zero_counts(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "s", dataset="t", classes=["a"], features={}):
         pass
     about = describe(ShardReader(tmp_path / "s"))

@@ -1,4 +1,4 @@
-"""The stock webdataset pipeline yields what ShardReader reads, whole, and says so where it cannot."""
+"""The webdataset pipeline yields the samples that ShardReader reads, or reports the damage."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ KINDS = ("frames", "spectrogram", "flow", "waveform", "text")
 SIZES = {"train": 23, "val": 5}
 
 
-def made(number: int) -> Sample:
-    """A sample of every type of member."""
+def make_sample(number: int) -> Sample:
+    """Make a sample that has members of every type."""
     import soundfile
 
     random = np.random.default_rng(number)
@@ -56,7 +56,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         number = 0
         for split, count in SIZES.items():
             for _ in range(count):
-                writer.write(split, made(number))
+                writer.write(split, make_sample(number))
                 number += 1
     return out
 
@@ -67,7 +67,7 @@ def expected(reader: ShardReader, split: str) -> dict[str, StoredSample]:
 
 
 def assert_same(streamed: dict[str, Any], stored: StoredSample) -> None:
-    """All members of a sample, decoded by other means than the pipeline's."""
+    """Compare all members of a sample, decoded without the pipeline."""
     import soundfile
 
     assert set(streamed) - {"__key__", "__url__"} == set(stored.members)
@@ -89,7 +89,7 @@ def assert_same(streamed: dict[str, Any], stored: StoredSample) -> None:
 
 
 def unchanged(sample: Any) -> Any:
-    return sample  # instead of making tensors of it
+    return sample  # not collated into tensors
 
 
 def loaded(pipeline: Any, workers: int) -> list[dict[str, Any]]:
@@ -98,19 +98,19 @@ def loaded(pipeline: Any, workers: int) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 @pytest.mark.parametrize("shuffle", [0, 8])
-def test_the_samples_are_those_of_the_reader(shards: Path, workers: int, shuffle: int) -> None:
+def test_the_pipeline_yields_the_samples_of_the_reader(shards: Path, workers: int, shuffle: int) -> None:
     reader = ShardReader(shards)
-    left = expected(reader, "train")
+    remaining = expected(reader, "train")
     streamed = loaded(webdataset_pipeline(shards, "train", shuffle=shuffle), workers)
     assert len(streamed) == SIZES["train"]
     if not shuffle and workers < 2:
-        assert [sample["__key__"] for sample in streamed] == list(left)
+        assert [sample["__key__"] for sample in streamed] == list(remaining)
     for sample in streamed:
-        assert_same(sample, left.pop(sample["__key__"]))
-    assert not left
+        assert_same(sample, remaining.pop(sample["__key__"]))
+    assert not remaining
 
 
-def test_stages_of_webdataset_follow_and_kinds_can_be_chosen(shards: Path) -> None:
+def test_webdataset_stages_can_follow_and_kinds_can_be_chosen(shards: Path) -> None:
     pipeline = webdataset_pipeline(shards, "train", kinds=("spectrogram", "flow"))
     assert {name for sample in pipeline for name in sample} == {
         *("__key__", "__url__", "cls", "json", "flow_000_00_x.jpg", "spectrogram.npy")
@@ -196,8 +196,8 @@ def copied(shards: Path, folder: Path) -> Path:
         pytest.param(lambda data, end, start: data[start:], id="a sample is missing"),
     ],
 )
-def test_damage_never_passes(shards: Path, tmp_path: Path, damage: Any) -> None:
-    """Stock webdataset notices nothing of four of these: it ends early, or yields what is there."""
+def test_damage_is_always_reported(shards: Path, tmp_path: Path, damage: Any) -> None:
+    """Webdataset itself does not detect four of these: it ends early or yields the remaining samples."""
     folder = copied(shards, tmp_path / "set")
     record = ShardReader(folder).index.samples[1]
     start, end = int(record["offset"]), int(record["offset"]) + int(record["length"])
@@ -209,17 +209,17 @@ def test_damage_never_passes(shards: Path, tmp_path: Path, damage: Any) -> None:
         list(webdataset_pipeline(folder, "train"))
 
 
-def test_a_set_at_an_address_comes_through_the_cache(shards: Path, tmp_path: Path) -> None:
+def test_a_remote_set_is_read_through_the_cache(shards: Path, tmp_path: Path) -> None:
     cache = open_cache(tmp_path / "cache", 10**8)
     reader = ShardReader(f"file://{shards}", cache=cache)
-    left = expected(ShardReader(shards), "train")
+    remaining = expected(ShardReader(shards), "train")
     pipeline = pickle.loads(pickle.dumps(webdataset_pipeline(reader, "train")))
     for sample in loaded(pipeline, 2):
         assert sample["__url__"].startswith("file://")
-        assert_same(sample, left.pop(sample["__key__"]))
-    assert not left
+        assert_same(sample, remaining.pop(sample["__key__"]))
+    assert not remaining
 
 
-def test_what_is_not_known_stays_bytes() -> None:
+def test_members_of_unknown_type_stay_bytes() -> None:
     assert decode_member("thing.bin", b"12") == b"12"
     assert decode_member("cls", b"12") == 12

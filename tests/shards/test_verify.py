@@ -1,4 +1,4 @@
-"""Verification finds every damage to a set of shards, and says where it is."""
+"""Verification finds all damage to a set of shards and locates it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def write_at(path: Path, at: int, data: bytes) -> None:
 
 
 def flips(path: Path, places: range) -> Iterator[int]:
-    """Flip one bit of each of these bytes in turn, another bit from byte to byte; mended after each."""
+    """Flip one bit of each of these bytes in turn, a different bit for adjacent bytes, and restore it."""
     whole = path.read_bytes()
     for at in places:
         write_at(path, at, bytes([whole[at] ^ 1 << at % 8]))
@@ -70,7 +70,7 @@ def flips(path: Path, places: range) -> Iterator[int]:
 
 @pytest.mark.slow
 def test_a_flipped_bit_in_any_byte_is_found(tmp_path: Path) -> None:
-    """Every byte of a whole set: headers, contents, padding, end of archive, both files of the index."""
+    """The bytes are those of headers, contents, padding, the end of the archive and both index files."""
     members = {"frame_000.jpg": b"picture", "spectrogram.npy": b"sound"}
     shards = write(tmp_path / "s", {"train": [Sample("k1", 2, members, {"id": "1"})]})
     record = read_index(shards).samples[0]
@@ -102,7 +102,7 @@ def test_a_flipped_bit_names_shard_key_and_member(shards: Path) -> None:
             assert [f"{key}.{member}" for _, key, member in found] == [name], f"byte {at}"
 
 
-def test_truncation_at_any_block_is_found_and_names_the_first_key(shards: Path) -> None:
+def test_truncation_at_any_block_is_found_with_the_first_key(shards: Path) -> None:
     path, records = shards / TRAIN1, read_index(shards).samples[3:6]
     whole = path.read_bytes()
     ends = (records["offset"] + records["length"]).tolist()
@@ -117,7 +117,7 @@ def test_truncation_at_any_block_is_found_and_names_the_first_key(shards: Path) 
 
 
 def repack(path: Path, change: Callable[[dict[str, bytes]], dict[str, bytes] | list[tuple[str, bytes]]]) -> None:
-    """Write a shard again with other members, as no writer of ours would; the index stays."""
+    """Rewrite a shard with changed members, and keep the index."""
     with tarfile.open(path) as tar:
         members = {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
     changed = change(members)
@@ -186,10 +186,10 @@ def other_order(members: dict[str, bytes]) -> list[tuple[str, bytes]]:
         (other_order, [(key, "", "begins at byte") for key in ("k03", "k05")]),
     ],
 )
-def test_what_is_wrong_in_a_shard_is_named(
+def test_faults_in_a_shard_are_named(
     shards: Path, change: Callable[[dict[str, bytes]], dict[str, bytes]], expected: list[tuple[str, str, str]]
 ) -> None:
-    if change is other_order:  # makes a difference only where samples are equally long: a shift is no fault of its own
+    if change is other_order:  # needs samples of equal length: a shifted offset alone is not a fault
         write(shards, {"train": [dataclasses.replace(sample(0), key=f"k{n:02d}") for n in range(6)]})
     repack(shards / TRAIN1, change)
     found = [fault for fault in verify(shards) if fault.key]
@@ -231,7 +231,7 @@ def index_of_others(shards: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "expected", "message"),
+    ("damage", "expected", "message"),
     [
         (lambda s: (s / VAL).unlink(), [(VAL, "", "")], "is missing"),
         (lambda s: (s / "x.tar").touch(), [("x.tar", "", "")], "is not in the index"),
@@ -246,15 +246,15 @@ def index_of_others(shards: Path) -> None:
         (lambda s: (s / TRAIN0).open("ab").write(b"more"), [(TRAIN0, "", "")] * 2, ""),
     ],
 )
-def test_what_is_wrong_with_the_files_is_named(
-    shards: Path, harm: Callable[[Path], object], expected: list[tuple[str, str, str]], message: str
+def test_faults_of_the_files_are_named(
+    shards: Path, damage: Callable[[Path], object], expected: list[tuple[str, str, str]], message: str
 ) -> None:
-    harm(shards)
+    damage(shards)
     assert rows(shards) == expected
     assert all(message in fault.message for fault in verify(shards))
 
 
-def test_an_index_that_does_not_belong_is_found(shards: Path) -> None:
+def test_the_index_of_another_set_is_detected(shards: Path) -> None:
     index_of_others(shards)
     found = rows(shards)
     assert {shard for shard, _, _ in found} == {TRAIN0, TRAIN1, VAL}
@@ -267,12 +267,12 @@ def test_a_folder_without_an_index_cannot_be_verified(shards: Path) -> None:
         rows(shards)
 
 
-def test_hidden_files_are_no_faults(shards: Path) -> None:
+def test_hidden_files_are_ignored(shards: Path) -> None:
     (shards / ".DS_Store").touch()
     assert rows(shards) == []
 
 
-def test_an_index_without_a_hash_of_its_own_is_damaged(shards: Path) -> None:
+def test_an_index_without_its_hash_is_damaged(shards: Path) -> None:
     path = shards / "index.json"
     content = json.loads(path.read_text())
     del content["sha256"]
@@ -280,7 +280,7 @@ def test_an_index_without_a_hash_of_its_own_is_damaged(shards: Path) -> None:
     assert rows(shards) == [("index.json", "", "")]
 
 
-def test_what_a_writer_left_out_is_found_though_all_checksums_fit(tmp_path: Path) -> None:
+def test_members_omitted_by_the_writer_are_found_despite_valid_checksums(tmp_path: Path) -> None:
     whole, silent, short = sample(0), sample(1), sample(2)
     silent = dataclasses.replace(silent, members={n: d for n, d in silent.members.items() if "frame" in n})
     short = dataclasses.replace(short, members={n: d for n, d in short.members.items() if n != "frame_001.jpg"})
@@ -292,7 +292,7 @@ def test_what_a_writer_left_out_is_found_though_all_checksums_fit(tmp_path: Path
     assert messages[1] == "is missing: the sample states that it has 3 frames"
 
 
-def test_a_key_that_the_index_has_twice_is_named_in_each_shard(shards: Path) -> None:
+def test_a_key_that_occurs_twice_in_the_index_is_named_in_each_shard(shards: Path) -> None:
     index = read_index(shards)
     samples = np.array(index.samples)
     samples["key"][4] = b"k00"
@@ -309,16 +309,16 @@ def test_any_burst_of_damage_is_found(shards: Path, data: st.DataObject) -> None
     whole = path.read_bytes()
     at = data.draw(st.integers(0, len(whole) - 1))
     burst = data.draw(st.binary(min_size=1, max_size=2000))
-    harmed = whole[:at] + burst + whole[at + (len(burst) if data.draw(st.booleans()) else 0) :]
-    path.write_bytes(harmed)
+    damaged = whole[:at] + burst + whole[at + (len(burst) if data.draw(st.booleans()) else 0) :]
+    path.write_bytes(damaged)
     try:
         found = rows(shards)
     finally:
         path.write_bytes(whole)
-    assert (path.name in {file for file, _, _ in found}) == (harmed != whole)
+    assert (path.name in {file for file, _, _ in found}) == (damaged != whole)
 
 
-def test_any_number_of_workers_finds_the_same_in_the_same_order(shards: Path) -> None:
+def test_any_number_of_workers_finds_the_same_faults_in_the_same_order(shards: Path) -> None:
     for name in (TRAIN0, TRAIN1, VAL):
         write_at(shards / name, 700, b"harm")
     counted: list[int] = []
@@ -326,7 +326,7 @@ def test_any_number_of_workers_finds_the_same_in_the_same_order(shards: Path) ->
     assert len(expected) == 3
     assert counted == [3, 3, 2]
     assert list(verify(shards, workers=4)) == expected
-    first = next(verify(shards, workers=2))  # and one may stop in the middle
+    first = next(verify(shards, workers=2))  # the caller may stop early
     assert first == expected[0]
 
 

@@ -1,4 +1,4 @@
-"""Write, index and read shards."""
+"""Writing and reading sets of shards."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_written_shards_are_listed_split_by_split(shards: Path) -> None:
     assert list(verify(shards)) == []
 
 
-def test_reading_gives_back_what_was_written(shards: Path) -> None:
+def test_reading_returns_the_written_samples(shards: Path) -> None:
     reader = ShardReader(shards)
     assert len(reader) == 20
     for number in (19, 0, 7):
@@ -78,7 +78,7 @@ def test_reading_gives_back_what_was_written(shards: Path) -> None:
     reader.close()
 
 
-def test_the_stock_webdataset_reader_reads_the_shards(shards: Path) -> None:
+def test_webdataset_reads_the_shards(shards: Path) -> None:
     urls = sorted(str(path) for path in shards.glob("train-*.tar"))
     stock = list(webdataset.WebDataset(urls, shardshuffle=False))
     assert [item["__key__"] for item in stock] == [f"-clip_{n:03d}" for n in range(12)]
@@ -86,7 +86,7 @@ def test_the_stock_webdataset_reader_reads_the_shards(shards: Path) -> None:
     assert stock[7]["frame_002.jpg"] == sample(7).members["frame_002.jpg"]
 
 
-def test_the_bytes_are_those_of_plain_ustar_and_the_same_every_time(shards: Path, tmp_path: Path) -> None:
+def test_shards_are_plain_ustar_and_byte_identical_every_time(shards: Path, tmp_path: Path) -> None:
     again = write(tmp_path / "again", SPLITS)
     for path in shards.iterdir():
         assert path.read_bytes() == (again / path.name).read_bytes()
@@ -97,7 +97,7 @@ def test_the_bytes_are_those_of_plain_ustar_and_the_same_every_time(shards: Path
         assert [m.name for m in members[:6]] == sorted(m.name for m in members[:6])
 
 
-def test_an_exception_leaves_the_old_set_and_no_rest(shards: Path) -> None:
+def test_an_exception_keeps_the_old_set_and_leaves_no_other_files(shards: Path) -> None:
     before = {path.name: path.read_bytes() for path in shards.iterdir()}
     with (
         pytest.raises(RuntimeError, match="disk"),
@@ -109,7 +109,7 @@ def test_an_exception_leaves_the_old_set_and_no_rest(shards: Path) -> None:
     assert [path.name for path in shards.parent.iterdir()] == ["shards"]
 
 
-def test_a_set_is_replaced_as_a_whole_and_the_rest_of_a_killed_run_is_swept(shards: Path) -> None:
+def test_a_set_is_replaced_as_a_whole_and_files_of_a_killed_run_are_removed(shards: Path) -> None:
     killed = shards.parent / ".shards.writing-0123abcd"
     killed.mkdir()
     (killed / "train-000000.tar").write_bytes(b"half")
@@ -118,14 +118,14 @@ def test_a_set_is_replaced_as_a_whole_and_the_rest_of_a_killed_run_is_swept(shar
     assert [path.name for path in shards.parent.iterdir()] == ["shards"]
 
 
-def test_a_folder_that_is_no_set_of_shards_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_set_of_shards_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("important")
     with pytest.raises(ShardError, match="not a set of shards"):
         write(tmp_path, {"train": range(2)})
     assert (tmp_path / "thesis.tex").read_text() == "important"
 
 
-def test_the_writer_refuses_what_a_reader_would_get_wrong(tmp_path: Path) -> None:
+def test_the_writer_refuses_repeated_keys_and_interleaved_splits(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="twice"):
         write(tmp_path / "a", {"train": range(2), "val": range(1, 3)})
     with (
@@ -137,7 +137,7 @@ def test_the_writer_refuses_what_a_reader_would_get_wrong(tmp_path: Path) -> Non
 
 
 @given(st.text(min_size=1), st.text(min_size=1))
-def test_keys_are_safe_and_tell_ids_apart(one: str, other: str) -> None:
+def test_keys_are_safe_and_distinguish_ids(one: str, other: str) -> None:
     for key in (key_of(one), key_of(other)):
         assert len(key) <= 64
         assert not set(key) & set("./\\ \0\n")
@@ -150,7 +150,7 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
-def test_damage_never_reaches_training(shards: Path) -> None:
+def test_a_damaged_sample_is_refused(shards: Path) -> None:
     index = read_index(shards)
     flip(shards / "train-000000.tar", int(index.samples[2]["offset"]) + 900)
     reader = ShardReader(shards)
@@ -169,7 +169,7 @@ def test_damage_never_reaches_training(shards: Path) -> None:
         ('{"format": "bmlpipe-shards", "version": 1}', "damaged"),
     ],
 )
-def test_an_index_that_is_not_one_is_refused_with_a_remedy(shards: Path, content: str | None, expected: str) -> None:
+def test_a_malformed_index_is_refused(shards: Path, content: str | None, expected: str) -> None:
     (shards / "index.json").unlink()
     if content is not None:
         (shards / "index.json").write_text(content)
@@ -190,7 +190,7 @@ def test_a_samples_file_with_python_objects_is_not_unpickled(shards: Path) -> No
         read_index(shards)
 
 
-def test_a_reader_can_be_sent_to_another_process(shards: Path) -> None:
+def test_a_pickled_reader_reads_the_same_set(shards: Path) -> None:
     reader = ShardReader(shards)
     assert reader[3].label == 3
     copy = pickle.loads(pickle.dumps(reader))
@@ -203,8 +203,8 @@ def test_the_json_lists_every_member_with_its_checksum(shards: Path) -> None:
     assert listed == {name: [len(data), zlib.crc32(data)] for name, data in sample(4).members.items()}
 
 
-def test_the_written_specification_is_enough_to_read_a_set(shards: Path) -> None:
-    """docs/format.md, followed with nothing of ours."""
+def test_the_documented_format_suffices_to_read_a_set(shards: Path) -> None:
+    """A set is read as docs/format.md describes, without bmlpipe."""
     text = (shards / "index.json").read_bytes()
     about = json.loads(text)
     assert (about["format"], about["version"], list(about)[-1]) == ("bmlpipe-shards", 1, "sha256")
@@ -239,34 +239,34 @@ def test_the_written_specification_is_enough_to_read_a_set(shards: Path) -> None
         first += shard["samples"]
 
 
-# ----- rewriting while others read -----
+# ----- rewriting a set while it is read -----
 
 
-def fresh(out: Path, mark: str) -> None:
-    """A set in which every byte count is the same whatever the mark, so that only contents tell two sets apart."""
+def write_marked(out: Path, mark: str) -> None:
+    """Write a set whose sizes do not depend on the mark, so that two sets differ only in their contents."""
     with ShardWriter(out, dataset="test", classes=["a"], features={}, samples_per_shard=2) as writer:
         for number in range(6):
             writer.write("train", Sample(f"k{number}", 0, {"frame_000.jpg": mark.encode() * 700}, {"id": mark}))
 
 
-def test_a_reader_of_the_old_set_gets_the_old_one_or_a_clear_error(tmp_path: Path) -> None:
+def test_a_reader_of_a_replaced_set_reads_the_old_set_or_fails(tmp_path: Path) -> None:
     out = tmp_path / "set"
-    fresh(out, "A")
+    write_marked(out, "A")
     reader, state = ShardReader(out), pickle.dumps(ShardReader(out))
     assert reader[0].meta["id"] == "A"
-    fresh(out, "B")
-    assert reader[1].meta["id"] == "A"  # of a shard that is open
+    write_marked(out, "B")
+    assert reader[1].meta["id"] == "A"  # from a shard that is still open
     for number in (2, 5):
         with pytest.raises(ShardError, match="overwritten or removed"):
             reader[number]
     with pytest.raises(ShardError, match="overwritten or removed"):
         pickle.loads(state)
     assert ShardReader(out)[2].meta["id"] == "B"
-    fresh(out, "A")
+    write_marked(out, "A")
     assert pickle.loads(state)[5].meta["id"] == "A"  # the same bytes are the same set
 
 
-def test_a_set_that_lost_a_file_says_so(shards: Path) -> None:
+def test_a_missing_file_of_a_set_is_reported(shards: Path) -> None:
     reader = ShardReader(shards)
     (shards / "val-000000.tar").unlink()
     with pytest.raises(ShardError, match=r"val-000000.tar is missing"):
@@ -276,10 +276,10 @@ def test_a_set_that_lost_a_file_says_so(shards: Path) -> None:
         reader[12]
 
 
-def test_nobody_ever_reads_half_a_set_while_it_is_written_again_and_again(tmp_path: Path) -> None:
+def test_a_reader_never_sees_half_a_set_while_it_is_rewritten(tmp_path: Path) -> None:
     out = tmp_path / "set"
-    fresh(out, "00")
-    writer = threading.Thread(target=lambda: [fresh(out, f"{number:02d}") for number in range(1, 40)])
+    write_marked(out, "00")
+    writer = threading.Thread(target=lambda: [write_marked(out, f"{number:02d}") for number in range(1, 40)])
     writer.start()
     whole, errors = set[str](), list[str]()
     while writer.is_alive():
@@ -297,7 +297,7 @@ def test_nobody_ever_reads_half_a_set_while_it_is_written_again_and_again(tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
-def test_a_writer_that_was_killed_between_the_two_renamings_loses_nothing(shards: Path) -> None:
+def test_a_writer_killed_between_its_two_renames_loses_nothing(shards: Path) -> None:
     whole = {path.name: path.read_bytes() for path in shards.iterdir()}
     old = shards.parent / ".shards.writing-0123abcd-old"
     shards.rename(old)
@@ -315,25 +315,25 @@ def test_a_writer_that_was_killed_between_the_two_renamings_loses_nothing(shards
 
 
 def edit(folder: Path, **changes: object) -> None:
-    """Change the index and state its hash anew, as another version of the program would."""
+    """Change the index and update its hash, as another version of the program would."""
     path = folder / "index.json"
     content = {**json.loads(path.read_text()), **changes, "sha256": "0" * 64}
     text = json.dumps(content, indent=1)
     path.write_text(text.replace("0" * 64, hashlib.sha256(text.encode()).hexdigest()))
 
 
-def test_an_index_of_a_later_version_is_refused_before_anything_else_in_it_is_looked_at(shards: Path) -> None:
+def test_a_later_version_of_the_index_is_refused_before_its_contents_are_read(shards: Path) -> None:
     edit(shards, version=2, samples={"rows": 20}, shards="elsewhere", compression="zstd")
     with pytest.raises(ShardError, match=r"format version 2, this program reads version 1: use the bmlpipe that wrote"):
         read_index(shards)
 
 
-def test_keys_that_this_version_does_not_know_are_left_alone(shards: Path) -> None:
+def test_unknown_keys_of_the_index_are_ignored(shards: Path) -> None:
     edit(shards, comment="made on a Tuesday")
     assert len(ShardReader(shards)) == 20
 
 
-def test_an_index_that_was_edited_is_refused(shards: Path) -> None:
+def test_an_edited_index_is_refused(shards: Path) -> None:
     path = shards / "index.json"
     path.write_text(path.read_text().replace('"seed": 3', '"seed": 4'))
     with pytest.raises(ShardError, match="SHA-256 is not the one that it states"):
