@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import numpy.typing as npt
+import psutil
 import pytest
 from click.testing import CliRunner, Result
 
@@ -53,6 +54,14 @@ def clip_error() -> Callable[..., ClipError]:
     return extract
 
 
+@pytest.fixture
+def no_ffmpeg_left() -> Iterator[None]:
+    """Fail the test if an ffmpeg process is still running after it."""
+    yield
+    left = [child for child in psutil.Process().children() if "ffmpeg" in child.name()]
+    assert not left
+
+
 @pytest.fixture(scope="session")
 def concatenate() -> Callable[[Sequence[Path], Path], Path]:
     """A function that copies the video packets of MPEG-TS files of 2 s, one after the other, into one file."""
@@ -64,9 +73,9 @@ def concatenate() -> Callable[[Sequence[Path], Path], Path]:
                 with av.open(str(part)) as source:
                     stream = stream or target.add_stream_from_template(source.streams.video[0])
                     for packet in source.demux(video=0):
-                        if packet.size and packet.pts is not None and packet.dts is not None:
-                            packet.pts += 180_000 * number  # 2 s of the 90 kHz clock
-                            packet.dts += 180_000 * number
+                        pts, dts, shift = packet.pts, packet.dts, 180_000 * number  # 2 s of the 90 kHz clock
+                        if packet.size and pts is not None and dts is not None:
+                            packet.pts, packet.dts = pts + shift, dts + shift
                             packet.stream = stream
                             target.mux(packet)
         return out

@@ -1,4 +1,4 @@
-"""Skipping packets gives exactly the frames of a full decode, and packets are in fact skipped."""
+"""Skipping of H.264 packets: exactly the frames of a full decode, from fewer packets."""
 
 from fractions import Fraction
 
@@ -14,7 +14,7 @@ from bmlpipe.pipeline.media.video import ClipSpan, VideoDecoder, select_frames_a
 
 
 def shown(path, *, skip, start=0.0, duration=None, seconds=10, lookahead=0):
-    """Instant, presentation times and bytes of each selection, and the number of skipped packets."""
+    """Return the instant, times and bytes of each selection, and the number of skipped packets."""
     span = ClipSpan(start, duration, seconds)
     with open_media(path) as container:
         stream = container.streams.best("video")
@@ -28,6 +28,7 @@ def shown(path, *, skip, start=0.0, duration=None, seconds=10, lookahead=0):
 
 
 def compare(path, **span):
+    """Check that skipping selects the frames of a full decode, and return the number of skipped packets."""
     full, none = shown(path, skip=False, **span)
     ours, skipped = shown(path, skip=True, **span)
     assert none == 0
@@ -35,7 +36,7 @@ def compare(path, **span):
     return skipped
 
 
-STRUCTURES = {  # x264's parameters, and whether any packet of the first GOPs can be skipped
+STRUCTURES = {  # parameters of x264, and whether any packet of the first GOPs can be skipped
     "default": ("keyint=250", True),
     "short-gops": ("keyint=12:scenecut=0", True),
     "pyramid-strict": ("keyint=60:bframes=5:b-pyramid=strict:b-adapt=0", True),
@@ -58,7 +59,7 @@ STRUCTURES = {  # x264's parameters, and whether any packet of the first GOPs ca
 
 @pytest.mark.parametrize("suffix", ["mp4", "ts"])
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_every_gop_structure_in_both_packet_formats(make_clip, tmp_path, structure, suffix):
+def test_frames_equal_those_of_a_full_decode_for_every_gop_structure(make_clip, tmp_path, structure, suffix):
     parameters, prunable = STRUCTURES[structure]
     options = {"x264-params": parameters, "profile": "baseline"} if structure == "no-b" else {"x264-params": parameters}
     clip = make_clip(tmp_path / f"clip.{suffix}", seconds=5, gop=250, options=options, audio_codec=None, size=(128, 96))
@@ -73,14 +74,14 @@ def test_every_gop_structure_in_both_packet_formats(make_clip, tmp_path, structu
 
 @pytest.mark.parametrize("suffix", ["mkv", "flv", "mov"])
 @pytest.mark.parametrize("rate", [Fraction(30000, 1001), 10, 2])
-def test_other_containers_and_rates(make_clip, tmp_path, suffix, rate):
+def test_frames_equal_those_of_a_full_decode_for_other_containers_and_rates(make_clip, tmp_path, suffix, rate):
     clip = make_clip(tmp_path / f"clip.{suffix}", seconds=6, fps=rate, gop=250, audio_codec=None)
     skipped = compare(clip, seconds=4)
     compare(clip, seconds=10, lookahead=2)
     assert (skipped > 0) == (rate > 2)
 
 
-def test_a_variable_rate(make_clip, tmp_path):
+def test_frames_equal_those_of_a_full_decode_at_a_variable_rate(make_clip, tmp_path):
     chance = np.random.default_rng(0)
     times = [Fraction(int(ms), 1000) for ms in np.cumsum(chance.integers(5, 400, 60))]
     clip = make_clip(tmp_path / "clip.mp4", times=times, gop=250, audio_codec=None)
@@ -100,8 +101,8 @@ def test_other_codecs_are_decoded_in_full(make_clip, tmp_path, codec):
 
 
 @pytest.mark.parametrize("keep_from", [7, 30, 61])
-def test_streams_cut_anywhere(make_clip, tmp_path, keep_from):
-    """Packets copied from the middle of an open-GOP stream, whose beginning may not be decodable in either way."""
+def test_a_stream_cut_within_a_gop_gives_the_same_frames_or_is_rejected(make_clip, tmp_path, keep_from):
+    """The stream begins in the middle of an open GOP, where its first packets may not be decodable."""
     options = {"x264-params": "keyint=25:open-gop=1:bframes=3:b-adapt=0"}
     whole = make_clip(tmp_path / "whole.mp4", seconds=6, gop=250, options=options, audio_codec=None)
     cut = tmp_path / "cut.mkv"
@@ -117,34 +118,22 @@ def test_streams_cut_anywhere(make_clip, tmp_path, keep_from):
             outcomes.append(shown(cut, skip=skip, seconds=4)[0])
         except (DamageError, ClipError) as error:
             outcomes.append(type(error))
-    assert outcomes[1] in (outcomes[0], DamageError)  # at worst rejected, and then decoded in full
+    assert outcomes[1] in (outcomes[0], DamageError)  # a DamageError leads to a full decode
 
 
-def test_changing_parameter_sets_lead_to_a_full_decode(make_clip, tmp_path):
-    """Two concatenated streams: the parameter sets of the second are not skipped with the end of the first."""
+def test_changing_parameter_sets_lead_to_a_full_decode(make_clip, concatenate, tmp_path):
+    """The parameter sets of the second stream must not be skipped with the end of the first."""
     parts = [
         make_clip(tmp_path / f"{number}.ts", seconds=2, gop=250, audio_codec=None, options=options, size=(128, 96))
         for number, options in enumerate([{"x264-params": "ref=1"}, {"x264-params": "ref=5:bframes=5:cabac=0"}])
     ]
-    joined = tmp_path / "joined.ts"
-    with av.open(str(joined), "w") as target:
-        copy = None
-        for number, part in enumerate(parts):
-            with av.open(str(part)) as source:
-                stream = source.streams.video[0]
-                copy = copy or target.add_stream_from_template(stream)
-                for packet in source.demux(stream):
-                    if packet.size:
-                        packet.pts += 180_000 * number
-                        packet.dts += 180_000 * number
-                        packet.stream = copy
-                        target.mux(packet)
+    joined = concatenate(parts, tmp_path / "joined.ts")
     assert compare(joined, seconds=4) == 0
     assert len(shown(joined, skip=True, seconds=4)[0]) == 4
 
 
 def test_interlaced_streams_are_recognised():
-    """Sequence parameter sets of progressive and interlaced streams, as x264 writes them."""
+    """x264 writes the sequence parameter sets of progressive and of interlaced streams."""
     for interlaced in (False, True):
         context = av.CodecContext.create("libx264", "w")
         context.width, context.height, context.pix_fmt, context.time_base = 128, 96, "yuv420p", Fraction(1, 25)
@@ -162,7 +151,7 @@ def test_a_broken_parameter_set_does_not_count_as_progressive(data):
 
 @pytest.mark.real
 @pytest.mark.slow
-def test_real_clips(real_data):
+def test_frames_of_real_clips_equal_those_of_a_full_decode(real_data):
     skipped = {}
     for clip in sorted((real_data / "clips").glob("*/*")):
         if clip.name in ("broken.mp4", "corrupted.mp4"):

@@ -91,8 +91,8 @@ def test_measurements_do_not_depend_on_the_requested_kinds(write_clip: Write, tm
     pictures = [extract_clip(clip, ExtractionRequest(request, 3)).media["pictures"] for request in requests]
     assert pictures[0] == pictures[1] == pictures[2]
     assert (pictures[0]["instants"], pictures[0]["black"]) == (3, 0)
-    requests = [(SpectrogramOptions(),), (WaveformOptions(),)]
-    sound = [extract_clip(clip, ExtractionRequest(request, 3)).media["sound"] for request in requests]
+    sound_requests = [(SpectrogramOptions(),), (WaveformOptions(),)]
+    sound = [extract_clip(clip, ExtractionRequest(request, 3)).media["sound"] for request in sound_requests]
     assert sound[0] == sound[1] == {"peak": pytest.approx(0.7, abs=2e-3), "clipped": 0}
     assert "sound" not in extract_clip(clip, ExtractionRequest((FrameOptions(),), 3)).media
 
