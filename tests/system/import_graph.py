@@ -1,4 +1,6 @@
-"""The import graph by room, and the sizes of the house: run it to see them, import it to test them.
+"""The import graph between rooms, and the sizes of files, folders and parameter lists.
+
+Run it to print them; test_architecture.py imports it:
 
     python tests/system/import_graph.py [ROOT]
 
@@ -19,12 +21,12 @@ Edges = dict[tuple[str, str], list[str]]
 
 
 def files(root: Path) -> list[Path]:
-    """All modules of the four packages."""
+    """Return all modules of the four packages."""
     return sorted(path for package in PACKAGES for path in (root / package).rglob("*.py"))
 
 
 def imported(tree: ast.AST) -> set[str]:
-    """Full names of all modules and names that a file imports, late imports included."""
+    """Return the full names of all modules and names that a file imports, including those imported in functions."""
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -37,7 +39,7 @@ def imported(tree: ast.AST) -> set[str]:
 
 
 def room_of(root: Path, module: str) -> str | None:
-    """The room that a name under `bmlpipe.` lies in: `shards/remote`, `shards/index`; None for a package itself."""
+    """Return the room of a name under `bmlpipe.`, e.g. `shards/remote` or `shards/index`; None for a package itself."""
     parts = module.split(".")[1:]
     if len(parts) < 2 or parts[0] not in PACKAGES:
         return None
@@ -47,7 +49,7 @@ def room_of(root: Path, module: str) -> str | None:
 
 
 def edges(root: Path) -> Edges:
-    """(importing room, imported room) → the files that import. Public surfaces (`__init__.py`) are left out."""
+    """Map (importing room, imported room) to the importing files, without the `__init__.py` files."""
     found: Edges = {}
     for path in files(root):
         place = path.relative_to(root)
@@ -62,7 +64,7 @@ def edges(root: Path) -> Edges:
 
 
 def cycles(graph: Mapping[str, set[str]]) -> list[list[str]]:
-    """One cycle for each group of nodes that reach one another; empty for an acyclic graph."""
+    """Return one cycle for each group of nodes that reach one another; empty for an acyclic graph."""
     found: list[list[str]] = []
     done: set[str] = set()
 
@@ -82,7 +84,7 @@ def cycles(graph: Mapping[str, set[str]]) -> list[list[str]]:
 
 
 def parameters(root: Path) -> Iterator[tuple[int, str]]:
-    """Number of parameters and name of each function and method; `self` and `cls` are not counted."""
+    """Yield the number of parameters and the name of each function and method, without `self` and `cls`."""
     for path in files(root):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef):
@@ -90,7 +92,7 @@ def parameters(root: Path) -> Iterator[tuple[int, str]]:
                 names = [a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
                 names += [a.arg for a in (given.vararg, given.kwarg) if a is not None]
                 commands = any("command" in ast.unparse(decorator) for decorator in node.decorator_list)
-                if not commands:  # the parameters of a command are the options of its help page
+                if not commands:  # a command has one parameter per option
                     yield len(set(names) - {"self", "cls"}), f"{path.relative_to(root)}: {node.name}"
 
 

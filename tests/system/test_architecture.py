@@ -1,4 +1,4 @@
-"""The rules of the house: who imports whom, the size of files and folders, that everything imports and installs."""
+"""The architecture: directions of imports, sizes of files and folders, public names, and installation."""
 
 from __future__ import annotations
 
@@ -81,18 +81,18 @@ ORDER = {
         sweep
     """,
 }
-#: Package → the packages below it.
+#: Package → the packages that it may import.
 BELOW = {
     "manifests": set(),
     "shards": {"manifests"},
     "pipeline": {"manifests", "shards"},
     "train": {"manifests", "shards"},
 }
-#: The one room in which everything is put together.
+#: The only room that may import every package.
 COMPOSITION_ROOT = "pipeline/cli"
 
 
-def test_imports_point_one_way() -> None:
+def test_rooms_import_only_rooms_below_them() -> None:
     rank = {
         f"{package}/{room}": number
         for package, lines in ORDER.items()
@@ -127,7 +127,7 @@ def test_modules_are_imported_by_their_full_name() -> None:
     assert not offenders, "\n".join(offenders)
 
 
-def test_a_forbidden_import_would_be_seen(tmp_path: Path) -> None:
+def test_a_forbidden_import_and_a_cycle_are_found(tmp_path: Path) -> None:
     (tmp_path / "shards" / "remote").mkdir(parents=True)
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "run.py").write_text("x = 1\n")
@@ -142,7 +142,7 @@ def test_a_forbidden_import_would_be_seen(tmp_path: Path) -> None:
     assert not graph.cycles({"a": {"b", "c"}, "b": {"c"}})
 
 
-def test_files_and_folders_can_be_read_in_one_sitting() -> None:
+def test_files_and_folders_are_small() -> None:
     offenders = [
         f"{path.relative_to(ROOT)}: {lines} lines"
         for path in FILES
@@ -181,7 +181,7 @@ def modules() -> list[str]:
     )
 
 
-def test_the_namespace_is_found_whole() -> None:
+def test_all_modules_are_found_in_the_namespace() -> None:
     assert not hasattr(bmlpipe, "__file__") or bmlpipe.__file__ is None
     names = {
         str(path.relative_to(ROOT).with_suffix("")).replace(os.sep, ".") for path in FILES if path.stem != "__init__"
@@ -190,7 +190,7 @@ def test_the_namespace_is_found_whole() -> None:
     assert set(modules()) == {f"bmlpipe.{name}" for name in names | packages if name not in PACKAGES}
 
 
-def test_every_module_imports_says_what_it_is_for_and_keeps_its_examples_true() -> None:
+def test_every_module_can_be_imported_and_has_a_docstring_with_valid_examples() -> None:
     offenders, examples = [], 0
     for name in modules():
         if name.endswith("__main__"):
@@ -214,7 +214,7 @@ def run(*words: object, **options: object) -> str:
     return str(done.stdout)
 
 
-#: What a README's commands may begin with, and how this environment starts it.
+#: Programs that the README names → how this environment starts them.
 PROGRAMS = {
     "bmlpipe": [sys.executable, "-m", "bmlpipe.pipeline.cli"],
     "torchrun": [sys.executable, "-m", "torch.distributed.run"],
@@ -223,7 +223,7 @@ PROGRAMS = {
 
 
 def commands_of_the_readme() -> list[list[str]]:
-    """Each program with sub-command or script that a README code block or `code span` names; once each."""
+    """Return each program, with its sub-command or script, that a code block or code span of the README names, once."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     lines = [
         line
@@ -268,7 +268,7 @@ def test_the_make_targets_that_the_readme_names_exist() -> None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy of the tree (setuptools leaves folders behind)."""
+    """The wheel, built from a copy of the tree, because setuptools leaves folders behind."""
     source = tmp_path_factory.mktemp("source") / "tree"
     written = {"build", "demo", "runs", "features", "data", "tests"}  # at the root only
     ignore = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__")
@@ -317,7 +317,7 @@ def test_a_regular_install_works(wheel: Path, tmp_path: Path) -> None:
     assert [path.name for path in scripts] == ["bmlpipe"]
 
 
-def test_every_reason_that_a_clip_can_fail_for_is_documented() -> None:
+def test_every_reason_for_a_failed_clip_is_documented() -> None:
     raised = set()
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

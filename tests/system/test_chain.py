@@ -1,4 +1,4 @@
-"""The whole way on real clips: extract → shard → verify → one epoch on two ranks, through the commands."""
+"""The whole pipeline on real clips through its commands: extract, shard, verify and train on two ranks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.xdist_group("both_
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: Clips that cannot give frames and sound, with the reason; they stand in different splits.
+#: Clips from which extraction fails → split and reason.
 FAILURES = {
     "edge/broken": ("train", "damaged_container"),
     "edge/corrupted": ("val", "missing_audio"),
@@ -56,7 +56,7 @@ def picture(sample: StoredSample, member: str) -> tuple[int, ...]:
 
 @pytest.fixture(scope="module")
 def annotation(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All 27 clips, labelled by their folder, split so that each split has good and bad ones."""
+    """A table of all 27 clips, labelled by their folder; each split has intact and faulty clips."""
     path = tmp_path_factory.mktemp("annotation") / "clips.csv"
     clips = sorted((real_data / "clips").glob("*/*.*"))
     assert len(clips) == 27
@@ -75,19 +75,19 @@ def annotation(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def folders(real_data: Path, annotation: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Features and shards of all clips."""
+    """The folders of features and shards of all clips."""
     out = tmp_path_factory.mktemp("chain")
-    said = bmlpipe(
+    output = bmlpipe(
         *("extract", "--dataset", "folder", "--videos", real_data / "clips", "--annotations", annotation),
         *("--out", out / "features", "--seconds", 3, "--workers", 2, "--clips-per-task", 3, "--max-failed", 0.2),
     )
-    assert "ok 23, failed 4, absent 0" in said
-    said = bmlpipe("shard", "--dataset", "folder", "--features", out / "features", "--out", out / "shards")
-    assert "23 samples (train 14, val 4, test 5)" in said
+    assert "ok 23, failed 4, absent 0" in output
+    output = bmlpipe("shard", "--dataset", "folder", "--features", out / "features", "--out", out / "shards")
+    assert "23 samples (train 14, val 4, test 5)" in output
     return out / "features", out / "shards"
 
 
-def test_each_real_clip_has_its_row(folders: tuple[Path, Path]) -> None:
+def test_each_real_clip_has_a_row_in_the_ledger(folders: tuple[Path, Path]) -> None:
     rows: dict[str, LedgerRow] = {row.id: row for row in read_ledger(folders[0])}
     assert len(rows) == 27
     assert {id_: (row.split, row.reason) for id_, row in rows.items() if row.status != "ok"} == FAILURES
@@ -97,7 +97,7 @@ def test_each_real_clip_has_its_row(folders: tuple[Path, Path]) -> None:
         assert (rows[clip].status, rows[clip].flags) == ("ok", "")
 
 
-def test_the_shards_hold_what_the_clips_gave(folders: tuple[Path, Path]) -> None:
+def test_the_shards_contain_the_extracted_features(folders: tuple[Path, Path]) -> None:
     found = samples(folders[1])
     assert len(found) == 23
     for clip_id, sample in found.items():
@@ -115,7 +115,7 @@ def test_the_shards_hold_what_the_clips_gave(folders: tuple[Path, Path]) -> None
     assert picture(portrait, "frame_000.jpg") == (320, 256, 3)
 
 
-def test_shards_of_real_clips_verify_and_the_stock_reader_reads_them(folders: tuple[Path, Path]) -> None:
+def test_shards_of_real_clips_are_valid_and_webdataset_reads_them(folders: tuple[Path, Path]) -> None:
     assert "3 shards, 23 samples, 0 faults" in bmlpipe("verify", folders[1])
     urls = [str(path) for path in sorted(folders[1].glob("*.tar"))]
     stock = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))
@@ -124,7 +124,7 @@ def test_shards_of_real_clips_verify_and_the_stock_reader_reads_them(folders: tu
     assert {item["frame_000.jpg"].dtype for item in stock} == {np.dtype(np.uint8)}
 
 
-def test_one_epoch_on_two_ranks(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_one_epoch_is_trained_on_two_ranks(folders: tuple[Path, Path], tmp_path: Path) -> None:
     command(
         *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "train/run.py"),
         *("--dataset", "folder", "--shards", folders[1], "--out", tmp_path / "run", "--modulation", "opm+ogm"),
@@ -146,8 +146,8 @@ def test_one_epoch_on_two_ranks(folders: tuple[Path, Path], tmp_path: Path) -> N
 def test_the_vggsound_reader_finds_the_seven_clips_among_15446(real_data: Path, tmp_path: Path) -> None:
     table = real_data / "annotations" / "vggsound" / "vggsound_test_part.csv"
     common = ("extract", "--dataset", "vggsound", "--videos", real_data / "clips", "--annotations", table)
-    said = bmlpipe(*common, "--out", tmp_path / "features", "--workers", 0)
-    assert "ok 7, failed 0, absent 15439" in said
+    output = bmlpipe(*common, "--out", tmp_path / "features", "--workers", 0)
+    assert "ok 7, failed 0, absent 15439" in output
     rows = read_ledger(tmp_path / "features")
     assert len(rows) == 15446
     assert Counter((row.status, row.reason) for row in rows) == {("ok", ""): 7, ("absent", "not_found"): 15439}
@@ -166,13 +166,13 @@ def test_the_vggsound_reader_finds_the_seven_clips_among_15446(real_data: Path, 
         assert sample.meta["flags"] == []
 
 
-def test_ucf101_gives_frames_and_flow_of_the_whole_clip(real_data: Path, tmp_path: Path) -> None:
-    said = bmlpipe(
+def test_frames_and_flow_of_a_whole_ucf101_clip_are_extracted(real_data: Path, tmp_path: Path) -> None:
+    output = bmlpipe(
         *("extract", "--dataset", "ucf101", "--videos", real_data / "clips"),
         *("--annotations", real_data / "annotations" / "ucf101", "--out", tmp_path / "features"),
         *("--workers", 0, "--flow-stack", 2),
     )
-    assert "ok 1, failed 0, absent 13319" in said
+    assert "ok 1, failed 0, absent 13319" in output
     bmlpipe("shard", "--dataset", "ucf101", "--features", tmp_path / "features", "--out", tmp_path / "shards")
     (sample,) = samples(tmp_path / "shards").values()
     assert (sample.key, sample.label) == ("v_ApplyEyeMakeup_g01_c01", 0)

@@ -1,4 +1,4 @@
-"""The command line: quick help, options checked, errors told without a traceback, exit statuses."""
+"""The command line: help, checks of options, conventional places, error messages and exit statuses."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def bmlpipe(*words: object) -> Result:
 
 @pytest.fixture
 def videos(tmp_path: Path) -> Path:
-    """Ten files, two of them bad, in the layout of `folder`."""
+    """Ten files, two of them invalid, in the layout of the `folder` dataset."""
     for split, label, number in [(s, c, n) for s in ("train", "val") for c in "xy" for n in range(3)][:10]:
         path = tmp_path / "videos" / split / label / f"{number}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def videos(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """In the place of `extract_clip`: features without decoding; the list of files it saw."""
+    """Replace `extract_clip` by a function that decodes nothing; return the list of files it was given."""
     seen: list[str] = []
 
     def extract_clip(video: Path, request: object, **span: object) -> ClipFeatures:
@@ -63,7 +63,7 @@ def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         if video.read_bytes() == b"stop":
             raise KeyboardInterrupt
         picture = np.full((16, 16, 3), len(seen), np.uint8)
-        jpeg = simplejpeg.encode_jpeg(picture, colorspace="RGB") + video.read_bytes()  # after its end: told apart
+        jpeg = simplejpeg.encode_jpeg(picture, colorspace="RGB") + video.read_bytes()  # makes the JPEG unique
         return ClipFeatures({"frames": JpegSeries((jpeg,), (0.0,), 16, 16)})
 
     if request.node.get_closest_marker("slow") is None:
@@ -83,7 +83,7 @@ def tree(folder: Path) -> dict[str, tuple[int, int]]:
 # ----- help -----
 
 
-def test_help_is_quick_and_imports_nothing_heavy() -> None:
+def test_help_is_fast_and_imports_no_heavy_package() -> None:
     program = """
 import sys
 from bmlpipe.pipeline.cli import main
@@ -105,7 +105,7 @@ finally:
     assert min(spent) < 0.5, f"{spent} s of CPU"
 
 
-def test_the_commands_are_listed_in_the_order_of_the_work_with_whole_summaries() -> None:
+def test_commands_are_listed_in_the_order_of_use_with_whole_summaries() -> None:
     lines = bmlpipe("--help").stdout.splitlines()
     listed = [line.split(maxsplit=1) for line in lines[lines.index("Commands:") + 1 :]]
     listed = listed[: listed.index([])]
@@ -122,7 +122,7 @@ def test_the_commands_are_listed_in_the_order_of_the_work_with_whole_summaries()
         "sweep",
         "demo",
     ]
-    assert [name for name, _ in listed] == names == list(main.commands)  # a summary that is cut or wrapped shows here
+    assert [name for name, _ in listed] == names == list(main.commands)  # a wrapped summary would add lines
     assert all(summary.endswith(".") and not summary.endswith("...") for _, summary in listed)
 
 
@@ -138,14 +138,14 @@ def test_each_command_has_help_with_an_example(name: str) -> None:
             assert option.help.endswith((".", "…")), option.name
 
 
-def test_it_starts_as_a_module_and_knows_its_version() -> None:
+def test_the_program_starts_as_a_module_and_prints_its_version() -> None:
     out = subprocess.run(
         [sys.executable, "-m", "bmlpipe.pipeline.cli", "--version"], capture_output=True, text=True, check=True
     ).stdout
     assert re.search(r"\d+\.\d+\.\d+", out)
 
 
-def test_the_data_sets_are_listed_with_what_to_supply() -> None:
+def test_datasets_are_listed_with_the_files_that_they_need() -> None:
     out = bmlpipe("datasets").stdout
     for name, dataset in DATASETS.items():
         assert f"{name}: {dataset.title}" in out
@@ -156,7 +156,7 @@ def test_the_data_sets_are_listed_with_what_to_supply() -> None:
 # ----- extract -----
 
 
-def test_a_run_ends_with_a_summary_and_its_status_follows_the_share_of_failures(videos: Path) -> None:
+def test_a_run_ends_with_a_summary_and_a_status_for_the_share_of_failures(videos: Path) -> None:
     result = extract(videos)
     assert result.exit_code == 1
     assert result.stdout == f"ok 8, failed 2, absent 0: see {videos.parent}/out/ledger.csv\n"
@@ -168,7 +168,7 @@ def test_a_run_ends_with_a_summary_and_its_status_follows_the_share_of_failures(
     assert extract(videos, "--max-failed", 0.19).exit_code == 1
 
 
-def test_absent_clips_do_not_count_among_the_failures(videos: Path, tmp_path: Path) -> None:
+def test_absent_clips_do_not_count_as_failures(videos: Path, tmp_path: Path) -> None:
     table = tmp_path / "clips.csv"
     rows = [f"train/x/{number}.mp4,x,train" for number in range(100)]
     table.write_text("\n".join(["path,label,split", *rows]))
@@ -178,7 +178,7 @@ def test_absent_clips_do_not_count_among_the_failures(videos: Path, tmp_path: Pa
     assert extract(videos, "--annotations", table, "--max-failed", 0.34).exit_code == 0
 
 
-def test_no_file_at_all_is_an_error_that_says_where_it_looked(videos: Path, tmp_path: Path) -> None:
+def test_extraction_without_any_file_is_an_error_with_the_folder(videos: Path, tmp_path: Path) -> None:
     table = tmp_path / "clips.csv"
     table.write_text("path,label,split\nelsewhere/1.mp4,x,train\n")
     result = extract(videos, "--annotations", table)
@@ -187,7 +187,7 @@ def test_no_file_at_all_is_an_error_that_says_where_it_looked(videos: Path, tmp_
     assert "ok 0, failed 0, absent 1" in result.stdout
 
 
-def test_retrying_failed_clips(videos: Path, decoder: list[str]) -> None:
+def test_failed_clips_are_retried_on_request(videos: Path, decoder: list[str]) -> None:
     extract(videos)
     for option, tried in (
         ([], 0),
@@ -211,8 +211,8 @@ def test_a_dry_run_writes_nothing(videos: Path, decoder: list[str]) -> None:
     decoder.clear()
     assert "1 to do, 7 done before, 2 failed before" in extract(videos, "--dry-run").stderr
     assert tree(videos.parent / "out") == before
-    assert decoder == ["1.mp4"]  # tried, for the estimate, and thrown away
-    with exclusive_folder(videos.parent / "out", "extraction"):  # also while another run goes on
+    assert decoder == ["1.mp4"]  # extracted for the estimate and discarded
+    with exclusive_folder(videos.parent / "out", "extraction"):  # also during another run
         assert extract(videos, "--dry-run").exit_code == 0
 
 
@@ -236,7 +236,7 @@ def test_another_data_set_in_the_folder_is_refused(videos: Path, tmp_path: Path)
         assert "holds features of folder with 2 classes" in result.stderr
 
 
-def test_an_interruption_says_how_to_go_on(videos: Path) -> None:
+def test_an_interrupted_extraction_can_be_continued(videos: Path) -> None:
     (videos / "train/y/0.mp4").write_bytes(b"stop")
     result = extract(videos, "--clips-per-task", 1)
     assert result.exit_code == 130
@@ -246,10 +246,10 @@ def test_an_interruption_says_how_to_go_on(videos: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_disk_stops_the_run_with_an_error_and_nothing_is_lost(
+def test_a_full_disk_stops_the_run_with_an_error_and_without_loss(
     tmp_path: Path, make_clip: Callable[..., Path]
 ) -> None:
-    """A limit on the size of files stands in for it: spectrograms do not fit, tables do."""
+    """A limit on file sizes simulates it: spectrograms exceed it and tables do not."""
     for number in range(3):
         (tmp_path / "videos" / "x").mkdir(parents=True, exist_ok=True)
         make_clip(tmp_path / "videos" / "x" / f"{number}.mp4", seconds=1.0, size=(48, 32))
@@ -270,10 +270,10 @@ def test_a_full_disk_stops_the_run_with_an_error_and_nothing_is_lost(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_ctrl_c_on_a_terminal_ends_quietly_with_a_full_ledger(
+def test_ctrl_c_on_a_terminal_ends_without_a_traceback_and_with_a_full_ledger(
     tmp_path: Path, make_clip: Callable[..., Path], workers: str
 ) -> None:
-    """As a terminal does it: SIGINT to all processes of the group."""
+    """SIGINT is sent to all processes of the group, as a terminal does."""
     videos, out = tmp_path / "videos", tmp_path / "out"
     (videos / "x").mkdir(parents=True)
     first = make_clip(videos / "x" / "0.mp4", seconds=1.0, size=(48, 32))
@@ -327,7 +327,7 @@ os.execv(sys.argv[1], sys.argv[1:])
         (["--no-such-option"], "No such option"),
     ],
 )
-def test_options_are_checked_before_anything_is_done(videos: Path, words: list[str], message: str) -> None:
+def test_options_are_checked_before_anything_is_written(videos: Path, words: list[str], message: str) -> None:
     result = extract(videos, *words)
     assert result.exit_code == 2
     assert message in result.stderr
@@ -349,14 +349,14 @@ def test_a_spectrogram_of_whole_clips_is_refused_with_the_remedy(videos: Path, t
         (["--val-by-group"], "the clips of folder have no groups"),
     ],
 )
-def test_what_the_manifest_refuses_is_told_without_a_traceback(videos: Path, words: list[str], message: str) -> None:
+def test_a_manifest_error_is_reported_without_a_traceback(videos: Path, words: list[str], message: str) -> None:
     result = extract(videos, *words)
     assert result.exit_code == 1
     assert "\nError: " in f"\n{result.stderr}"
     assert message in result.stderr
 
 
-def test_an_output_that_cannot_be_written_is_told_without_a_traceback(videos: Path) -> None:
+def test_an_unusable_output_folder_is_reported_without_a_traceback(videos: Path) -> None:
     (videos.parent / "out").write_text("a file")
     assert "is a file" in extract(videos).stderr
     (videos.parent / "out").unlink()
@@ -371,7 +371,7 @@ def test_an_output_that_cannot_be_written_is_told_without_a_traceback(videos: Pa
 
 @pytest.fixture
 def project(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project folder in which nothing needs to be named."""
+    """A working directory in which every path can be omitted."""
     project = tmp_path / "project"
     (project / "data" / "folder").mkdir(parents=True)
     videos.rename(project / "data" / "folder" / "videos")
@@ -379,7 +379,7 @@ def project(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return project
 
 
-def test_commands_take_their_files_from_the_conventional_places_and_say_so(project: Path) -> None:
+def test_commands_use_and_report_the_conventional_places(project: Path) -> None:
     result = bmlpipe("extract", "--dataset", "folder", "--kinds", "frames", "--workers", 0, "--max-failed", 0.2)
     assert result.exit_code == 0
     assert result.stdout == "ok 8, failed 2, absent 0: see features/folder/ledger.csv\n"
@@ -395,7 +395,7 @@ def test_commands_take_their_files_from_the_conventional_places_and_say_so(proje
     assert "shards/folder: folder, format version 1, 8 samples" in bmlpipe("stats").stdout
 
 
-def test_where_several_could_be_meant_the_error_lists_them(project: Path) -> None:
+def test_an_ambiguous_or_missing_default_is_an_error_with_the_candidates(project: Path) -> None:
     for command, option in (("shard", "--features"), ("verify", "SHARDS"), ("train", "--shards")):
         result = bmlpipe(command)
         assert result.exit_code == 1, command
@@ -457,13 +457,13 @@ def shards(videos: Path) -> Path:
     return out
 
 
-def test_sound_shards_verify(shards: Path) -> None:
+def test_intact_shards_are_verified(shards: Path) -> None:
     result = bmlpipe("verify", shards)
     assert (result.exit_code, result.stdout) == (0, "")
     assert "3 shards, 8 samples, 0 faults" in result.stderr
 
 
-def test_each_fault_is_a_row_and_the_status_1(shards: Path) -> None:
+def test_verification_prints_one_row_per_fault_and_exits_with_1(shards: Path) -> None:
     path = shards / "train-000001.tar"
     whole = bytearray(path.read_bytes())
     at = whole.index(b"\xff\xd9train")  # the end of a frame
@@ -479,7 +479,7 @@ def test_each_fault_is_a_row_and_the_status_1(shards: Path) -> None:
     assert "3 faults" in result.stderr
 
 
-def test_shards_that_cannot_be_made_or_read_are_told_without_a_traceback(videos: Path, shards: Path) -> None:
+def test_errors_of_shard_and_verify_are_reported_without_a_traceback(videos: Path, shards: Path) -> None:
     features, out = videos.parent / "out", videos.parent / "more"
 
     def shard(*more: object) -> Result:
@@ -502,7 +502,7 @@ def test_shards_that_cannot_be_made_or_read_are_told_without_a_traceback(videos:
 
 
 def test_progress_lines_are_not_wrapped(videos: Path) -> None:
-    """Where there is no terminal, a line of the log is a line."""
+    """Log lines that are not written to a terminal ignore its width."""
     environment = {**os.environ, "COLUMNS": "30"}
     command = [
         PROGRAM,
@@ -520,7 +520,7 @@ def test_progress_lines_are_not_wrapped(videos: Path) -> None:
     assert re.search(r"^\S+ \S+ INFO    10 of 10 clips  \S+/s  not_media 10$", done.stderr, re.MULTILINE)
 
 
-def test_on_a_terminal_there_is_a_bar_with_rate_and_failures(videos: Path) -> None:
+def test_a_terminal_shows_a_progress_bar_with_rate_and_failures(videos: Path) -> None:
     outer, inner = pty.openpty()
     command = [PROGRAM, "extract", "--dataset", "folder", "--videos", videos, "--out", videos.parent / "o"]
     environment = {**os.environ, "COLUMNS": "160", "TERM": "xterm"}

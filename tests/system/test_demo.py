@@ -1,4 +1,4 @@
-"""The demo: its data is as described, and all of its commands run."""
+"""The demo: its synthetic data and its run from clips to report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bmlpipe.pipeline.demo.synthetic_clips import RATE, SECONDS, SIZE, assign_cl
 pytestmark = pytest.mark.xdist_group("both_cores")
 
 
-def test_no_handwriting_is_in_two_splits() -> None:
+def test_no_handwritten_image_is_in_two_splits() -> None:
     digits = load_digits()
     clips = assign_clips(digits.target.tolist(), {"train": 400, "val": 100, "test": 100})
     assert len({clip.image for clip in clips}) == len(clips) == 600
@@ -54,7 +54,7 @@ def test_the_whole_demo_runs(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "demo" / "report.png").size[0] > 1000
 
 
-def test_an_earlier_demo_is_replaced_but_no_other_folder(tmp_path: Path) -> None:
+def test_an_earlier_demo_is_replaced_but_other_folders_are_kept(tmp_path: Path) -> None:
     prepare_folder(tmp_path / "demo")
     (tmp_path / "demo" / "old").write_text("old")
     prepare_folder(tmp_path / "demo")

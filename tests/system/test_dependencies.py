@@ -1,4 +1,4 @@
-"""What setup.cfg declares and what the packages import are the same."""
+"""The dependencies declared in setup.cfg are those that the packages import."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("manifests", "shards", "pipeline", "train")
 
-#: Declared packages that are used otherwise than by an import, and by what.
+#: Declared packages that bmlpipe does not import itself → what uses them.
 NOT_IMPORTED = {
     "tensorboard": "torch.utils.tensorboard imports it",
     "dask-jobqueue": "docs/examples/slurm/jobqueue.py imports it",
@@ -25,7 +25,7 @@ NOT_IMPORTED = {
 }
 #: Import name → distribution, for optional packages that need not be installed where the tests run.
 DISTRIBUTION_OF = {"mlflow": "mlflow-skinny"}
-#: Extras that are no part of what the packages import: they are for working on bmlpipe.
+#: Extras for the development of bmlpipe, which the packages do not import.
 DEVELOPMENT = {"test", "dev", "docs"}
 
 
@@ -34,7 +34,7 @@ def canonical(name: str) -> str:
 
 
 def declared() -> tuple[set[str], set[str]]:
-    """Distributions of `install_requires`, and those of the extras that users install."""
+    """Return the distributions of `install_requires` and those of the extras for users."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
 
@@ -47,7 +47,7 @@ def declared() -> tuple[set[str], set[str]]:
 
 
 def imports(source: str) -> Iterator[str]:
-    """Top-level names that a module imports, wherever in it the import is."""
+    """Yield the top-level names that a module imports at any level."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (name.name.partition(".")[0] for name in node.names)
@@ -60,10 +60,10 @@ def imports(source: str) -> Iterator[str]:
 
 
 def imported(known: set[str]) -> dict[str, str]:
-    """Distribution → a file that imports it; without the standard library.
+    """Map each imported distribution to a file that imports it, without the standard library.
 
     Args:
-        known: Declared distributions. Where several distributions provide a module, a declared one counts.
+        known: Declared distributions, preferred where several distributions provide a module.
     """
     distributions = packages_distributions()
     found: dict[str, str] = {}
@@ -95,7 +95,7 @@ def test_declared_and_imported_dependencies_are_the_same() -> None:
     assert discrepancies(*declared()) == []
 
 
-def test_the_comparison_finds_both_kinds_of_defect() -> None:
+def test_unused_and_undeclared_dependencies_are_found() -> None:
     required, optional = declared()
     assert {"librosa", "webdataset", "ffmpeg-python", "torch"} <= required
     assert "pyarrow" in optional
@@ -113,5 +113,5 @@ def test_the_comparison_finds_both_kinds_of_defect() -> None:
         ("from importlib import import_module\nimport_module('a.b')", ["importlib", "a"]),
     ],
 )
-def test_imports_are_found_wherever_they_are(source: str, names: list[str]) -> None:
+def test_imports_are_found_at_any_level(source: str, names: list[str]) -> None:
     assert sorted(imports(source)) == sorted(names)

@@ -1,4 +1,4 @@
-"""Tests of the files of the images and services. docker/smoke-test.sh tests the containers themselves."""
+"""The files of the images and services in docker/; docker/smoke-test.sh tests the containers themselves."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_the_version_label_is_that_of_the_package() -> None:
     assert versions == {f"VERSION={setup['metadata']['version']}"}
 
 
-def test_what_the_image_copies_exists_and_is_in_the_context() -> None:
+def test_files_copied_into_the_image_exist_in_the_context() -> None:
     ignored = (FOLDER / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
     allowed = [line[1:] for line in ignored if line.startswith("!")]
     assert "*" in ignored
@@ -145,7 +145,7 @@ def test_requirements_are_those_of_the_package_and_its_extras() -> None:
         requirements(str(ROOT / "setup.cfg"), ["nothing"])
 
 
-def test_nothing_secret_is_written_down() -> None:
+def test_no_file_contains_a_secret() -> None:
     secret = re.compile(r"(?i)(password|passwd=|secret|token|api_?key|://[^/\s]+:[^/\s]+@)")
     for path in FOLDER.iterdir():
         assert not secret.search(path.read_text(encoding="utf-8")), path.name
@@ -154,7 +154,7 @@ def test_nothing_secret_is_written_down() -> None:
 # ----- the services -----
 
 
-def test_all_services_are_there() -> None:
+def test_all_services_are_defined() -> None:
     assert set(services()) == {
         *("scheduler", "worker", "extract", "shard", "verify", "train", "report", "tensorboard", "reports")
     }
@@ -172,7 +172,7 @@ def test_the_files_that_env_example_names_exist() -> None:
 
 
 @pytest.mark.parametrize("name", ["extract", "shard", "verify", "report", "train"])
-def test_a_service_runs_a_command_that_takes_its_options(name: str) -> None:
+def test_the_command_of_a_service_accepts_its_options(name: str) -> None:
     service, command = services()[name], bmlpipe_command(name)
     start = ["bmlpipe", name]
     if name == "train":
@@ -187,7 +187,7 @@ def test_a_service_runs_a_command_that_takes_its_options(name: str) -> None:
             assert f"{service['working_dir']}/{word.split('/')[0]}" in mounted, word
 
 
-def test_the_services_see_the_conventional_places() -> None:
+def test_the_conventional_places_are_mounted_in_the_services() -> None:
     """Each command reads and writes files where the next one expects them, without options."""
     targets = {Path(volume["target"]).name for service in services().values() for volume in service.get("volumes", [])}
     assert {str(place) for place in (places.DATA, places.FEATURES, places.SHARDS, places.RUNS)} < targets
@@ -199,7 +199,7 @@ def test_the_services_see_the_conventional_places() -> None:
     assert words(services()["shard"]["command"]) == ["--dataset", "vggsound"]
 
 
-def test_the_dask_services_run_commands_that_take_their_options() -> None:
+def test_the_commands_of_the_dask_services_accept_their_options() -> None:
     from distributed.cli import dask_scheduler, dask_worker
 
     for name, command in (("scheduler", dask_scheduler.main), ("worker", dask_worker.main)):
@@ -209,7 +209,7 @@ def test_the_dask_services_run_commands_that_take_their_options() -> None:
         assert {word.partition("=")[0] for word in rest if word.startswith("--")} <= known
 
 
-def test_raw_videos_are_read_only_and_workers_see_what_the_extraction_sees() -> None:
+def test_videos_are_read_only_and_workers_have_the_mounts_of_the_extraction() -> None:
     for name, service in services().items():
         for volume in service.get("volumes", []):
             if volume["target"] == "/work/data":
@@ -219,7 +219,7 @@ def test_raw_videos_are_read_only_and_workers_see_what_the_extraction_sees() -> 
         assert all(volume["read_only"] for volume in services()[name]["volumes"])
 
 
-def test_every_service_runs_as_the_caller_without_rights_and_comes_back() -> None:
+def test_every_service_runs_unprivileged_as_the_caller_and_restarts() -> None:
     for name, service in services().items():
         assert service["user"] == "1000:1000", name
         assert service["cap_drop"] == ["ALL"], name
@@ -230,13 +230,13 @@ def test_every_service_runs_as_the_caller_without_rights_and_comes_back() -> Non
     assert "--resume" in words(services()["train"]["command"])
 
 
-def test_the_chain_waits_for_what_it_needs() -> None:
+def test_each_service_waits_for_the_preceding_one() -> None:
     order = ["extract", "shard", "verify", "train", "report"]
     for before, after in itertools.pairwise(order):
         assert services()[after]["depends_on"] == {before: {"condition": "service_completed_successfully"}}
 
 
-def test_training_has_all_gpus_memory_to_share_and_an_override_without() -> None:
+def test_training_uses_all_gpus_and_shared_memory_and_has_an_override_for_cpus() -> None:
     train = services()["train"]
     assert train["shm_size"] == "8gb"
     gpu = read("compose.gpu.yaml")["services"]["train"]
@@ -259,7 +259,7 @@ def _compose() -> list[str]:
             return ["docker", "compose"]
     if shutil.which("docker-compose"):
         return ["docker-compose"]
-    pytest.skip("there is neither docker compose nor docker-compose")
+    pytest.skip("neither docker compose nor docker-compose is installed")
 
 
 @pytest.mark.parametrize("other", ["gpu", "cpu"])
@@ -284,16 +284,16 @@ def test_compose_accepts_the_files(other: str) -> None:
     ("program", "arguments"),
     [("hadolint", ["Dockerfile"]), ("shellcheck", ["base.sh", "code.sh", "packages.sh", "smoke-test.sh"])],
 )
-def test_linters_find_nothing(program: str, arguments: list[str]) -> None:
+def test_linters_report_nothing(program: str, arguments: list[str]) -> None:
     if not shutil.which(program):
-        pytest.skip(f"there is no {program}")
+        pytest.skip(f"{program} is not installed")
     done = subprocess.run([program, *arguments], cwd=FOLDER, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout
 
 
-def test_the_smoke_test_skips_with_a_reason_where_there_is_no_engine(tmp_path: Path) -> None:
+def test_the_smoke_test_is_skipped_with_a_reason_without_an_engine(tmp_path: Path) -> None:
     if not shutil.which("bash"):
-        pytest.skip("no bash")
+        pytest.skip("bash is not installed")
     done = subprocess.run(
         ["bash", str(FOLDER / "smoke-test.sh"), str(tmp_path)],
         env={"PATH": "/usr/bin:/bin", "DOCKER": "no-such-docker"},

@@ -1,4 +1,4 @@
-"""The documentation: its site builds, and every link leads to something that exists."""
+"""The documentation: links, names of modules and files, and the build of its site."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def without_code(text: str) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that GitHub gives to the headings of a page."""
+    """Return the anchors that GitHub gives to the headings of a page."""
     headings = re.findall(
         r"^#+ +(.*?) *$", re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.S | re.M), re.M
     )
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_every_relative_link_leads_somewhere() -> None:
+def test_every_relative_link_has_a_target() -> None:
     offenders, count = [], 0
     for page in PAGES:
         for target in re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text(encoding="utf-8"))):
@@ -43,7 +43,7 @@ def test_every_relative_link_leads_somewhere() -> None:
     assert not offenders, "\n".join(offenders)
 
 
-def test_modules_and_files_that_the_documentation_names_exist() -> None:
+def test_modules_and_files_named_in_the_documentation_exist() -> None:
     offenders = []
     for page in PAGES:
         if page.name == "CHANGELOG.md":
@@ -58,7 +58,7 @@ def test_modules_and_files_that_the_documentation_names_exist() -> None:
 
 
 def resolves(name: str) -> bool:
-    """Whether a dotted name is a module, or a name in a module or class. Groups of entry points count too."""
+    """Return whether a dotted name is a module, a name in a module or class, or a group of entry points."""
     if name in {f"bmlpipe.{group}" for group in ("encoders", "fusions", "intermediate_fusions", "modulations")}:
         return True
     parts = name.split(".")
@@ -76,7 +76,7 @@ def resolves(name: str) -> bool:
 
 
 @pytest.mark.slow
-def test_the_site_builds_without_a_broken_link(tmp_path: Path) -> None:
+def test_the_site_builds_without_warnings_and_lists_all_public_names(tmp_path: Path) -> None:
     if importlib.util.find_spec("zensical") is None or importlib.util.find_spec("mkdocstrings") is None:
         pytest.skip("zensical and mkdocstrings are not installed: pip install '.[docs]'")
     docs = tmp_path / "docs"

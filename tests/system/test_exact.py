@@ -1,6 +1,6 @@
-"""Codecs × GOP lengths × rates × containers: each way of decoding gives the frames of a full decode by ffmpeg.
+"""Both ways of partial decoding give the frames of a full decode by ffmpeg, for codecs, GOPs, rates and containers.
 
-The planes are compared before JPEG compression. The numbers drawn into the frames show that the instants are right.
+The planes are compared before JPEG compression. The numbers drawn into the frames verify the instants.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ SECONDS = Fraction(23, 10)
 
 
 def cases():
-    """Each codec in each container, with three combinations of rate and GOP length in turn."""
+    """Yield each codec in each container, with up to three combinations of rate and GOP length."""
     turn = 0
     for codec, (_, _, suffixes) in CODECS.items():
         for suffix in suffixes:
@@ -86,7 +86,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize(("codec", "suffix", "rate", "gop"), list(cases()))
-def test_every_way_gives_the_frames_of_a_full_decode(
+def test_every_way_of_decoding_gives_the_frames_of_a_full_decode(
     make_clip, ffmpeg_frames, frame_number, tmp_path, codec, suffix, rate, gop
 ):
     encoder, options, _ = CODECS[codec]
@@ -104,7 +104,7 @@ def test_every_way_gives_the_frames_of_a_full_decode(
     assert len(full) == 3
     reference = ffmpeg_frames(clip, form=None)
     begin = reference[0][0]
-    if (codec, suffix) != ("mpeg1", "avi"):  # whose times ffmpeg's own output mixes from two clocks
+    if (codec, suffix) != ("mpeg1", "avi"):  # ffmpeg's own output mixes two clocks there
         assert [one[2] for one in full] == [[md5 for time, md5 in reference if time <= begin + t][-1] for t in range(3)]
     digests = [md5 for _, md5 in reference]
     assert len(set(digests)) == len(times)
@@ -133,7 +133,7 @@ def numbers(path, way, frame_number, **span):
 @pytest.mark.parametrize("way", ["full", *WAYS])
 @pytest.mark.parametrize("structure", ["bf=3", "bf=0", "bf=3:open-gop=1", "bf=3:keyint=12"])
 def test_an_edit_list_hides_the_frames_before_its_start(make_clip, frame_number, tmp_path, structure, way):
-    """A stream copy that begins between key frames: MP4 keeps the frames from the key frame on, but hides them."""
+    """A stream copy that begins between key frames starts at the key frame, and its edit list hides these frames."""
     import ffmpeg
     import imageio_ffmpeg
 
@@ -150,21 +150,21 @@ def test_an_edit_list_hides_the_frames_before_its_start(make_clip, frame_number,
         count = -(-round((length or 6 - begin) * 25) // 25)
         assert shown[0] == round(begin * 25)
         assert shown[:count] == [round(begin * 25) + 25 * t for t in range(count)]
-        assert count <= len(shown) <= count + 1  # a copy may keep pictures beyond its end for their successors' sake
+        assert count <= len(shown) <= count + 1  # a copy may keep frames beyond its end that other frames refer to
         assert numbers(cut, decode, frame_number, start=0.4, duration=0.5) == [round(begin * 25) + 10]
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts", "avi"])
-def test_a_clip_that_ends_early_repeats_nothing(make_clip, frame_number, tmp_path, suffix, way):
+def test_a_clip_that_ends_early_repeats_no_frame(make_clip, frame_number, tmp_path, suffix, way):
     codec = {"codec": "mpeg4"} if suffix == "avi" else {}
     for seconds, expected in ((3.04, [0, 25, 50, 75]), (3.0, [0, 25, 50]), (0.04, [0])):
         clip = make_clip(tmp_path / f"{seconds}.{suffix}", seconds=seconds, audio_codec=None, **codec)
         assert numbers(clip, WAYS[way], frame_number) == expected
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="this system does not tell a thread's priority")
-def test_making_clips_leaves_the_priority_of_the_tests_alone(make_clip, tmp_path):
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="the system does not report scheduling policies")
+def test_make_clip_restores_the_scheduling_policy(make_clip, tmp_path):
     before = os.sched_getscheduler(0)
     make_clip(tmp_path / "clip.mkv", codec="libsvtav1", options={"preset": "12"}, seconds=1)
     assert os.sched_getscheduler(0) == before

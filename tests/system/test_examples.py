@@ -1,4 +1,4 @@
-"""The examples in docs/examples: modulation in loops that are not ours, on scikit-learn's digits."""
+"""The examples in docs/examples: modulation in other training loops, on scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def assert_balanced(runs: dict[str, dict[str, float]]) -> None:
     joint, balanced = runs["joint"], runs["balanced"]
     assert joint["rho"] > 3
     assert balanced["rho"] < 1.6
-    assert balanced["spectrum"] > joint["spectrum"] + 0.4  # the branch that was starved
+    assert balanced["spectrum"] > joint["spectrum"] + 0.4  # the weaker branch
     assert balanced["accuracy"] > joint["accuracy"]
     assert (joint["k"], joint["dropped"]) == (1, 0)
     assert balanced["k"] < 0.9
@@ -63,11 +63,11 @@ def norm(parameters: Any) -> float:
 
 
 @pytest.mark.slow
-def test_a_plain_loop_gets_balanced(plain_runs: dict[str, dict[str, float]]) -> None:
+def test_modulation_balances_a_plain_loop(plain_runs: dict[str, dict[str, float]]) -> None:
     assert_balanced(plain_runs)
 
 
-def test_a_plain_loop_goes_on_bitwise_from_its_saved_state() -> None:
+def test_a_plain_loop_resumes_bit_for_bit() -> None:
     plain_loop = example("plain_loop")
     undisturbed, first, second = (plain_loop.Training(OPM(), OGM()) for _ in range(3))
     for number in range(3):
@@ -88,7 +88,7 @@ def test_a_plain_loop_goes_on_bitwise_from_its_saved_state() -> None:
 
 
 @pytest.mark.slow
-def test_a_lightning_module_does_what_the_plain_loop_does(plain_runs: dict[str, dict[str, float]]) -> None:
+def test_a_lightning_module_gives_the_results_of_the_plain_loop(plain_runs: dict[str, dict[str, float]]) -> None:
     assert example("lightning_module", "lightning").main() == plain_runs
 
 
@@ -102,7 +102,7 @@ def test_a_lightning_module_accumulates_clips_after_modulating_and_resumes(tmp_p
             self.norms: list[float] = []
 
         def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-            if batch_idx % 2:  # .grad is what the optimiser has just used
+            if batch_idx % 2:  # .grad still holds the gradient of the last update
                 self.norms.append(norm(self.parameters()))
 
     def fit(module: Any, epochs: int, checkpoint: Path | None = None) -> Any:
@@ -124,7 +124,7 @@ def test_a_lightning_module_accumulates_clips_after_modulating_and_resumes(tmp_p
     assert undisturbed.balance.index == STEPS_PER_EPOCH
     clipped = [one for one in undisturbed.norms if one > 0.2999]
     assert len(clipped) > 5
-    assert max(clipped) < 0.3001  # noise added after clipping would go beyond
+    assert max(clipped) < 0.3001  # noise added after clipping would exceed the limit
     fit(first, 1).save_checkpoint(tmp_path / "one.ckpt")
     fit(second, 2, tmp_path / "one.ckpt")
     assert torch.equal(torch.stack(second.rows), torch.stack(undisturbed.rows[STEPS_PER_EPOCH // 2 :]))
@@ -132,7 +132,7 @@ def test_a_lightning_module_accumulates_clips_after_modulating_and_resumes(tmp_p
 
 
 @pytest.mark.slow
-def test_a_hugging_face_trainer_gets_balanced() -> None:
+def test_modulation_balances_a_hugging_face_trainer() -> None:
     assert_balanced(example("huggingface_trainer", "transformers", "accelerate").main())
 
 
@@ -175,7 +175,7 @@ def test_a_hugging_face_trainer_accumulates_clips_after_modulating_and_resumes(t
 
 
 @pytest.mark.slow
-def test_two_ranks_do_what_one_process_does(tmp_path: Path) -> None:
+def test_two_ranks_give_the_results_of_one_process(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += [str(EXAMPLES / "ddp.py"), "--epochs", "2", "--save", str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

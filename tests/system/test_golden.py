@@ -1,4 +1,4 @@
-"""Today's code reads what version 1 of each format wrote (tests/golden/), and writes the same shards again."""
+"""Compatibility: the code reads files of version 1 of each format (tests/golden/) and writes the same shards."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def stored_samples() -> list[StoredSample]:
 
 
 def as_written(sample: StoredSample) -> Sample:
-    """The sample as it was given to the writer."""
+    """Return the sample as it was given to the writer."""
     members = {name: bytes(data) for name, data in sample.members.items() if name not in (CLASS.member, JSON_MEMBER)}
     return Sample(sample.key, sample.label, members, {k: v for k, v in sample.meta.items() if k != "members"})
 
 
-def test_the_index_is_read_and_the_shards_are_sound(expected: dict[str, Any]) -> None:
+def test_the_index_is_read_and_the_shards_are_valid(expected: dict[str, Any]) -> None:
     index = read_index(SHARDS)
     assert list(verify(SHARDS)) == []
     assert index.sha256 == expected["index"]["sha256"]
@@ -64,7 +64,7 @@ def test_the_index_is_read_and_the_shards_are_sound(expected: dict[str, Any]) ->
     assert {split: list(index.split_range(split)) for split in make.SPLITS} == expected["index"]["splits"]
 
 
-def test_the_samples_are_the_stored_ones(expected: dict[str, Any]) -> None:
+def test_the_samples_are_read_unchanged(expected: dict[str, Any]) -> None:
     found = [
         {
             "key": sample.key,
@@ -97,7 +97,7 @@ def test_the_same_samples_are_written_as_the_same_bytes(tmp_path: Path, expected
     assert written == expected["files"]
 
 
-def test_the_feature_file_is_read_and_gives_the_same_sample(tmp_path: Path) -> None:
+def test_sharding_the_feature_file_gives_the_same_sample(tmp_path: Path) -> None:
     write_shards("folder", GOLDEN / "features", tmp_path / "shards")
     reader = ShardReader(tmp_path / "shards")
     assert len(reader) == 1
@@ -117,7 +117,7 @@ def test_the_journal_is_read() -> None:
 
 
 def numbers(value: Any, name: str = "") -> dict[str, float]:
-    """All numbers in nested values, by their place."""
+    """Return all numbers in nested values by their path."""
     if isinstance(value, Mapping):
         return {k: v for key, inner in value.items() for k, v in numbers(inner, f"{name}.{key}").items()}
     if isinstance(value, list):
@@ -127,14 +127,14 @@ def numbers(value: Any, name: str = "") -> dict[str, float]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A copy of the golden set, to be worked in."""
+    """A writable copy of the golden set."""
     for name in ("shards", "run"):
         shutil.copytree(GOLDEN / name, tmp_path / name)
     return tmp_path
 
 
 @pytest.mark.slow
-def test_the_checkpoint_is_evaluated_with_the_same_result(folder: Path, expected: dict[str, Any]) -> None:
+def test_evaluating_the_checkpoint_gives_the_same_result(folder: Path, expected: dict[str, Any]) -> None:
     make.bmlpipe(make.EVALUATION, folder)
     for name, before in expected["evaluation"].items():
         now = json.loads((folder / "run" / "evaluation" / name).read_text())
@@ -145,7 +145,7 @@ def test_the_checkpoint_is_evaluated_with_the_same_result(folder: Path, expected
 
 
 @pytest.mark.slow
-def test_the_run_is_resumed(folder: Path) -> None:
+def test_the_run_can_be_resumed(folder: Path) -> None:
     before = (folder / "run" / "steps.jsonl").read_bytes()
     make.train([*make.TRAINING, "--epochs", "3", "--resume"], folder)
     after = (folder / "run" / "steps.jsonl").read_bytes()

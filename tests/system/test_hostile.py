@@ -1,6 +1,6 @@
-"""Files that mean harm or are none: nothing but the file itself is ever opened, and nothing hangs.
+"""Malicious and special files: extraction opens nothing but the file itself, and never hangs.
 
-Canaries: a named pipe, whose writer is set free by whoever opens it for reading, and an HTTP server that counts.
+A named pipe and an HTTP server serve as canaries: both record whether something opens them.
 """
 
 import os
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.timeout(60)  # a hang is a failure
 
 
 class Pipe:
-    """A named pipe that tells whether anybody opened it."""
+    """A named pipe that records whether it was opened for reading."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.opened = path, False
@@ -47,7 +47,7 @@ class Pipe:
         os.close(descriptor)
 
     def close(self) -> bool:
-        """Whether it was opened before."""
+        """Close the pipe; return whether it was opened before."""
         self._done.set()
         os.close(os.open(self.path, os.O_RDONLY | os.O_NONBLOCK))
         self._thread.join()
@@ -81,8 +81,8 @@ def server():
         thread.join()
 
 
-def refused(path, decoder, reasons=("not_media",), **wanted):
-    request = ExtractionRequest(tuple(wanted.values()) or (FRAMES,), 2, decoder)
+def refused(path, decoder, reasons=("not_media",), **front_ends):
+    request = ExtractionRequest(tuple(front_ends.values()) or (FRAMES,), 2, decoder)
     with pytest.raises(ClipError) as caught:
         extract_clip(path, request)
     assert caught.value.reason in reasons
@@ -90,7 +90,7 @@ def refused(path, decoder, reasons=("not_media",), **wanted):
 
 
 def run_ffmpeg_on(path, **options):
-    """The second decoder's own command on a file, which PyAV would have refused before."""
+    """Run the ffmpeg decoder's command on a file that PyAV would already have refused."""
     line = FFmpeg().command(path, 0, {"c:v": "rawvideo"}, exit_on_error=False)
     for option, value in options.items():
         if option in ("protocol_whitelist", "format_whitelist"):
@@ -119,7 +119,7 @@ PLAYLISTS = {
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("name", PLAYLISTS)
-def test_playlists_open_nothing(tmp_path, pipe, server, name, decoder):
+def test_playlists_are_refused_without_opening_their_targets(tmp_path, pipe, server, name, decoder):
     for target in (str(pipe.path), f"file:{pipe.path}", pipe.path.name, f"{server.address}/x.ts"):
         path = tmp_path / name
         path.write_text(PLAYLISTS[name].format(target))
@@ -130,8 +130,8 @@ def test_playlists_open_nothing(tmp_path, pipe, server, name, decoder):
     assert not server.calls
 
 
-def test_the_canaries_do_sing(tmp_path, pipe, server):
-    """Without the two lists of what is allowed, ffmpeg follows a playlist to both."""
+def test_the_canaries_detect_an_unrestricted_ffmpeg(tmp_path, pipe, server):
+    """Without the lists of allowed protocols and formats, ffmpeg opens both from a playlist."""
     path = tmp_path / "list.m3u8"
     path.write_text(PLAYLISTS["list.m3u8"].format(f"{server.address}/x.ts"))
     free = {"protocol_whitelist": "file,http,tcp", "format_whitelist": None}
@@ -143,7 +143,7 @@ def test_the_canaries_do_sing(tmp_path, pipe, server):
 
 
 def external_reference(clip, target, out):
-    """A MOV file whose sample data is said to lie in another file (Inside QuickTime, data references of type alis)."""
+    """Write a MOV file that refers to another file for its samples (Inside QuickTime, data references of type alis)."""
     data = clip.read_bytes()
     name = str(target).encode()
     record = struct.pack(">H", 2) + struct.pack(">H", len(name)) + name + bytes(len(name) % 2) + b"\xff\xff\0\0"
@@ -170,7 +170,7 @@ def external_reference(clip, target, out):
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_a_movie_that_refers_to_another_file(make_clip, tmp_path, pipe, decoder):
+def test_a_movie_that_refers_to_another_file_does_not_open_it(make_clip, tmp_path, pipe, decoder):
     clip = make_clip(tmp_path / "clip.mov", seconds=2, audio_codec=None)
     path = external_reference(clip, pipe.path, tmp_path / "external.mov")
     refused(path, decoder, ("no_frames", "decoder_error"))
@@ -179,7 +179,7 @@ def test_a_movie_that_refers_to_another_file(make_clip, tmp_path, pipe, decoder)
     assert not pipe.close()
 
 
-def test_the_reference_would_be_followed_if_allowed(make_clip, tmp_path, pipe):
+def test_ffmpeg_follows_the_reference_if_it_is_allowed_to(make_clip, tmp_path, pipe):
     clip = make_clip(tmp_path / "clip.mov", seconds=2, audio_codec=None)
     path = external_reference(clip, pipe.path, tmp_path / "external.mov")
     run_ffmpeg_on(path, enable_drefs="1", use_absolute_path="1")
@@ -187,7 +187,7 @@ def test_the_reference_would_be_followed_if_allowed(make_clip, tmp_path, pipe):
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_what_is_no_file_does_not_hang(tmp_path, decoder):
+def test_special_files_are_refused_without_hanging(tmp_path, decoder):
     os.mkfifo(tmp_path / "pipe.mp4")
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(str(tmp_path / "socket.mp4"))
@@ -223,7 +223,7 @@ NAMES = (
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_odd_names_are_only_names(make_clip, tmp_path, monkeypatch, decoder):
+def test_unusual_file_names_have_no_special_meaning(make_clip, tmp_path, monkeypatch, decoder):
     plain = make_clip(tmp_path / "plain.mp4", seconds=1)
     content, expected = plain.read_bytes(), extract_clip(plain, ExtractionRequest((FRAMES,), 1))
     (tmp_path / "in").mkdir()
@@ -236,8 +236,8 @@ def test_odd_names_are_only_names(make_clip, tmp_path, monkeypatch, decoder):
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_a_folder_of_all_that(make_clip, tmp_path, pipe, decoder):
-    """Every row is accounted for, and what is a video is extracted."""
+def test_a_folder_of_valid_and_hostile_files_is_extracted_with_a_full_ledger(make_clip, tmp_path, pipe, decoder):
+    """Every clip has a row in the ledger, and every video is extracted."""
     videos, out = tmp_path / "videos", tmp_path / "out"
     videos.mkdir()
     good = make_clip(tmp_path / "good.mp4", seconds=1).read_bytes()

@@ -1,6 +1,6 @@
-"""An extraction that is killed at random times, again and again, ends with what an undisturbed one makes.
+"""An extraction that is killed repeatedly at random times gives the files of an undisturbed extraction.
 
-A few kills in the suite; `BMLPIPE_KILLS=200 pytest tests/test_kills.py` is the long form.
+The environment variable BMLPIPE_KILLS sets the number of kills, by default 8.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def same(one: Path, other: Path) -> bool:
-    """Whether two feature files are equal, byte for byte; where they are not, what differs is printed."""
+    """Return whether two feature files are equal byte for byte, and print the differences."""
     if one.exists() and one.read_bytes() == other.read_bytes():
         return True
 
@@ -52,8 +52,8 @@ def same(one: Path, other: Path) -> bool:
     return False
 
 
-def begun(out: Path, process: subprocess.Popen[bytes]) -> bool:
-    """Wait until the run has claimed its folder and written its ledger; False where it ended first."""
+def wait_for_ledger(out: Path, process: subprocess.Popen[bytes]) -> bool:
+    """Wait until the run has written its ledger; return False if it ended first."""
     while not (out / "ledger.log.jsonl").exists():
         if process.poll() is not None:
             return False
@@ -61,7 +61,7 @@ def begun(out: Path, process: subprocess.Popen[bytes]) -> bool:
     return True
 
 
-def test_killed_at_random_times_it_ends_with_the_same_features_and_shards(
+def test_killing_an_extraction_at_random_times_changes_neither_features_nor_shards(
     tmp_path: Path, make_clip: Callable[..., Path]
 ) -> None:
     videos = tmp_path / "videos"
@@ -87,13 +87,13 @@ def test_killed_at_random_times_it_ends_with_the_same_features_and_shards(
             "--max-failed",
             "1",
         ]
-        wanted = ["--kinds", "frames,spectrogram,flow"]
-        return [sys.executable, "-m", "bmlpipe.pipeline.cli", "extract", "--dataset", "folder", *given, *how, *wanted]
+        content = ["--kinds", "frames,spectrogram,flow"]
+        return [sys.executable, "-m", "bmlpipe.pipeline.cli", "extract", "--dataset", "folder", *given, *how, *content]
 
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
     clock = time.monotonic()
     subprocess.run(command(undisturbed, 0), check=True, capture_output=True)
-    a_clip = (time.monotonic() - clock) / CLIPS
+    seconds_per_clip = (time.monotonic() - clock) / CLIPS
     chance = random.Random(20240617)
     killed = 0
     while killed < KILLS:
@@ -103,14 +103,14 @@ def test_killed_at_random_times_it_ends_with_the_same_features_and_shards(
         )
         if chance.random() < 0.3:
             time.sleep(chance.uniform(0, 1.5))  # while it imports, scans and plans
-        elif begun(out, process):
+        elif wait_for_ledger(out, process):
             left = CLIPS - len(list(out.glob("clips/*/*.h5")))
-            time.sleep(chance.expovariate(1) * a_clip * left / (KILLS - killed + 1))
+            time.sleep(chance.expovariate(1) * seconds_per_clip * left / (KILLS - killed + 1))
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             killed += 1
         elif killed < KILLS // 2:
-            pytest.fail("the extraction ended before half of the kills: nothing was tested")
+            pytest.fail("the extraction ended before half of the kills")
         process.wait()
         if (out / "ledger.csv").exists():
             with (out / "ledger.csv").open(newline="") as file:

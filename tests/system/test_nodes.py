@@ -1,6 +1,6 @@
-"""Several hosts, each a network namespace of this machine on one bridge: what docs/cluster.md promises of a cluster.
+"""Training and extraction on several hosts as docs/cluster.md describes, with network namespaces as hosts.
 
-A host has an address, a name and mounts of its own; the disk is shared, as on a cluster.
+A host has its own address, name and mounts; all hosts are on one bridge and share the disk, as on a cluster.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from bmlpipe.train.runs import checkpoint
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("both_cores")]
 
 RUN = Path(__file__).parents[2] / "train" / "run.py"
-PREFIX = "bmlpipe"  # of the namespaces' names; the process that made them follows
-LIMIT = 120  # seconds after which what hangs is ended
+PREFIX = "bmlpipe"  # of the names of the namespaces, followed by the id of the process that made them
+LIMIT = 120  # seconds after which a command that hangs is ended
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node")
 
 
@@ -43,7 +43,7 @@ def pids(namespace: str) -> list[int]:
 
 
 def remove_left_namespaces() -> None:
-    """Remove the namespaces of test runs that were killed, with what runs in them."""
+    """Remove the namespaces of test runs that were killed, and end the processes in them."""
     done = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, timeout=20, check=False)
     for namespace, owner in re.findall(rf"^({PREFIX}(\d+)-\S+)", done.stdout, re.MULTILINE):
         if not Path("/proc", owner).exists():
@@ -54,7 +54,7 @@ def remove_left_namespaces() -> None:
 
 
 class Process:
-    """A running command and what it has said so far."""
+    """A running command and its output so far."""
 
     def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
         self._log = log
@@ -64,23 +64,23 @@ class Process:
             )
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return self._log.read_text(errors="replace")
 
     def result(self) -> int:
-        """Its exit status, when it has ended."""
+        """Wait for the end of the command and return its exit status."""
         try:
             return self._process.wait(LIMIT)
         except subprocess.TimeoutExpired:
             self.end()
-            pytest.fail(f"it did not end within {LIMIT} s and said: {self.said}")
+            pytest.fail(f"the command did not end within {LIMIT} s: {self.output}")
 
     def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for something that this command brings about."""
+        """Wait for a condition that this command brings about."""
         end = time.monotonic() + LIMIT
         while not condition():
-            assert self._process.poll() is None, self.said
-            assert time.monotonic() < end, self.said
+            assert self._process.poll() is None, self.output
+            assert time.monotonic() < end, self.output
             time.sleep(0.05)
 
     def end(self) -> None:
@@ -90,14 +90,14 @@ class Process:
 
 
 class Host:
-    """A namespace with one network card, eth0; it knows the others by their names."""
+    """A namespace with one network interface, eth0, that resolves the names of the other hosts."""
 
     def __init__(self, name: str, namespace: str, address: str, logs: Path) -> None:
         self.name, self.namespace, self.address, self._logs = name, namespace, address, logs
         self._processes: list[Process] = []
 
     def start(self, *words: str, before: str = "true", **variables: str) -> Process:
-        """Start a command here, after a line of shell that may mount something for it alone."""
+        """Start a command on this host; the shell command `before` may mount something for it alone."""
         names = self._logs / "names"
         script = f'hostname {self.name} && mount --bind {names} /etc/hosts && {before} && exec "$@"'
         command = ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "--mount", "sh", "-c", script, "sh"]
@@ -111,7 +111,7 @@ class Host:
         ip("-n", self.namespace, "link", "set", "eth0", state)
 
     def clear(self) -> None:
-        """End all that runs here."""
+        """End all processes of this host."""
         for process in self._processes:
             process.end()
         for pid in pids(self.namespace):
@@ -122,7 +122,7 @@ class Host:
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Host]]:
-    """Three hosts on a bridge, all in namespaces of this test's own."""
+    """Three hosts on a bridge, all in namespaces of this test process."""
     if shutil.which("ip") is None or shutil.which("unshare") is None:
         pytest.skip("no ip or unshare program: install iproute2 and util-linux")
     tag = f"{PREFIX}{os.getpid()}"
@@ -149,13 +149,13 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Host]]:
                 ip("-n", host.namespace, "link", "set", "lo", "up")
                 ip("-n", host.namespace, "link", "set", "eth0", "up")
         except OSError as error:
-            pytest.skip(f"no network namespaces here ({error}): they need root and a kernel that has them")
+            pytest.skip(f"network namespaces cannot be used ({error}): they need root and support by the kernel")
         yield hosts
 
 
 @pytest.fixture
 def hosts(network: list[Host]) -> Iterator[list[Host]]:
-    """The same hosts, with nothing left on them of an earlier test."""
+    """The same hosts, without processes of earlier tests."""
     for host in network:
         host.cable("up")
     yield network
@@ -171,24 +171,24 @@ SMALL = [
 
 
 def on_two_nodes(first: Host, second: Host, shards: Path, out: Path, *flags: str) -> list[Process]:
-    """The command of docs/cluster.md on both hosts."""
+    """Start the command of docs/cluster.md on both hosts."""
     meet = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-id", "job1", "--rdzv-endpoint", f"{first.name}:29400"]
     command = [*TORCHRUN, "1", *meet, str(RUN), "--shards", str(shards), "--out", str(out), *SMALL, *flags]
     return [host.start(*command) for host in (first, second)]
 
 
 def rows(out: Path, name: str = "steps.jsonl") -> list[dict[str, Any]]:
-    """A journal without what a clock measured."""
+    """Return the rows of a journal without measured times."""
     path, clock = out / name, ("data_s", "step_s", "samples_per_s")
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     found = [json.loads(line) for line in lines if line.endswith("\n")]
     return [{key: value for key, value in row.items() if key not in clock} for row in found]
 
 
-def test_training_on_two_nodes_is_one_hosts_and_survives_the_loss_of_a_node(
+def test_training_on_two_nodes_equals_one_host_and_resumes_after_the_loss_of_a_node(
     hosts: list[Host], toy_shards: Path, tmp_path: Path
 ) -> None:
-    """The network goes in the middle, both ranks say so and end; resumed, it gives one host's numbers, bit for bit."""
+    """Without the network both ranks end with an error; the resumed run gives one host's numbers, bit for bit."""
     whole, out = tmp_path / "whole", tmp_path / "nodes"
     alone = hosts[2].start(
         *(*TORCHRUN, "2", "--standalone", str(RUN), "--shards", str(toy_shards), "--out", str(whole), *SMALL)
@@ -197,16 +197,16 @@ def test_training_on_two_nodes_is_one_hosts_and_survives_the_loss_of_a_node(
     nodes[0].until(lambda: len(rows(out)) > 5)
     hosts[1].cable("down")
     assert nodes[0].result() != 0
-    nodes[1].until(lambda: "has lost another rank" in nodes[1].said)
-    nodes[1].end()  # torchrun itself goes on looking for the rendezvous, on a node without a network
+    nodes[1].until(lambda: "has lost another rank" in nodes[1].output)
+    nodes[1].end()  # torchrun itself keeps waiting for the rendezvous on a node without a network
     for rank, node in enumerate(nodes):
-        assert f"rank {rank} of 2, on node{rank}, has lost another rank: it has ended, or it did not" in node.said
-        assert "within 4 s" in node.said
-    assert alone.result() == 0, alone.said
+        assert f"rank {rank} of 2, on node{rank}, has lost another rank: it has ended, or it did not" in node.output
+        assert "within 4 s" in node.output
+    assert alone.result() == 0, alone.output
     assert 5 < len(rows(out)) < 48 == len(rows(whole))
     hosts[1].cable("up")
     for node in on_two_nodes(*hosts[:2], toy_shards, out, "--resume"):
-        assert node.result() == 0, node.said
+        assert node.result() == 0, node.output
     assert rows(out) == rows(whole)
     assert rows(out, "metrics.jsonl") == rows(whole, "metrics.jsonl")
     one, two = (checkpoint.load(folder / "checkpoints" / "last.pt")["model"] for folder in (whole, out))
@@ -215,7 +215,7 @@ def test_training_on_two_nodes_is_one_hosts_and_survives_the_loss_of_a_node(
 
 DASK = {
     "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0",
-    "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "11s",  # silence after which a host is given up
+    "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "11s",  # without an answer, after which a host counts as lost
 }
 CLIPS = 240
 
@@ -235,7 +235,7 @@ def ledger_lines(out: Path) -> int:
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
-def test_extraction_goes_on_without_a_host_and_refuses_one_that_does_not_see_the_videos(
+def test_extraction_continues_without_a_lost_host_and_rejects_a_host_without_the_videos(
     hosts: list[Host], videos: Path, tmp_path: Path
 ) -> None:
     meet, out = tmp_path / "scheduler.json", tmp_path / "features"
@@ -263,11 +263,11 @@ def test_extraction_goes_on_without_a_host_and_refuses_one_that_does_not_see_the
     )
     extract.until(lambda: ledger_lines(out) > 40)
     hosts[1].cable("down")
-    assert extract.result() == 0, extract.said
-    assert f"ok {CLIPS}, failed 0, absent 0" in extract.said
+    assert extract.result() == 0, extract.output
+    assert f"ok {CLIPS}, failed 0, absent 0" in extract.output
     assert len(list(out.glob("clips/*/*.h5"))) == CLIPS
-    assert blind.result() == 0  # Dask has let it go
-    (refused,) = [line for line in extract.said.splitlines() if "retired worker" in line]
+    assert blind.result() == 0  # Dask has retired it
+    (refused,) = [line for line in extract.output.splitlines() if "retired worker" in line]
     assert "on node2: " in refused
     assert "it does not see it: mount the same folder of videos at the same place" in refused
     assert not list(out.glob(".run-*"))

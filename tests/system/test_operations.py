@@ -1,4 +1,4 @@
-"""What an operator relies on: exit statuses, log lines and status files of real processes, also of stopped ones."""
+"""Operation: exit statuses, log lines and status files of running, finished and stopped processes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.xdist_group("both_cores")
 
 CLIPS = 40
 
-#: `bmlpipe` with a decoder in the place of the real one, which takes as long as the first argument says, in seconds.
+#: `bmlpipe` with a fake decoder; the first argument is its time per clip in seconds.
 FAKE = """
 import sys, time
 from bmlpipe.pipeline.cli import commands as cli
@@ -74,7 +74,7 @@ def bmlpipe(*words: object, **environment: str) -> subprocess.CompletedProcess[s
 
 @contextmanager
 def started(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """A process in a group of its own, killed with all its children at the block's end."""
+    """Start a process in its own group, and kill it with all its children at the end of the block."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, start_new_session=True, **pipes, **options) as process:
         try:
@@ -85,7 +85,7 @@ def started(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str
 
 
 def group_of(leader: int) -> list[str]:
-    """Command lines of the processes of a group; those that have ended and wait for their parent are not among them."""
+    """Return the command lines of the processes of a group, without zombies."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -112,7 +112,7 @@ def state_of(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def videos(tmp_path: Path) -> Path:
-    """Files for the fake decoder, one of them bad."""
+    """Files for the fake decoder, one of them invalid."""
     (tmp_path / "videos" / "x").mkdir(parents=True)
     for number in range(CLIPS):
         (tmp_path / "videos" / "x" / f"{number}.mp4").write_bytes(b"bad" if number == 7 else b"clip")
@@ -127,7 +127,7 @@ def extraction(videos: Path, *more: object) -> list[object]:
 # ----- exit statuses -----
 
 
-def test_statuses_of_commands_that_end_by_themselves(videos: Path, tmp_path: Path) -> None:
+def test_success_failure_and_wrong_usage_have_their_exit_statuses(videos: Path, tmp_path: Path) -> None:
     nothing = tmp_path / "nothing.csv"
     nothing.write_text("path,label,split\n")
     expected = {
@@ -135,21 +135,21 @@ def test_statuses_of_commands_that_end_by_themselves(videos: Path, tmp_path: Pat
         1: (extraction(videos, "--annotations", nothing), ["verify", videos]),
         2: (["extract"], ["no-such-command"]),
     }
-    for wanted, commands in expected.items():
+    for expected_status, commands in expected.items():
         for words in commands:
             done = bmlpipe(*words)
-            assert done.returncode == wanted, (words, done.stderr)
+            assert done.returncode == expected_status, (words, done.stderr)
             assert "Traceback" not in done.stderr
-            assert ("Next: " in done.stderr) == (wanted == 0)
+            assert ("Next: " in done.stderr) == (expected_status == 0)
 
 
 @pytest.mark.parametrize(
-    ("number", "said"),
+    ("number", "message"),
     [(signal.SIGTERM, "stopped by SIGTERM"), (signal.SIGHUP, "stopped by SIGHUP"), (signal.SIGINT, "interrupted")],
 )
-def test_a_stopped_extraction_says_how_to_go_on_and_goes_on(videos: Path, number: int, said: str) -> None:
+def test_a_stopped_extraction_can_be_continued(videos: Path, number: int, message: str) -> None:
     out = videos.parent / "out"
-    signals = [signal.SIGHUP, signal.SIGINT]  # ignored by what was started with nohup or in the background
+    signals = [signal.SIGHUP, signal.SIGINT]  # a process started by nohup or in the background ignores them
     with started(
         fake(0.05, *extraction(videos, "--workers", 0)),
         preexec_fn=lambda: [signal.signal(each, signal.SIG_DFL) for each in signals],
@@ -158,7 +158,7 @@ def test_a_stopped_extraction_says_how_to_go_on_and_goes_on(videos: Path, number
         process.send_signal(number)
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert f"{said}: finished clips are kept" in stderr
+    assert f"{message}: finished clips are kept" in stderr
     assert "Traceback" not in stderr
     with (out / "ledger.csv").open(newline="") as file:
         reasons = Counter(row["reason"] for row in csv.DictReader(file))
@@ -174,7 +174,7 @@ def test_a_stopped_extraction_says_how_to_go_on_and_goes_on(videos: Path, number
     assert (state_of(out)["state"], state_of(out)["planned"]) == ("finished", reasons["not_tried"])
 
 
-def test_a_second_sigterm_does_not_break_what_the_first_one_began() -> None:
+def test_a_second_sigterm_does_not_interrupt_the_clean_up() -> None:
     cleaned = []
     with pytest.raises(SignalInterrupt) as caught, signals_as_exceptions():
         try:
@@ -191,8 +191,8 @@ def test_a_second_sigterm_does_not_break_what_the_first_one_began() -> None:
 
 
 @pytest.mark.slow
-def test_sigterm_to_a_cluster_ends_its_workers_too(videos: Path, make_clip: Callable[..., Path]) -> None:
-    """As SLURM does it: to all processes of the group."""
+def test_sigterm_ends_the_workers_of_a_cluster_too(videos: Path, make_clip: Callable[..., Path]) -> None:
+    """SIGTERM is sent to all processes of the group, as SLURM does."""
     first = make_clip(videos / "x" / "0.mp4", seconds=1.0, size=(48, 32))
     for number in range(1, 400):
         shutil.copy(first, videos / "x" / f"{number}.mp4")
@@ -215,7 +215,7 @@ def test_sigterm_to_a_cluster_ends_its_workers_too(videos: Path, make_clip: Call
     assert about["failed"] == 0
 
 
-def test_stopped_sharding_leaves_the_old_set_and_nothing_else(videos: Path) -> None:
+def test_stopped_sharding_keeps_the_old_set_and_leaves_no_other_files(videos: Path) -> None:
     features, shards = videos.parent / "out", videos.parent / "shards"
     subprocess.run(fake(0, *extraction(videos, "--workers", 0)), check=True, capture_output=True, timeout=60)
     words = ["shard", "--dataset", "folder", "--features", features, "--out", shards]
@@ -246,7 +246,7 @@ def objects(stderr: str) -> list[dict[str, Any]]:
     return found
 
 
-def test_json_lines_by_option_and_by_environment(videos: Path) -> None:
+def test_json_log_lines_are_selected_by_option_or_environment(videos: Path) -> None:
     given = bmlpipe(*extraction(videos, "--workers", 0, "--log-format", "json"))
     shutil.rmtree(videos.parent / "out")
     inherited = bmlpipe(*extraction(videos, "--workers", 0), BMLPIPE_LOG="json")
@@ -265,7 +265,7 @@ def test_json_lines_by_option_and_by_environment(videos: Path) -> None:
     assert (plain.returncode, "'xml' is not one of 'text', 'json'" in plain.stderr) == (2, True)
 
 
-def test_quiet_leaves_warnings_and_errors_and_text_lines_have_time_and_level(videos: Path) -> None:
+def test_quiet_logs_warnings_and_errors_only_and_text_lines_have_time_and_level(videos: Path) -> None:
     (videos / "x" / "7.mp4").unlink()
 
     def run(*words: object) -> subprocess.CompletedProcess[str]:
@@ -282,8 +282,8 @@ def test_quiet_leaves_warnings_and_errors_and_text_lines_have_time_and_level(vid
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_inside_a_worker_is_a_line_like_all_others() -> None:
-    """Said in another process: its traceback is part of the JSON object."""
+def test_warnings_and_errors_of_a_worker_are_json_lines() -> None:
+    """The traceback of the worker process is part of the JSON object."""
     code = """
 import sys
 from bmlpipe.manifests.common.logs import configure
@@ -311,7 +311,7 @@ print(list(map_batches(work, [["a"]], lambda item: item, LocalWorkers(1))))
 
 @pytest.fixture
 def restored() -> Iterator[None]:
-    """The process's own logging, as it was."""
+    """Restore the logging of this process."""
     root, own, hook = logging.getLogger(), logging.getLogger("bmlpipe"), sys.excepthook
     before = (root.handlers[:], root.level, own.level)
     yield
@@ -322,7 +322,7 @@ def restored() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("restored")
-def test_ranks_and_fields_stand_in_the_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_lines_contain_rank_and_fields(capsys: pytest.CaptureFixture[str]) -> None:
     own, other = logging.getLogger("bmlpipe.train"), logging.getLogger("elsewhere")
     other.setLevel(logging.DEBUG)
     for rank in (0, 1):
@@ -350,7 +350,7 @@ def test_ranks_and_fields_stand_in_the_lines(capsys: pytest.CaptureFixture[str])
 # ----- status files -----
 
 
-def test_a_running_extraction_tells_how_it_stands_and_a_killed_one_stops_telling(videos: Path) -> None:
+def test_the_status_file_follows_a_running_extraction_until_it_is_killed(videos: Path) -> None:
     out = videos.parent / "out"
     program = FAKE.replace(
         "import sys, time",
@@ -359,7 +359,7 @@ def test_a_running_extraction_tells_how_it_stands_and_a_killed_one_stops_telling
     command = [sys.executable, "-c", program, "0.05", *map(str, extraction(videos, "--workers", 0))]
     with started(command) as process:
         until((out / STATUS_FILE).exists, process)
-        until(lambda: state_of(out)["failed"], process)  # read again and again: it is whole at any moment
+        until(lambda: state_of(out)["failed"], process)  # every read finds a complete file
         about, host = state_of(out), os.uname().nodename
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -375,10 +375,10 @@ def test_a_running_extraction_tells_how_it_stands_and_a_killed_one_stops_telling
     assert about["workers"] is None
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", about["updated"])
     assert "extract --dataset folder" in about["command"]
-    assert state_of(out)["state"] == "running"  # nobody is left to say otherwise: `updated` tells
+    assert state_of(out)["state"] == "running"  # only `updated` shows that the process is gone
 
 
-def test_the_counters_are_in_prometheus_text_format(videos: Path) -> None:
+def test_counters_are_written_in_prometheus_text_format(videos: Path) -> None:
     subprocess.run(fake(0, *extraction(videos, "--workers", 0)), check=True, capture_output=True, timeout=60)
     out = videos.parent / "out"
     text, samples, typed = FeatureFolder(out).prometheus.read_text(), dict[str, float](), set[str]()
@@ -407,7 +407,7 @@ def test_the_counters_are_in_prometheus_text_format(videos: Path) -> None:
         (OSError("full"), "failed"),
     ],
 )
-def test_how_a_block_ended_is_in_the_file(tmp_path: Path, error: BaseException | None, state: str) -> None:
+def test_the_status_file_states_how_a_block_ended(tmp_path: Path, error: BaseException | None, state: str) -> None:
     try:
         with StatusFile(tmp_path, lambda: {"done": 3}):
             assert state_of(tmp_path)["state"] == "running"
@@ -424,7 +424,7 @@ def test_how_a_block_ended_is_in_the_file(tmp_path: Path, error: BaseException |
     assert [path.name for path in tmp_path.iterdir()] == [STATUS_FILE]
 
 
-def test_a_folder_that_cannot_be_written_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_status_file_that_cannot_be_written_stops_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status, "EVERY", 0.01)
     with StatusFile(tmp_path / "gone", dict) as file:
         time.sleep(0.05)
@@ -444,7 +444,7 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.slow
-def test_a_training_tells_how_it_stands_and_logs_json(toy_shards: Path, tmp_path: Path) -> None:
+def test_a_training_run_writes_its_status_and_logs_json(toy_shards: Path, tmp_path: Path) -> None:
     command = training(toy_shards, tmp_path / "run", "--epochs", "2", "--log-format", "json")
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=ONE_THREAD)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
@@ -462,7 +462,7 @@ def test_a_training_tells_how_it_stands_and_logs_json(toy_shards: Path, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_training_says_so(toy_shards: Path, tmp_path: Path, number: int) -> None:
+def test_a_stopped_training_run_names_the_option_to_resume(toy_shards: Path, tmp_path: Path, number: int) -> None:
     with started(
         training(toy_shards, tmp_path / "run", "--epochs", "500"),
         env=ONE_THREAD,
@@ -478,7 +478,7 @@ def test_a_stopped_training_says_so(toy_shards: Path, tmp_path: Path, number: in
     assert state_of(tmp_path / "run")["state"] == "stopped"
 
 
-def test_wrong_usage_of_training_is_status_2_and_a_json_line_too(tmp_path: Path) -> None:
+def test_wrong_usage_of_training_is_status_2_and_one_json_line(tmp_path: Path) -> None:
     environment = {**ONE_THREAD, "BMLPIPE_LOG": "json"}
     for flag in (["--epochs", "0"], ["--no-such-option"]):
         command = training(tmp_path, tmp_path / "run", *flag)
@@ -487,7 +487,7 @@ def test_wrong_usage_of_training_is_status_2_and_a_json_line_too(tmp_path: Path)
         assert [line["level"] for line in objects(done.stderr)] == ["ERROR"]
 
 
-def test_a_damaged_journal_does_not_hinder_a_training_from_telling_how_it_stands(tmp_path: Path) -> None:
+def test_the_status_of_a_training_run_is_read_from_a_damaged_journal(tmp_path: Path) -> None:
     row = {"step": 7, "epoch": 1, "step_s": 0.5, "data_s": 0.1, "samples_per_s": 48.0}
     lines = ["{cut", "[]", json.dumps({"step": 6}), json.dumps(row), '{"step": 8, "ep']
     (tmp_path / "steps.jsonl").write_text("\n".join(lines), encoding="utf-8")

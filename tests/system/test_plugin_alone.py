@@ -1,4 +1,4 @@
-"""The modulation library in a fresh environment with PyTorch and NumPy only, after `pip install --no-deps .`."""
+"""The modulation library works in an environment with PyTorch and NumPy only, after `pip install --no-deps .`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: Installed by a complete `pip install .`, and not needed by the modulation library.
+#: Dependencies of bmlpipe that the modulation library does not need.
 OTHERS = (
     "av click cv2 dask distributed h5py librosa matplotlib orjson rich scipy simplejpeg sklearn soundfile "
     "webdataset yaml"
@@ -67,7 +67,7 @@ print(__import__("bmlpipe.train.modulation.modulation", fromlist=["x"]).__file__
 
 
 def closure(*names: str) -> set[str]:
-    """These distributions and all that they require, without extras, as far as they are installed here."""
+    """Return these distributions and all that they require, without extras, if they are installed."""
     found: set[str] = set()
     waiting = list(names)
     while waiting:
@@ -84,7 +84,7 @@ def closure(*names: str) -> set[str]:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Path:
-    """The interpreter of a virtual environment that has PyTorch, NumPy and their own requirements only."""
+    """The interpreter of a virtual environment with PyTorch, NumPy and their requirements only."""
     folder = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     scheme = sysconfig.get_paths("venv" if "venv" in sysconfig.get_scheme_names() else None, vars={"base": str(folder)})

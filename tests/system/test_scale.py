@@ -1,4 +1,4 @@
-"""Opening, the first batch and resuming cost no more where there are ten times the samples: counted, not timed."""
+"""Opening, the first batch and resuming cost no more for ten times the samples: calls and bytes are counted."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ PER_SHARD, BATCH = 1000, 4
 
 
 class Work(NamedTuple):
-    """Calls of Python and C functions, and the most memory that Python and NumPy held at a time, in bytes."""
+    """Number of calls of Python and C functions, and peak memory of Python and NumPy in bytes."""
 
     calls: int
     memory: int
 
 
 def make_set(folder: Path, shards: int) -> Path:
-    """Shards of 1000 samples each: all are links to one, whose samples are the same bytes in one place."""
+    """Make shards of 1000 samples each; all are links to one shard, and all samples share the same bytes."""
     picture = simplejpeg.encode_jpeg(np.full((16, 16, 3), 99, np.uint8), 90, colorspace="RGB")
     meta = {"frames": {"times": [0.0], "height": 16, "width": 16}}
     with ShardWriter(folder / "real", dataset="folder", classes=["a"], features={"frames": {}}) as writer:
@@ -51,7 +51,7 @@ def make_set(folder: Path, shards: int) -> Path:
 
 
 def start(folder: Path, first_step: int) -> tuple[list[BatchItem], torch.Tensor]:
-    """Open the set; the samples and the pictures of the first batch from some step on."""
+    """Open the set, and return the samples and the pictures of the first batch from a step on."""
     data = ClipDataset(folder, ["visual"], frames=1, image_size=16, augment=True, seed=0)
     sizes = [shard.samples for shard in data.reader.index.shards]
     batches = TrainBatches(sizes, TrainConfig(batch_size=BATCH, epochs=3, shuffle_shards=4), first_step=first_step)
@@ -89,14 +89,14 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 
 @pytest.mark.parametrize("epoch", [0, 1.5], ids=["from the first step", "resumed in mid-epoch"])
-def test_work_grows_with_the_number_of_shards_and_not_of_samples(sets: dict[int, Path], epoch: float) -> None:
+def test_work_depends_on_the_number_of_shards_and_not_of_samples(sets: dict[int, Path], epoch: float) -> None:
     small, large = (work_of(sets[shards], int(epoch * shards * PER_SHARD / BATCH)) for shards in (20, 200))
     more = 180  # shards, of 1000 samples each
     assert large.calls - small.calls < 10 * more
     assert large.memory - small.memory < 2048 * more
 
 
-def test_the_first_batch_after_resuming_is_of_the_whole_set(sets: dict[int, Path]) -> None:
+def test_the_first_batch_after_resuming_is_drawn_from_the_whole_set(sets: dict[int, Path]) -> None:
     items, pictures = start(sets[200], int(1.5 * 200 * PER_SHARD / BATCH))
     assert [item.epoch for item in items] == [1] * BATCH
     assert len({item.number for item in items}) == BATCH

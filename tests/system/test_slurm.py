@@ -1,4 +1,4 @@
-"""The job scripts of docs/examples/slurm, run for real; SLURM's own commands are stand-ins that start processes."""
+"""The job scripts of docs/examples/slurm, run with stand-ins for SLURM's commands that start local processes."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from bmlpipe.pipeline.store.ledger import read_ledger
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("both_cores")]
 
 SLURM = Path(__file__).parents[2] / "docs" / "examples" / "slurm"
-LIMIT = 240  # seconds after which what hangs is ended
+LIMIT = 240  # seconds after which a command that hangs is ended
 CLIPS = 60
 
-#: As SLURM's: srun runs a command in a container of its own, which scancel signals as a whole.
+#: As in SLURM, srun runs a command in its own process group, which scancel signals as a whole.
 STAND_INS = {
     "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; echo $$ > "$FAKE/step"; exec setsid "$@"',
     "scancel": 'case $1 in --signal=TERM) kill -TERM -- "-$(cat "$FAKE/step")";; *) kill -TERM -- "-$1";; esac',
     "scontrol": 'case $1 in show) echo localhost;; requeue) echo "$2" >> "$FAKE/requeued";; esac',
     "sbatch": 'shift $(($# - 1)); setsid bash "$1" > "$FAKE/job.log" 2>&1 & echo "$!" >> "$FAKE/jobs"; '
     'echo "Submitted batch job $!"',
-    # Of torchrun only that it passes its script on: how it starts ranks is test_nodes' matter.
+    # torchrun only runs its script: test_nodes.py tests how it starts ranks
     "torchrun": 'while [ "${1%.py}" = "$1" ]; do shift; done; exec python "$@"',
 }
 
 
 @pytest.fixture
 def slurm(tmp_path: Path) -> Path:
-    """A folder of programs with SLURM's names; what they note lies there too."""
+    """A folder of programs with the names of SLURM's commands and with their records."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name, body in STAND_INS.items():
@@ -49,7 +49,7 @@ def slurm(tmp_path: Path) -> Path:
 
 @contextmanager
 def started(slurm: Path, *command: str, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A command where these are SLURM's programs; all that it started is ended with the block."""
+    """Start a command with these programs, and end everything that it started at the end of the block."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "FAKE": str(slurm), **variables}
     environment["PATH"] = f"{slurm}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment |= {"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "node", "SLURM_NNODES": "1"}
@@ -66,10 +66,10 @@ def started(slurm: Path, *command: str, **variables: str) -> Iterator[subprocess
     try:
         yield process
     finally:
-        noted = [
+        recorded = [
             word for name in ("step", "jobs") if (path := slurm / name).is_file() for word in path.read_text().split()
         ]
-        for group in (process.pid, *map(int, noted)):
+        for group in (process.pid, *map(int, recorded)):
             with suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
         process.wait()
@@ -87,10 +87,8 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], sl
         time.sleep(0.05)
 
 
-def test_a_preempted_training_job_saves_is_queued_again_and_goes_on(
-    slurm: Path, toy_shards: Path, tmp_path: Path
-) -> None:
-    """SIGTERM to the script alone; it reaches every process of the step, loader processes too, as scancel's does."""
+def test_a_preempted_training_job_saves_is_requeued_and_resumes(slurm: Path, toy_shards: Path, tmp_path: Path) -> None:
+    """SIGTERM is sent to the script alone and must reach every process of the step, as with scancel."""
     out = tmp_path / "run"
     journal, script = out / "steps.jsonl", str(SLURM / "train.sbatch")
     words = ["--dataset", "folder", "--shards", str(toy_shards), "--out", str(out), "--encoder", "cnn4"]
@@ -106,7 +104,7 @@ def test_a_preempted_training_job_saves_is_queued_again_and_goes_on(
     with started(slurm, "bash", script, *words, "--epochs", str(epochs), **place) as job:
         assert job.wait(LIMIT) == 0, (slurm / "log").read_text()
     steps = [json.loads(line)["step"] for line in journal.read_text().splitlines()]
-    assert steps == list(range(4 * epochs))  # the stopped run's are kept, none is taken twice
+    assert steps == list(range(4 * epochs))  # the steps of the stopped run are kept, and none is repeated
     assert (slurm / "requeued").read_text() == "4711\n"
 
 
@@ -120,7 +118,7 @@ def videos(tmp_path: Path, make_clip: Callable[..., Path]) -> Path:
     return folder.parent
 
 
-def test_a_preempted_extraction_job_is_queued_again_and_goes_on(slurm: Path, videos: Path, tmp_path: Path) -> None:
+def test_a_preempted_extraction_job_is_requeued_and_continues(slurm: Path, videos: Path, tmp_path: Path) -> None:
     out, script = tmp_path / "features", str(SLURM / "extract.sbatch")
     words = [
         "--dataset",
@@ -146,7 +144,7 @@ def test_a_preempted_extraction_job_is_queued_again_and_goes_on(slurm: Path, vid
     assert not list(slurm.glob("scheduler-*.json"))
 
 
-def test_workers_by_dask_jobqueue(slurm: Path, videos: Path, tmp_path: Path) -> None:
+def test_dask_jobqueue_starts_the_workers(slurm: Path, videos: Path, tmp_path: Path) -> None:
     pytest.importorskip("dask_jobqueue", reason="docs/examples/slurm/jobqueue.py needs the package dask-jobqueue")
     out, settings = tmp_path / "features", tmp_path / "jobqueue.yaml"
     settings.write_text("jobqueue: {slurm: {cores: 1, processes: 1, memory: 1GB, interface: lo}}\n")
