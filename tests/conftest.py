@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import pty
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -19,7 +22,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real clips and official annotations; skips where there is none."""
+    """The folder of real clips and official annotations; skips the test if there is none."""
     named = os.environ.get("BMLPIPE_TEST_DATA")
     folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
     if not (folder / "clips" / "manifest.csv").is_file():
@@ -29,7 +32,7 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def toy_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of 96 + 24 + 25 samples of 4 classes: audio (257 × 40) easy to learn, visual (4 frames, 40 × 48) hard."""
+    """Shards of 96, 24 and 25 samples of 4 classes: audio (257 × 40) is easy to learn, visual (4 × 40 × 48) hard."""
     import io
 
     import simplejpeg
@@ -76,16 +79,14 @@ def toy_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-# ----- tiny media, made on the spot -----
-
-_BITS = 16  # of the frame number that is drawn into each picture, 8 columns by 2 rows of blocks
+# ----- programs -----
 
 
 @pytest.fixture(scope="session")
-def run_on_terminal() -> Callable[[str], str]:
-    """Run a Python program on a terminal of 200 columns, and return everything that it has written there."""
+def run_on_terminal() -> Callable[..., str]:
+    """A function that runs a Python program on a terminal of 200 columns, checks its status and returns its output."""
 
-    def run(program: str) -> str:
+    def run(program: str, status: int = 0) -> str:
         ours, theirs = pty.openpty()
         environment = {**os.environ, "TERM": "xterm", "COLUMNS": "200", "NO_COLOR": "1"}
         process = subprocess.Popen([sys.executable, "-c", program], stderr=theirs, stdout=theirs, env=environment)
@@ -100,7 +101,7 @@ def run_on_terminal() -> Callable[[str], str]:
                 if not piece:
                     break
                 text += piece
-            assert process.wait(60) == 0
+            assert process.wait(60) == status
         finally:
             process.kill()
             os.close(ours)
@@ -109,8 +110,37 @@ def run_on_terminal() -> Callable[[str], str]:
     return run
 
 
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[..., None]:
+    """A function that waits until a condition holds.
+
+    It fails after `seconds`, or when `process`, which should bring the condition about, has ended. `log` returns the
+    message of the failure.
+    """
+
+    def wait(
+        condition: Callable[[], object],
+        process: Any = None,
+        *,
+        seconds: float = 60.0,
+        log: Callable[[], object] | None = None,
+    ) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert process is None or process.poll() is None, log() if log else process.communicate()
+            assert time.monotonic() < end, log() if log else f"the condition does not hold after {seconds} s"
+            time.sleep(0.01)
+
+    return wait
+
+
+# ----- small clips -----
+
+_BITS = 16  # bits of the frame number that is drawn into each frame, as 8 columns and 2 rows of blocks
+
+
 def _draw(number: int, width: int, height: int) -> npt.NDArray[np.uint8]:
-    """A picture (luma, 0–255) whose upper half spells its number and whose lower half drifts to the right."""
+    """Draw a frame (luma, 0–255) whose upper half encodes its number and whose lower half moves to the right."""
     picture = np.full((height, width), 128, np.uint8)
     for bit in range(_BITS):
         row, column = divmod(bit, 8)
@@ -134,7 +164,7 @@ def _frame_number(luma: npt.NDArray[np.uint8]) -> int:
 
 @pytest.fixture(scope="session")
 def frame_number() -> Callable[[bytes | npt.NDArray[np.uint8]], int]:
-    """Reads the number of a picture that `make_clip` drew: from a JPEG, or from a luma plane."""
+    """A function that reads the number of a frame that `make_clip` drew, from a JPEG or a luma plane."""
 
     def read(picture: bytes | npt.NDArray[np.uint8]) -> int:
         if isinstance(picture, bytes):
@@ -152,11 +182,24 @@ def make_clip() -> Callable[..., Path]:
     return _make_clip
 
 
-@contextmanager
-def _priority_kept() -> Iterator[None]:
-    """Take back what SVT-AV1 does to the thread that calls it where root runs it: the highest real-time priority.
+@pytest.fixture(scope="session")
+def make_clips() -> Callable[..., None]:
+    """A function that writes `count` copies of one clip, 0.mp4, 1.mp4 …; it takes further arguments of `_make_clip`."""
 
-    Processes that are started later would inherit it, and two that wait for others in a loop would starve those.
+    def make(folder: Path, count: int, **options: Any) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        first = _make_clip(folder / "0.mp4", **options)
+        for number in range(1, count):
+            shutil.copy(first, folder / f"{number}.mp4")
+
+    return make
+
+
+@contextmanager
+def _scheduling_policy_kept() -> Iterator[None]:
+    """Restore the scheduling policy of this thread: run by root, SVT-AV1 sets the highest real-time priority.
+
+    Processes that are started later would inherit it, and could starve others while they wait in a loop.
     """
     if not hasattr(os, "sched_setscheduler"):
         yield
@@ -189,30 +232,30 @@ def _make_clip(
     video_start: float = 0.0,
     container_options: dict[str, str] | None = None,
 ) -> Path:
-    """Write a clip: numbered pictures (`frame_number` reads them), and a tone at half of full scale in every channel.
+    """Write a clip of numbered frames (`frame_number` reads them), with a tone at half of full scale in every channel.
 
     Args:
-        path: Its suffix decides the container.
-        seconds: Length.
-        fps: Pictures a second.
-        size: Columns, rows.
-        codec: Video encoder; None: no video.
-        gop: Pictures from key frame to key frame at most.
-        options: The encoder's options.
+        path: File; its suffix determines the container.
+        seconds: Duration.
+        fps: Frames per second.
+        size: Width and height in pixels.
+        codec: Video encoder; None writes no video.
+        gop: Maximum number of frames from one key frame to the next.
+        options: Options of the encoder.
         pix_fmt: Pixel format given to the encoder.
-        times: Presentation times in seconds, instead of seconds and fps: a variable rate.
-        rotation: Degrees, counter-clockwise, in the display matrix.
-        audio_codec: Audio encoder; None: no sound.
-        audio_rate: Samples a second.
-        channels: 1, 2 or 6.
-        tone: Hz; 0: silence.
-        audio_seconds: Length of the sound; None: that of the video.
-        audio_start: When the sound begins, seconds.
-        video_start: When the pictures begin, seconds.
-        container_options: The container writer's options.
+        times: Presentation times in seconds, instead of `seconds` and `fps`, for a variable rate.
+        rotation: Counter-clockwise rotation in the display matrix, in degrees.
+        audio_codec: Audio encoder; None writes no audio.
+        audio_rate: Sampling rate in Hz.
+        channels: Number of channels: 1, 2 or 6.
+        tone: Frequency in Hz; 0 for silence.
+        audio_seconds: Duration of the audio; None for that of the video.
+        audio_start: Start of the audio in seconds.
+        video_start: Start of the video in seconds.
+        container_options: Options of the muxer.
     """
     rate = Fraction(fps).limit_denominator(1001)
-    with _priority_kept(), av.open(str(path), "w", options=dict(container_options or {})) as container:
+    with _scheduling_policy_kept(), av.open(str(path), "w", options=dict(container_options or {})) as container:
         if codec is not None:
             video = container.add_stream(codec, rate=rate, options=dict(options or {}))
             video.width, video.height = size
@@ -253,9 +296,9 @@ def _make_clip(
 
 @pytest.fixture(scope="session")
 def ffmpeg_frames() -> Callable[..., list[tuple[Fraction, str]]]:
-    """An independent full decode by the ffmpeg program: each picture's time in seconds and the MD5 of its planes.
+    """A function that decodes a video fully by the ffmpeg program: time in seconds and MD5 of the planes of each frame.
 
-    `form` is the pixel format of these planes; None: the decoder's own.
+    `form` is the pixel format of these planes; None for that of the decoder.
     """
 
     def read(path: Path, stream: int = 0, form: str | None = "yuv420p") -> list[tuple[Fraction, str]]:

@@ -585,7 +585,9 @@ print([sample.key for sample in map(reader.__getitem__, range(12))])
     assert server.count() == {path.name: 1 + (path.name == "index.json") for path in local.iterdir()}
 
 
-def test_a_killed_download_is_taken_over(server: Server, local: Path, cache: Cache) -> None:
+def test_a_killed_download_is_taken_over(
+    server: Server, local: Path, cache: Cache, wait_until: Callable[..., None]
+) -> None:
     reader = reader_of(server.url, cache)
     text = pickle.dumps(reader)
     server.faults[FIRST] = ["stall"]
@@ -595,9 +597,7 @@ def test_a_killed_download_is_taken_over(server: Server, local: Path, cache: Cac
     killed.stdin.write(text)
     killed.stdin.close()
     part = Path(f"{cache.path(reader.remote.entries[0])}.part")
-    end = time.monotonic() + 30
-    while not server.count()[FIRST] and time.monotonic() < end:
-        time.sleep(0.01)
+    wait_until(lambda: server.count()[FIRST])
     waiting = threading.Thread(target=lambda: reader[0])  # waits for the other process
     waiting.start()
     time.sleep(0.1)
@@ -694,14 +694,9 @@ def prefetched(reader: ShardReader, batches: list[list[int]], **options: int) ->
     return PrefetchingBatches(batches, reader.remote_shards_of, **options)
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end, "nothing happened in 10 s"
-        time.sleep(0.01)
-
-
-def test_shards_are_prefetched_in_the_order_of_need(server: Server, cache: Cache) -> None:
+def test_shards_are_prefetched_in_the_order_of_need(
+    server: Server, cache: Cache, wait_until: Callable[..., None]
+) -> None:
     order = EpochOrder([3] * 4, seed=3, epoch=0, shuffle_shards=1)
     batches = order.slice(0, 12).reshape(6, 2).tolist()
     reader = reader_of(server.url, cache)
@@ -732,7 +727,7 @@ def test_prefetching_keeps_the_limit_and_the_shards_needed_sooner(server: Server
 
 
 def test_a_failed_prefetch_is_reported_by_the_reader(
-    server: Server, cache: Cache, caplog: pytest.LogCaptureFixture
+    server: Server, cache: Cache, caplog: pytest.LogCaptureFixture, wait_until: Callable[..., None]
 ) -> None:
     server.faults[FIRST] = ["404"] * 99
     reader = reader_of(server.url, cache)
@@ -744,7 +739,9 @@ def test_a_failed_prefetch_is_reported_by_the_reader(
     assert reader[next(iterator)[0]].key == "sample-006"
 
 
-def test_a_download_by_another_process_does_not_delay_other_shards(server: Server, cache: Cache) -> None:
+def test_a_download_by_another_process_does_not_delay_other_shards(
+    server: Server, cache: Cache, wait_until: Callable[..., None]
+) -> None:
     reader = reader_of(server.url, cache)
     entries = reader.remote.entries
     held = try_lock(Path(f"{cache.path(entries[0])}.part"))
@@ -758,7 +755,7 @@ def test_a_download_by_another_process_does_not_delay_other_shards(server: Serve
 
 
 def test_a_shard_removed_by_another_process_is_prefetched_again(
-    server: Server, cache: Cache, monkeypatch: pytest.MonkeyPatch
+    server: Server, cache: Cache, monkeypatch: pytest.MonkeyPatch, wait_until: Callable[..., None]
 ) -> None:
     monkeypatch.setattr("bmlpipe.shards.remote.prefetch._RETRY_LATER", 0.05)
     reader = reader_of(server.url, cache)
@@ -770,7 +767,9 @@ def test_a_shard_removed_by_another_process_is_prefetched_again(
     wait_until(second.is_file)
 
 
-def test_prefetching_threads_end_with_the_iteration(server: Server, cache: Cache) -> None:
+def test_prefetching_threads_end_with_the_iteration(
+    server: Server, cache: Cache, wait_until: Callable[..., None]
+) -> None:
     def running() -> int:
         return sum(thread.name.startswith("prefetch") for thread in threading.enumerate())
 

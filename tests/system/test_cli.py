@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import csv
 import os
-import pty
 import re
 import resource
-import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -247,12 +244,10 @@ def test_an_interrupted_extraction_can_be_continued(videos: Path) -> None:
 
 @pytest.mark.slow
 def test_a_full_disk_stops_the_run_with_an_error_and_without_loss(
-    tmp_path: Path, make_clip: Callable[..., Path]
+    tmp_path: Path, make_clips: Callable[..., None]
 ) -> None:
     """A limit on file sizes simulates it: spectrograms exceed it and tables do not."""
-    for number in range(3):
-        (tmp_path / "videos" / "x").mkdir(parents=True, exist_ok=True)
-        make_clip(tmp_path / "videos" / "x" / f"{number}.mp4", seconds=1.0, size=(48, 32))
+    make_clips(tmp_path / "videos" / "x", 3, seconds=1.0, size=(48, 32))
     command = [PROGRAM, "extract", "--dataset", "folder", "--videos", tmp_path / "videos", "--out", tmp_path / "out"]
     for workers in ("0", "1"):
         limited = [sys.executable, "-c", LIMITED, *command, "--workers", workers, "--clips-per-task", "1"]
@@ -271,14 +266,11 @@ def test_a_full_disk_stops_the_run_with_an_error_and_without_loss(
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_ctrl_c_on_a_terminal_ends_without_a_traceback_and_with_a_full_ledger(
-    tmp_path: Path, make_clip: Callable[..., Path], workers: str
+    tmp_path: Path, make_clips: Callable[..., None], wait_until: Callable[..., None], workers: str
 ) -> None:
     """SIGINT is sent to all processes of the group, as a terminal does."""
     videos, out = tmp_path / "videos", tmp_path / "out"
-    (videos / "x").mkdir(parents=True)
-    first = make_clip(videos / "x" / "0.mp4", seconds=1.0, size=(48, 32))
-    for number in range(1, 400):
-        shutil.copy(first, videos / "x" / f"{number}.mp4")
+    make_clips(videos / "x", 400, seconds=1.0, size=(48, 32))
     command = [PROGRAM, "extract", "--dataset", "folder", "--videos", videos, "--out", out, "--clips-per-task", "1"]
     process = subprocess.Popen(
         [*command, "--workers", workers],
@@ -287,9 +279,7 @@ def test_ctrl_c_on_a_terminal_ends_without_a_traceback_and_with_a_full_ledger(
         start_new_session=True,
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
     )
-    while len(list(out.glob("clips/*/*.h5"))) < 5:
-        assert process.poll() is None
-        time.sleep(0.005)
+    wait_until(lambda: len(list(out.glob("clips/*/*.h5"))) >= 5, process)
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -520,21 +510,10 @@ def test_progress_lines_are_not_wrapped(videos: Path) -> None:
     assert re.search(r"^\S+ \S+ INFO    10 of 10 clips  \S+/s  not_media 10$", done.stderr, re.MULTILINE)
 
 
-def test_a_terminal_shows_a_progress_bar_with_rate_and_failures(videos: Path) -> None:
-    outer, inner = pty.openpty()
-    command = [PROGRAM, "extract", "--dataset", "folder", "--videos", videos, "--out", videos.parent / "o"]
-    environment = {**os.environ, "COLUMNS": "160", "TERM": "xterm"}
-    with subprocess.Popen(
-        [*command, "--workers", "0"], env=environment, stdout=subprocess.PIPE, stderr=inner
-    ) as process:
-        os.close(inner)
-        shown = b""
-        try:
-            while part := os.read(outer, 4096):
-                shown += part
-        except OSError:  # the terminal was closed
-            pass
-    os.close(outer)
-    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+def test_a_terminal_shows_a_progress_bar_with_rate_and_failures(
+    videos: Path, run_on_terminal: Callable[..., str]
+) -> None:
+    words = ["extract", "--dataset", "folder", "--videos", str(videos), "--out", str(videos.parent / "o")]
+    program = f"from bmlpipe.pipeline.cli import main; main({[*words, '--workers', '0']})"
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", run_on_terminal(program, status=1))
     assert re.search(r"━+ 10 of 10 clips  \S+/s  not_media 10", plain)
-    assert process.returncode == 1

@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -75,13 +74,9 @@ class Process:
             self.end()
             pytest.fail(f"the command did not end within {LIMIT} s: {self.output}")
 
-    def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for a condition that this command brings about."""
-        end = time.monotonic() + LIMIT
-        while not condition():
-            assert self._process.poll() is None, self.output
-            assert time.monotonic() < end, self.output
-            time.sleep(0.05)
+    def poll(self) -> int | None:
+        """Return its exit status; None while it runs."""
+        return self._process.poll()
 
     def end(self) -> None:
         with suppress(ProcessLookupError):
@@ -186,7 +181,7 @@ def rows(out: Path, name: str = "steps.jsonl") -> list[dict[str, Any]]:
 
 
 def test_training_on_two_nodes_equals_one_host_and_resumes_after_the_loss_of_a_node(
-    hosts: list[Host], toy_shards: Path, tmp_path: Path
+    hosts: list[Host], toy_shards: Path, tmp_path: Path, wait_until: Callable[..., None]
 ) -> None:
     """Without the network both ranks end with an error; the resumed run gives one host's numbers, bit for bit."""
     whole, out = tmp_path / "whole", tmp_path / "nodes"
@@ -194,10 +189,10 @@ def test_training_on_two_nodes_equals_one_host_and_resumes_after_the_loss_of_a_n
         *(*TORCHRUN, "2", "--standalone", str(RUN), "--shards", str(toy_shards), "--out", str(whole), *SMALL)
     )
     nodes = on_two_nodes(*hosts[:2], toy_shards, out)
-    nodes[0].until(lambda: len(rows(out)) > 5)
+    wait_until(lambda: len(rows(out)) > 5, nodes[0], seconds=LIMIT, log=lambda: nodes[0].output)
     hosts[1].cable("down")
     assert nodes[0].result() != 0
-    nodes[1].until(lambda: "has lost another rank" in nodes[1].output)
+    wait_until(lambda: "has lost another rank" in nodes[1].output, nodes[1], seconds=LIMIT, log=lambda: nodes[1].output)
     nodes[1].end()  # torchrun itself keeps waiting for the rendezvous on a node without a network
     for rank, node in enumerate(nodes):
         assert f"rank {rank} of 2, on node{rank}, has lost another rank: it has ended, or it did not" in node.output
@@ -221,13 +216,9 @@ CLIPS = 240
 
 
 @pytest.fixture
-def videos(tmp_path: Path, make_clip: Callable[..., Path]) -> Path:
-    folder = tmp_path / "videos" / "x"
-    folder.mkdir(parents=True)
-    first = make_clip(folder / "0.mp4", seconds=1.0, size=(64, 48))
-    for number in range(1, CLIPS):
-        os.link(first, folder / f"{number}.mp4")
-    return folder.parent
+def videos(tmp_path: Path, make_clips: Callable[..., None]) -> Path:
+    make_clips(tmp_path / "videos" / "x", CLIPS, seconds=1.0, size=(64, 48))
+    return tmp_path / "videos"
 
 
 def ledger_lines(out: Path) -> int:
@@ -236,12 +227,12 @@ def ledger_lines(out: Path) -> int:
 
 
 def test_extraction_continues_without_a_lost_host_and_rejects_a_host_without_the_videos(
-    hosts: list[Host], videos: Path, tmp_path: Path
+    hosts: list[Host], videos: Path, tmp_path: Path, wait_until: Callable[..., None]
 ) -> None:
     meet, out = tmp_path / "scheduler.json", tmp_path / "features"
     dask = [sys.executable, "-m", "dask"]
     scheduler = hosts[0].start(*dask, "scheduler", "--host", "node0", "--scheduler-file", str(meet), **DASK)
-    scheduler.until(meet.is_file)
+    wait_until(meet.is_file, scheduler, seconds=LIMIT, log=lambda: scheduler.output)
     worker = [*dask, "worker", "--scheduler-file", str(meet), "--nthreads", "1"]
     blind = hosts[2].start(*worker, before=f"mount -t tmpfs none {videos}", **DASK)
     for host in hosts[1:]:
@@ -261,7 +252,7 @@ def test_extraction_continues_without_a_lost_host_and_rejects_a_host_without_the
     extract = hosts[0].start(
         *(sys.executable, "-m", "bmlpipe.pipeline.cli", "extract", *words, "--scheduler", f"file://{meet}"), **DASK
     )
-    extract.until(lambda: ledger_lines(out) > 40)
+    wait_until(lambda: ledger_lines(out) > 40, extract, seconds=LIMIT, log=lambda: extract.output)
     hosts[1].cable("down")
     assert extract.result() == 0, extract.output
     assert f"ok {CLIPS}, failed 0, absent 0" in extract.output

@@ -97,14 +97,6 @@ def group_of(leader: int) -> list[str]:
     return found
 
 
-def until(holds: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def state_of(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / STATUS_FILE).read_text(encoding="utf-8"))
     return found
@@ -147,14 +139,16 @@ def test_success_failure_and_wrong_usage_have_their_exit_statuses(videos: Path, 
     ("number", "message"),
     [(signal.SIGTERM, "stopped by SIGTERM"), (signal.SIGHUP, "stopped by SIGHUP"), (signal.SIGINT, "interrupted")],
 )
-def test_a_stopped_extraction_can_be_continued(videos: Path, number: int, message: str) -> None:
+def test_a_stopped_extraction_can_be_continued(
+    videos: Path, number: int, message: str, wait_until: Callable[..., None]
+) -> None:
     out = videos.parent / "out"
     signals = [signal.SIGHUP, signal.SIGINT]  # a process started by nohup or in the background ignores them
     with started(
         fake(0.05, *extraction(videos, "--workers", 0)),
         preexec_fn=lambda: [signal.signal(each, signal.SIG_DFL) for each in signals],
     ) as process:
-        until(lambda: len(list(out.glob("clips/*/*.h5"))) > 3, process)
+        wait_until(lambda: len(list(out.glob("clips/*/*.h5"))) > 3, process)
         process.send_signal(number)
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + number
@@ -191,22 +185,19 @@ def test_a_second_sigterm_does_not_interrupt_the_clean_up() -> None:
 
 
 @pytest.mark.slow
-def test_sigterm_ends_the_workers_of_a_cluster_too(videos: Path, make_clip: Callable[..., Path]) -> None:
+def test_sigterm_ends_the_workers_of_a_cluster_too(
+    videos: Path, make_clips: Callable[..., None], wait_until: Callable[..., None]
+) -> None:
     """SIGTERM is sent to all processes of the group, as SLURM does."""
-    first = make_clip(videos / "x" / "0.mp4", seconds=1.0, size=(48, 32))
-    for number in range(1, 400):
-        shutil.copy(first, videos / "x" / f"{number}.mp4")
+    make_clips(videos / "x", 400, seconds=1.0, size=(48, 32))
     out = videos.parent / "out"
     words = extraction(videos, "--workers", 2, "--no-disk-check")
     with started([sys.executable, "-m", "bmlpipe.pipeline.cli", *map(str, words)]) as process:
-        until(lambda: len(list(out.glob("clips/*/*.h5"))) > 3, process)
+        wait_until(lambda: len(list(out.glob("clips/*/*.h5"))) > 3, process)
         os.killpg(process.pid, signal.SIGTERM)
         _, stderr = process.communicate(timeout=60)
         assert process.returncode == 143
-        deadline = time.monotonic() + 30
-        while group_of(process.pid):
-            assert time.monotonic() < deadline, group_of(process.pid)
-            time.sleep(0.05)
+        wait_until(lambda: not group_of(process.pid), seconds=30, log=lambda: group_of(process.pid))
     assert "stopped by SIGTERM: finished clips are kept" in stderr
     lines = stderr.splitlines()
     assert [line for line in lines if not re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (INFO|WARNING) ", line)] == []
@@ -215,14 +206,16 @@ def test_sigterm_ends_the_workers_of_a_cluster_too(videos: Path, make_clip: Call
     assert about["failed"] == 0
 
 
-def test_stopped_sharding_keeps_the_old_set_and_leaves_no_other_files(videos: Path) -> None:
+def test_stopped_sharding_keeps_the_old_set_and_leaves_no_other_files(
+    videos: Path, wait_until: Callable[..., None]
+) -> None:
     features, shards = videos.parent / "out", videos.parent / "shards"
     subprocess.run(fake(0, *extraction(videos, "--workers", 0)), check=True, capture_output=True, timeout=60)
     words = ["shard", "--dataset", "folder", "--features", features, "--out", shards]
     subprocess.run(fake(0, *words, "--seed", 1), check=True, capture_output=True, timeout=60)
     before = {path.name: path.read_bytes() for path in shards.iterdir()}
     with started(fake(0.05, *words, "--seed", 2)) as process:
-        until(lambda: list(videos.parent.glob(".shards.writing-*/*.tar")), process)
+        wait_until(lambda: list(videos.parent.glob(".shards.writing-*/*.tar")), process)
         process.send_signal(signal.SIGTERM)
         stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (143, "")
@@ -350,7 +343,9 @@ def test_log_lines_contain_rank_and_fields(capsys: pytest.CaptureFixture[str]) -
 # ----- status files -----
 
 
-def test_the_status_file_follows_a_running_extraction_until_it_is_killed(videos: Path) -> None:
+def test_the_status_file_follows_a_running_extraction_until_it_is_killed(
+    videos: Path, wait_until: Callable[..., None]
+) -> None:
     out = videos.parent / "out"
     program = FAKE.replace(
         "import sys, time",
@@ -358,8 +353,8 @@ def test_the_status_file_follows_a_running_extraction_until_it_is_killed(videos:
     )
     command = [sys.executable, "-c", program, "0.05", *map(str, extraction(videos, "--workers", 0))]
     with started(command) as process:
-        until((out / STATUS_FILE).exists, process)
-        until(lambda: state_of(out)["failed"], process)  # every read finds a complete file
+        wait_until((out / STATUS_FILE).exists, process)
+        wait_until(lambda: state_of(out)["failed"], process)  # every read finds a complete file
         about, host = state_of(out), os.uname().nodename
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -462,14 +457,16 @@ def test_a_training_run_writes_its_status_and_logs_json(toy_shards: Path, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_training_run_names_the_option_to_resume(toy_shards: Path, tmp_path: Path, number: int) -> None:
+def test_a_stopped_training_run_names_the_option_to_resume(
+    toy_shards: Path, tmp_path: Path, number: int, wait_until: Callable[..., None]
+) -> None:
     with started(
         training(toy_shards, tmp_path / "run", "--epochs", "500"),
         env=ONE_THREAD,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         metrics = tmp_path / "run" / "metrics.jsonl"
-        until(lambda: metrics.exists() and metrics.read_text(), process)
+        wait_until(lambda: metrics.exists() and metrics.read_text(), process)
         process.send_signal(number)
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + number

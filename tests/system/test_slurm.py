@@ -8,7 +8,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -79,15 +78,9 @@ def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], slurm: Path) -> None:
-    end = time.monotonic() + LIMIT
-    while not condition():
-        assert process.poll() is None, (slurm / "log").read_text()
-        assert time.monotonic() < end, (slurm / "log").read_text()
-        time.sleep(0.05)
-
-
-def test_a_preempted_training_job_saves_is_requeued_and_resumes(slurm: Path, toy_shards: Path, tmp_path: Path) -> None:
+def test_a_preempted_training_job_saves_is_requeued_and_resumes(
+    slurm: Path, toy_shards: Path, tmp_path: Path, wait_until: Callable[..., None]
+) -> None:
     """SIGTERM is sent to the script alone and must reach every process of the step, as with scancel."""
     out = tmp_path / "run"
     journal, script = out / "steps.jsonl", str(SLURM / "train.sbatch")
@@ -95,7 +88,7 @@ def test_a_preempted_training_job_saves_is_requeued_and_resumes(slurm: Path, toy
     words += ["--image-size", "32", "--batch-size", "24", "--workers", "2", "--device", "cpu", "--no-tensorboard"]
     place = {"BMLPIPE": str(Path(__file__).parents[2]), "RANKS": "1"}
     with started(slurm, "bash", script, *words, "--epochs", "500", **place) as job:
-        wait_for(lambda: lines(journal) > 5, job, slurm)
+        wait_until(lambda: lines(journal) > 5, job, seconds=LIMIT, log=(slurm / "log").read_text)
         job.terminate()
         assert job.wait(LIMIT) == 143, (slurm / "log").read_text()
     assert (slurm / "requeued").read_text() == "4711\n"
@@ -109,16 +102,14 @@ def test_a_preempted_training_job_saves_is_requeued_and_resumes(slurm: Path, toy
 
 
 @pytest.fixture
-def videos(tmp_path: Path, make_clip: Callable[..., Path]) -> Path:
-    folder = tmp_path / "videos" / "x"
-    folder.mkdir(parents=True)
-    first = make_clip(folder / "0.mp4", seconds=1.0, size=(64, 48))
-    for number in range(1, CLIPS):
-        os.link(first, folder / f"{number}.mp4")
-    return folder.parent
+def videos(tmp_path: Path, make_clips: Callable[..., None]) -> Path:
+    make_clips(tmp_path / "videos" / "x", CLIPS, seconds=1.0, size=(64, 48))
+    return tmp_path / "videos"
 
 
-def test_a_preempted_extraction_job_is_requeued_and_continues(slurm: Path, videos: Path, tmp_path: Path) -> None:
+def test_a_preempted_extraction_job_is_requeued_and_continues(
+    slurm: Path, videos: Path, tmp_path: Path, wait_until: Callable[..., None]
+) -> None:
     out, script = tmp_path / "features", str(SLURM / "extract.sbatch")
     words = [
         "--dataset",
@@ -133,7 +124,7 @@ def test_a_preempted_extraction_job_is_requeued_and_continues(slurm: Path, video
         str(out),
     ]
     with started(slurm, "bash", script, *words) as job:
-        wait_for(lambda: lines(out / "ledger.log.jsonl") > 5, job, slurm)
+        wait_until(lambda: lines(out / "ledger.log.jsonl") > 5, job, seconds=LIMIT, log=(slurm / "log").read_text)
         job.terminate()
         assert job.wait(LIMIT) == 143, (slurm / "log").read_text()
     assert (slurm / "requeued").read_text() == "4711\n"
