@@ -104,9 +104,9 @@ def break_audio() -> Callable[[Path, slice], None]:
 
     def overwrite(clip: Path, packets: slice) -> None:
         with open_media(clip) as container:
-            places = [(packet.pos, packet.size) for packet in container.demux(audio=0) if packet.size]
+            found = [(packet.pos or 0, packet.size) for packet in container.demux(audio=0) if packet.size]
         data = bytearray(clip.read_bytes())
-        for at, size in places[packets]:
+        for at, size in found[packets]:
             data[at : at + size] = b"\xff" * size
         clip.write_bytes(data)
 

@@ -1,4 +1,4 @@
-"""Audio: mixing, gaps, broken packets, changing formats. Audio after a fault keeps its place in time."""
+"""Decoding of audio: channel mixing, sample rates, and the time of audio after gaps, broken packets and changes."""
 
 from fractions import Fraction
 
@@ -27,7 +27,7 @@ def samples(path, decoder=None, length=10):
 
 
 def write(path, codec, layout, blocks, rate=48000):
-    """Write an audio file; each block is its start in seconds and its samples (channels, n)."""
+    """Write an audio file of blocks; a block is its start in seconds and its samples, shape (channels, n)."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, layout=layout)
         for start, block in blocks:
@@ -48,7 +48,7 @@ def tone(frequency, seconds, rate=48000, start=0.0):
 
 
 def strength(sound, frequency):
-    """Amplitude of a tone in the middle of some audio."""
+    """Return the amplitude of a tone, without the ends of the sound."""
     middle = sound[1000:-1000] * np.hanning(sound.size - 2000)
     spectrum = np.abs(np.fft.rfft(middle, RATE * 4)) * 4 / middle.size
     return spectrum[round(frequency * 4)]
@@ -57,7 +57,7 @@ def strength(sound, frequency):
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("layout", ["mono", "stereo", "2.1", "quad", "5.1", "5.1(side)", "6.1"])
 def test_channels_are_mixed_as_ffmpeg_mixes_them(tmp_path, layout, decoder):
-    """Each channel has its own tone. The weights are those of ffmpeg's `-ac 1`, scaled so that full scale is kept."""
+    """Each channel has its own tone. The weights are those of ffmpeg's `-ac 1`, scaled to keep full scale."""
     import ffmpeg
     import imageio_ffmpeg
 
@@ -71,12 +71,12 @@ def test_channels_are_mixed_as_ffmpeg_mixes_them(tmp_path, layout, decoder):
     weights = np.array([strength(ours, each) for each in tones])
     theirs = np.array([strength(reference, each) for each in tones])
     assert np.allclose(weights / weights.max(), theirs / theirs.max(), atol=0.01)
-    assert abs(weights.sum() - 0.5) < 0.02  # all channels at 0.5 make 0.5
+    assert abs(weights.sum() - 0.5) < 0.02  # channels of amplitude 0.5 each mix to 0.5
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize(("suffix", "codec"), [("mkv", "pcm_s16le"), ("mp4", "aac"), ("ts", "mp2")])
-def test_a_gap_becomes_silence_and_the_audio_after_it_keeps_its_place(tmp_path, suffix, codec, decoder):
+def test_a_gap_becomes_silence_and_audio_after_it_keeps_its_time(tmp_path, suffix, codec, decoder):
     blocks = [(0, tone(1000, 1)[None]), (1.5, tone(2000, 1)[None])]
     path = write(tmp_path / f"clip.{suffix}", codec, "mono", blocks)
     sound, state = samples(path, decoder, 3)
@@ -89,7 +89,7 @@ def test_a_gap_becomes_silence_and_the_audio_after_it_keeps_its_place(tmp_path, 
     assert features.flags == ("audio_gap",)
 
 
-def test_a_clock_that_jumps_back_overwrites_nothing(tmp_path):
+def test_a_timestamp_that_jumps_back_overwrites_no_samples(tmp_path):
     path = write(tmp_path / "clip.wav", "pcm_s16le", "mono", [(0, tone(1000, 1.5)[None])])
 
     def frames():
@@ -115,8 +115,8 @@ def test_a_clock_that_jumps_back_overwrites_nothing(tmp_path):
     ("suffix", "codec", "broken"),
     [("mp4", "aac", 1), ("mp4", "aac", 2), ("mkv", "aac", 5), ("mp4", "ac3", 1), ("mkv", "flac", 4), ("mkv", "mp2", 3)],
 )
-def test_audio_after_broken_packets_keeps_its_place(make_clip, tmp_path, suffix, codec, broken, decoder):
-    """Also after a single packet, which is shorter than a gap."""
+def test_audio_after_broken_packets_keeps_its_time(make_clip, tmp_path, suffix, codec, broken, decoder):
+    """A single broken packet is shorter than what counts as a gap."""
     clip = make_clip(tmp_path / f"clip.{suffix}", codec=None, audio_codec=codec, audio_rate=48000, seconds=3, tone=97)
     whole, _ = samples(clip, decoder, 3)
     with open_media(clip) as container:
@@ -124,7 +124,7 @@ def test_audio_after_broken_packets_keeps_its_place(make_clip, tmp_path, suffix,
     data = bytearray(clip.read_bytes())
     number = len(packets) // 2
     first, last = packets[number], packets[number + broken]
-    at = data.index(bytes(first))  # Matroska strips what the packet's position counts
+    at = data.index(bytes(first))  # Matroska strips headers, which the packet's position includes
     for packet in packets[number : number + broken]:
         at = data.index(bytes(packet), at)
         data[at : at + packet.size] = b"\xff" * packet.size
@@ -134,15 +134,15 @@ def test_audio_after_broken_packets_keeps_its_place(make_clip, tmp_path, suffix,
     assert state.lost_packets >= 1
     assert abs(sound.size - whole.size) < 100
     size = min(sound.size, whole.size)
-    apart = np.abs(sound[:size] - whole[:size])
-    assert apart[: begin - 2500].max() < 0.01
-    assert apart[end + 2500 : -1500].max() < 0.16  # half a millisecond at 97 Hz
-    assert apart.max() > 0.2
+    error = np.abs(sound[:size] - whole[:size])
+    assert error[: begin - 2500].max() < 0.01
+    assert error[end + 2500 : -1500].max() < 0.16  # half a millisecond at 97 Hz
+    assert error.max() > 0.2
     features = extract_clip(clip, ExtractionRequest((SpectrogramOptions(),), 3, ffmpeg=decoder))
     assert "damaged_audio" in features.flags
 
 
-def test_audio_that_changes_its_format(make_clip, tmp_path):
+def test_audio_that_changes_its_format_is_resampled_throughout(make_clip, tmp_path):
     parts = [
         make_clip(tmp_path / f"{rate}.ts", codec=None, audio_codec="mp2", audio_rate=rate, channels=channels, seconds=1)
         for rate, channels in ((48000, 2), (32000, 1))
@@ -155,7 +155,7 @@ def test_audio_that_changes_its_format(make_clip, tmp_path):
 
 
 @pytest.mark.parametrize("rate", [7350, 11025, 12000, 24000, 32000, 64000, 88200, 96000, 192000])
-def test_unusual_sampling_rates(tmp_path, rate):
+def test_unusual_sample_rates(tmp_path, rate):
     path = write(tmp_path / "clip.wav", "pcm_s16le", "mono", [(0, tone(1000, 2, rate)[None])], rate)
     sound, _ = samples(path)
     assert abs(sound.size - 2 * RATE) <= 2

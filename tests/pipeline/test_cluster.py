@@ -1,4 +1,4 @@
-"""Dask: a bounded number of batches is in flight, and a worker that dies costs one item.
+"""Batches on a Dask cluster: the number in flight is bounded, and a worker that dies loses a single item.
 
 Functions that are defined inside tests are pickled by value.
 """
@@ -35,7 +35,7 @@ def died(item: int) -> list[tuple[int, str]]:
 
 
 def worker(killers: set[int], delay: float = 0.0) -> Callable[[Sequence[int]], list[tuple[int, str]]]:
-    """A batch function whose process dies on some items."""
+    """Return a batch function that kills its process on some items."""
 
     def work(batch: Sequence[int]) -> list[tuple[int, str]]:
         time.sleep(delay)
@@ -56,22 +56,22 @@ def scheduler() -> Iterator[str]:
         yield cluster.scheduler_address
 
 
-def test_a_worker_that_dies_costs_one_item_and_at_most_two_batches_per_worker_are_in_flight() -> None:
+def test_a_worker_that_dies_loses_one_item_and_few_batches_are_in_flight() -> None:
     killers, pulled, results = {5, 6, 31}, list[int](), list[tuple[int, str]]()
     for rows in map_batches(worker(killers), batches_of(60, 4, pulled), died, LocalWorkers(2)):
         results += rows
         assert len(pulled) <= 2 * 2 + -(-len(results) // 4) + 2 * len(killers) + 1
     assert dict(results) == {item: "died" if item in killers else "ok" for item in range(60)}
-    assert len(results) == 60  # nothing twice
+    assert len(results) == 60  # no item twice
 
 
-def test_batches_are_taken_only_when_there_is_room() -> None:
+def test_batches_are_read_only_when_workers_are_free() -> None:
     pulled: list[int] = []
     results = map_batches(worker(set(), 0.01), batches_of(10**9, 1, pulled), died, LocalWorkers(2))
     for number in range(1, 21):
         next(results)
         assert len(pulled) <= 4 + number
-    results.close()  # and stopping in the middle closes the cluster
+    results.close()  # which closes the cluster
 
 
 def test_an_existing_scheduler_is_used_and_left_running(scheduler: str) -> None:
@@ -89,7 +89,7 @@ def test_an_existing_scheduler_is_used_and_left_running(scheduler: str) -> None:
         assert sum(client.nthreads().values()) == 2
 
 
-def test_an_exception_of_the_function_reaches_the_caller(scheduler: str) -> None:
+def test_an_exception_of_the_batch_function_reaches_the_caller(scheduler: str) -> None:
     def fail(batch: Sequence[int]) -> list[tuple[int, str]]:
         raise LookupError("what the worker raised")
 
@@ -104,39 +104,37 @@ def test_a_scheduler_file_names_the_scheduler(scheduler: str, tmp_path: Path) ->
     assert sorted(results) == [[(1, "ok")], [(2, "ok")]]
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_the_address_of_the_dashboard_is_logged_where_there_is_one(
-    there: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    if there:
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_address_of_the_dashboard_is_logged_if_there_is_one(wanted: bool, caplog: pytest.LogCaptureFixture) -> None:
+    if wanted:
         pytest.importorskip("bokeh", reason="Dask's dashboard needs the package bokeh")
     with caplog.at_level(logging.INFO, "bmlpipe"):
-        results = map_batches(worker(set()), [[1], [2]], died, LocalWorkers(1, dashboard=None if there else False))
+        results = map_batches(worker(set()), [[1], [2]], died, LocalWorkers(1, dashboard=None if wanted else False))
         next(results)
-        said = [message for message in caplog.messages if "dashboard" in message]
-        if there:
-            address = said[0].removeprefix("Dask's dashboard: ")
+        logged = [message for message in caplog.messages if "dashboard" in message]
+        if wanted:
+            address = logged[0].removeprefix("Dask's dashboard: ")
             assert address.startswith("http://127.0.0.1:")
             with urllib.request.urlopen(address, timeout=20) as page:
-                assert b"install" not in page.read()  # which is what the page without bokeh asks for
-        assert len(said) == there
+                assert b"install" not in page.read()  # as the page without bokeh says
+        assert len(logged) == wanted
         results.close()
 
 
-def test_another_version_of_this_package_is_refused_and_other_differences_are_logged(
+def test_workers_with_another_version_of_this_package_are_refused(
     scheduler: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     numpy = installed_versions()["numpy"]
     workers = ExistingScheduler(scheduler, versions={**installed_versions(), "numpy": "1.2.3"})
     assert len(list(map_batches(worker(set()), [[1], [2]], died, workers))) == 2
-    (told,) = [message for message in caplog.messages if "numpy" in message]
-    assert f"has numpy {numpy} (1.2.3 here)" in told
+    (warning,) = [message for message in caplog.messages if "numpy" in message]
+    assert f"has numpy {numpy} (1.2.3 here)" in warning
     workers = ExistingScheduler(scheduler, patience=1, versions={**installed_versions(), "bmlpipe": "0.0.0"})
     with pytest.raises(ClusterError, match=r"worker tcp://.*it has bmlpipe .* \(0.0.0 here\): install"):
         list(map_batches(worker(set()), [[1]], died, workers))
 
 
-def test_an_unfit_worker_is_retired_and_another_one_does_its_batches(
+def test_an_unfit_worker_is_retired_and_another_worker_processes_its_batches(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from distributed import LocalCluster
@@ -144,7 +142,7 @@ def test_an_unfit_worker_is_retired_and_another_one_does_its_batches(
     claim = tmp_path / "unfit"
 
     def work(batch: Sequence[int]) -> list[int]:
-        """The first process to run this is unfit from then on. A batch of −1 is at fault itself."""
+        """The first process that runs this stays unfit. A batch of −1 fails everywhere until it is refreshed."""
         if not claim.exists():
             claim.write_text(str(os.getpid()))
         if claim.read_text() == str(os.getpid()) or -1 in batch:
@@ -159,8 +157,8 @@ def test_an_unfit_worker_is_retired_and_another_one_does_its_batches(
         batches = [[item] for item in (*range(2, 30), -1)]
         done = map_batches(work, batches, died, ExistingScheduler(address), refresh)  # type: ignore[arg-type]
         assert sorted(item for batch in done for item in batch) == list(range(1, 30))
-    (told,) = [message for message in caplog.messages if "retired" in message]
-    assert told.endswith("it lacks something")
+    (warning,) = [message for message in caplog.messages if "retired" in message]
+    assert warning.endswith("it lacks something")
 
 
 def test_a_scheduler_that_does_not_answer_is_named(tmp_path: Path) -> None:
@@ -174,7 +172,7 @@ def test_a_scheduler_that_does_not_answer_is_named(tmp_path: Path) -> None:
                 list(map_batches(worker(set()), [[1]], died, ExistingScheduler(address)))
 
 
-def test_a_lost_scheduler_is_an_error_with_a_remedy() -> None:
+def test_a_lost_scheduler_is_an_error_that_names_the_remedy() -> None:
     import dask
     from distributed import LocalCluster
 

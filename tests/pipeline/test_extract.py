@@ -1,6 +1,6 @@
-"""Planning and running an extraction: every row accounted for, only what is missing is done.
+"""Plans and runs of an extraction: one row per clip in the ledger, and only missing features are extracted.
 
-Most tests put a stand-in for `extract_clip` in its place that makes features from a file's bytes without decoding.
+In most tests a stand-in for `extract_clip` derives features from the bytes of a file, without decoding.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ CONTENTS = {
 
 
 class Decoder:
-    """Stands in for `extract_clip`; remembers which kinds were wanted of which file."""
+    """Stand-in for `extract_clip` that records the file and the requested kinds of each call."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[str, ...]]] = []
@@ -146,7 +146,7 @@ def test_every_row_of_the_manifest_is_ok_failed_or_absent(videos: Path, tmp_path
     assert decoder.names() == ["four.mp4", "one.mp4", "bad.mp4", "two.mp4", "bug.mp4"]
 
 
-def test_what_lies_beside_the_features_says_what_they_are(videos: Path, tmp_path: Path, decoder: Decoder) -> None:
+def test_the_feature_folder_describes_its_features(videos: Path, tmp_path: Path, decoder: Decoder) -> None:
     extract(videos, tmp_path / "out")
     about = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert (about["dataset"], about["classes"]) == ("folder", ["a", "b"])
@@ -177,7 +177,7 @@ def test_a_second_run_decodes_nothing(videos: Path, tmp_path: Path, decoder: Dec
     assert (tmp_path / "out" / "ledger.csv").read_bytes() == ledger
 
 
-def test_only_what_changed_is_taken_again(videos: Path, tmp_path: Path, decoder: Decoder) -> None:
+def test_only_changed_clips_are_extracted_again(videos: Path, tmp_path: Path, decoder: Decoder) -> None:
     out = tmp_path / "out"
     extract(videos, out)
     decoder.calls.clear()
@@ -193,17 +193,17 @@ def test_only_what_changed_is_taken_again(videos: Path, tmp_path: Path, decoder:
     assert stored is not None
     assert stored.jpegs[0].startswith(b"b'TWO'")
     assert [row.status for row in read_ledger(out)] == ["ok"] * 5 + ["failed"]
-    assert not make_plan(MANIFEST, videos, out, BOTH).tasks  # the touched file's new time is recorded
+    assert not make_plan(MANIFEST, videos, out, BOTH).tasks  # the new time of the touched file is recorded
 
 
-def test_a_clip_whose_file_vanished_is_absent(videos: Path, tmp_path: Path, decoder: Decoder) -> None:
+def test_a_clip_whose_file_was_removed_is_absent(videos: Path, tmp_path: Path, decoder: Decoder) -> None:
     extract(videos, tmp_path / "out")
     (videos / "a/one.mp4").unlink()
     extract(videos, tmp_path / "out")
     assert known_rows(tmp_path / "out")["a/one"].status == "absent"
 
 
-def test_failed_clips_wait_until_they_are_asked_for(videos: Path, tmp_path: Path, decoder: Decoder) -> None:
+def test_failed_clips_are_retried_only_on_request(videos: Path, tmp_path: Path, decoder: Decoder) -> None:
     extract(videos, tmp_path / "out")
     for retry, tried in (
         (None, []),
@@ -216,7 +216,7 @@ def test_failed_clips_wait_until_they_are_asked_for(videos: Path, tmp_path: Path
         assert decoder.names() == tried
 
 
-def test_other_parameters_redo_their_kind_alone(videos: Path, tmp_path: Path, decoder: Decoder) -> None:
+def test_other_parameters_extract_only_their_kind_again(videos: Path, tmp_path: Path, decoder: Decoder) -> None:
     out = tmp_path / "out"
     extract(videos, out, ALL)
     before = FeatureStore(out).read("a/one")
@@ -245,12 +245,12 @@ def test_a_kind_added_later_gives_the_same_file_as_all_at_once(videos: Path, tmp
         assert paths[0].read_bytes() == paths[1].read_bytes()
     assert json.loads((later / "dataset.json").read_text())["features"] == ALL.parameters
     decoder.calls.clear()
-    extract(videos, later, FRAMES)  # fewer kinds: nothing to decode, and nothing is lost
+    extract(videos, later, FRAMES)  # fewer kinds: no clip is decoded, and no feature is lost
     assert set(decoder.names()) == {"bad.mp4", "bug.mp4"}
     assert FeatureStore(later).read("a/one").parameters.keys() == ALL.parameters.keys()
 
 
-def test_kept_features_that_are_damaged_do_not_fail_the_clip(videos: Path, tmp_path: Path, decoder: Decoder) -> None:
+def test_damaged_features_are_extracted_again(videos: Path, tmp_path: Path, decoder: Decoder) -> None:
     out = tmp_path / "out"
     extract(videos, out, FRAMES)
     path = FeatureStore(out).path("a/one")
@@ -264,7 +264,7 @@ def test_kept_features_that_are_damaged_do_not_fail_the_clip(videos: Path, tmp_p
     assert known_rows(out)["a/one"].status == "ok"
 
 
-def test_another_stretch_of_the_same_file_is_another_clip(videos: Path, tmp_path: Path, decoder: Decoder) -> None:
+def test_another_span_of_the_same_file_is_another_clip(videos: Path, tmp_path: Path, decoder: Decoder) -> None:
     def manifest(start: float, duration: float | None) -> Manifest:
         return Manifest("folder", ("a",), [Clip("x", "train", "a", "a/one.mp4", start, duration)])
 
@@ -276,13 +276,13 @@ def test_another_stretch_of_the_same_file_is_another_clip(videos: Path, tmp_path
 
 
 def test_another_file_of_equal_size_and_time_is_noticed(videos: Path, tmp_path: Path, decoder: Decoder) -> None:
-    """Archives often hold files without times."""
+    """Archives often contain files without times."""
     for path in ("a/one.mp4", "a/two.mp4"):
         extract(videos, tmp_path / "out", manifest=Manifest("folder", ("a",), [Clip("x", "train", "a", path)]))
     assert decoder.names() == ["one.mp4", "two.mp4"]
 
 
-def test_a_file_that_grows_while_it_is_read_is_taken_again(videos: Path, tmp_path: Path, decoder: Decoder) -> None:
+def test_a_file_that_grows_while_it_is_read_is_extracted_again(videos: Path, tmp_path: Path, decoder: Decoder) -> None:
     def grow(path: Path) -> None:
         if path.name == "one.mp4":
             path.write_bytes(b"one, and the rest of the download")
@@ -305,16 +305,16 @@ def test_a_clip_that_moved_to_another_split_is_not_decoded_again(
     assert {row.split for row in read_ledger(tmp_path / "out")} == {"test"}
 
 
-def test_rows_follow_the_manifest_of_the_last_run(videos: Path, tmp_path: Path, decoder: Decoder) -> None:
+def test_the_ledger_follows_the_manifest_of_the_last_run(videos: Path, tmp_path: Path, decoder: Decoder) -> None:
     extract(videos, tmp_path / "out")
     fewer = replace(MANIFEST, clips=list(MANIFEST.clips)[3:0:-1])
     plan = extract(videos, tmp_path / "out", manifest=fewer)
     assert not plan.tasks
-    extract(videos, tmp_path / "out")  # and back
+    extract(videos, tmp_path / "out")  # with all rows again
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, StoreWriteError])
-def test_a_run_that_is_stopped_leaves_a_full_ledger_and_goes_on_later(
+def test_a_stopped_run_leaves_a_complete_ledger_and_is_resumed(
     videos: Path, tmp_path: Path, decoder: Decoder, stop: type[BaseException]
 ) -> None:
     out = tmp_path / "out"
@@ -344,16 +344,16 @@ def test_a_run_that_is_stopped_leaves_a_full_ledger_and_goes_on_later(
     assert decoder.names() == ["bad.mp4", "two.mp4", "bug.mp4"]
 
 
-def test_temporary_files_of_a_killed_run_are_swept(videos: Path, tmp_path: Path, decoder: Decoder) -> None:
+def test_temporary_files_of_a_killed_run_are_removed(videos: Path, tmp_path: Path, decoder: Decoder) -> None:
     out = tmp_path / "out"
     extract(videos, out)
-    rest = FeatureStore(out).path("a/one").with_suffix(".h5.0a1b2c3d.writing")
-    rest.write_bytes(b"half")
+    leftover = FeatureStore(out).path("a/one").with_suffix(".h5.0a1b2c3d.writing")
+    leftover.write_bytes(b"half")
     extract(videos, out)
-    assert not rest.exists()
+    assert not leftover.exists()
 
 
-def test_a_plan_writes_nothing(videos: Path, tmp_path: Path) -> None:
+def test_a_plan_writes_no_files(videos: Path, tmp_path: Path) -> None:
     plan = make_plan(MANIFEST, videos, tmp_path / "out", BOTH)
     assert (len(plan.tasks), len(list(plan.rows))) == (5, 6)
     assert not (tmp_path / "out").exists()
@@ -371,16 +371,14 @@ def test_relative_folders_reach_the_workers_as_absolute_ones(
 def test_the_folder_of_another_data_set_is_refused(videos: Path, tmp_path: Path, decoder: Decoder) -> None:
     extract(videos, tmp_path / "out")
     other = Manifest("folder", ("a", "b", "c"), MANIFEST.clips)
-    with pytest.raises(
-        ExtractionError, match=r"holds features of folder with 2 classes.*these 3: choose another --out"
-    ):
+    with pytest.raises(ExtractionError, match=r"with 2 classes.*these 3: choose another --out"):
         make_plan(other, videos, tmp_path / "out", BOTH)
     (tmp_path / "out" / "dataset.json").write_text('{"dataset": "folder"}')
     with pytest.raises(ExtractionError, match="is damaged"):
         make_plan(MANIFEST, videos, tmp_path / "out", BOTH)
 
 
-def test_a_name_that_is_not_utf8_goes_through(tmp_path: Path, decoder: Decoder) -> None:
+def test_file_names_that_are_not_utf8_are_supported(tmp_path: Path, decoder: Decoder) -> None:
     folder = Path(os.fsdecode(bytes(tmp_path) + b"/videos/caf\xe9"))
     folder.mkdir(parents=True)
     for name in ("1001_IEO_NEU_XX.flv", "1001_IEO_SAD_XX.flv"):
@@ -396,7 +394,7 @@ def test_a_name_that_is_not_utf8_goes_through(tmp_path: Path, decoder: Decoder) 
     assert not decoder.calls
 
 
-def test_a_file_that_cannot_be_read_fails_alone(videos: Path, tmp_path: Path, decoder: Decoder) -> None:
+def test_a_file_that_cannot_be_read_fails_only_its_clip(videos: Path, tmp_path: Path, decoder: Decoder) -> None:
     def refuse(path: Path) -> None:
         if path.name == "one.mp4":
             raise PermissionError(13, "Permission denied", str(path))
@@ -418,7 +416,7 @@ def test_a_file_that_cannot_be_read_fails_alone(videos: Path, tmp_path: Path, de
         (((FrameOptions(), FrameOptions()), 10), "frames is named twice"),
     ],
 )
-def test_a_request_is_checked_where_it_is_made(arguments: tuple[Any, ...], message: str) -> None:
+def test_an_invalid_request_is_refused_when_it_is_created(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         ExtractionRequest(*arguments)
 

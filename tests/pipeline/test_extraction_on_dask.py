@@ -61,7 +61,7 @@ def videos(tmp_path: Path) -> Path:
 
 
 def test_a_clip_that_kills_its_worker_fails(videos: Path, tmp_path: Path) -> None:
-    """The batch function kills its process on one clip."""
+    """The batch function kills its process on clip 7."""
 
     def batch_function(
         tasks: Sequence[ClipTask], request: ExtractionRequest, out: Path, videos: Path, timeout: ClipTimeout | None
@@ -85,13 +85,13 @@ def test_a_clip_that_kills_its_worker_fails(videos: Path, tmp_path: Path) -> Non
         ("7", "worker_died", "7.mp4")
     ]
     assert sum(batches) == 12
-    # The next run does not try it again unless asked to.
+    # The next run retries it only on request.
     kept = make_plan(manifest, videos, out, request).rows
     assert [row.reason for row in kept if row.id == "7"] == ["worker_died"]
 
 
-def test_a_clip_that_hangs_fails_and_no_other_clip_is_lost(videos: Path, tmp_path: Path) -> None:
-    """Clip 3 hangs inside a C call, as a decoder would; clip 5 only on the first try."""
+def test_a_clip_that_hangs_fails_and_the_other_clips_are_kept(videos: Path, tmp_path: Path) -> None:
+    """Clip 3 hangs in a C call, as in a decoder; clip 5 hangs only on the first try."""
 
     def batch_function(
         tasks: Sequence[ClipTask], request: ExtractionRequest, out: Path, videos: Path, timeout: ClipTimeout
@@ -118,8 +118,8 @@ def test_a_clip_that_hangs_fails_and_no_other_clip_is_lost(videos: Path, tmp_pat
     assert not (out / ".hung").exists()
 
 
-def test_a_worker_that_sees_other_folders_gives_its_batch_back(videos: Path, tmp_path: Path) -> None:
-    """Files change between the planning in one process and the work in another."""
+def test_a_worker_that_sees_other_files_returns_its_batch(videos: Path, tmp_path: Path) -> None:
+    """Files that change after planning stand in for a worker that sees other folders."""
     out = tmp_path / "out"
     out.mkdir()
     (out / ".run-left").touch()
@@ -138,21 +138,21 @@ def test_a_worker_that_sees_other_folders_gives_its_batch_back(videos: Path, tmp
 
     with run_marker(out) as marker:
         assert [path.name for path in out.iterdir()] == [marker.name]
-        there = OnSharedFolders(work, request, marker)
+        on_worker = OnSharedFolders(work, request, marker)
         batch = [TaskFiles.seen_now(task) for task in tasks]
-        assert [row.status for row in there(batch)] == ["ok", "ok"]
+        assert [row.status for row in on_worker(batch)] == ["ok", "ok"]
         (videos / "0.mp4").write_bytes(b"longer")
         with pytest.raises(UnfitWorkerError, match=r"0\.mp4 has 1 bytes here, it sees 6: mount"):
-            there(batch)
-        assert [files.seen_again().sizes for files in batch] == [(None,), (1,)]  # the worker is not at fault
-        assert [row.status for row in there([files.seen_again() for files in batch])] == ["ok", "ok"]
+            on_worker(batch)
+        assert [files.seen_again().sizes for files in batch] == [(None,), (1,)]  # looked at again: the worker is fit
+        assert [row.status for row in on_worker([files.seen_again() for files in batch])] == ["ok", "ok"]
         batch = [TaskFiles.seen_now(task) for task in tasks]
         ends.append(StoreWriteError("a mount was lost"))
         with pytest.raises(UnfitWorkerError, match=r"1\.mp4 has 1 bytes here, it does not see it"):
-            there(batch)
-        gone = [TaskFiles.seen_now(task) for task in tasks]  # missing everywhere: the clip fails, the worker is fit
+            on_worker(batch)
+        gone = [TaskFiles.seen_now(task) for task in tasks]  # missing everywhere: the clip fails and the worker is fit
         ends.clear()
-        assert [row.reason for row in there(gone)] == ["", "unreadable_file"]
+        assert [row.reason for row in on_worker(gone)] == ["", "unreadable_file"]
         elsewhere = OnSharedFolders(work, request, tmp_path / "unmounted" / marker.name)
         with pytest.raises(UnfitWorkerError, match=r"does not see the feature folder .*unmounted"):
             elsewhere(gone)

@@ -25,9 +25,8 @@ from bmlpipe.shards.kinds import KINDS
 
 pytestmark = pytest.mark.usefixtures("no_ffmpeg_left")
 
-HALF_A_SAMPLE = (
-    0.12  # amplitude of the tone over half a sample: older versions round Matroska's milliseconds differently
-)
+#: Change of the tone within half a sample: older versions of ffmpeg round Matroska's milliseconds differently.
+HALF_A_SAMPLE = 0.12
 FRAMES, SOUND = FrameOptions(short_side=64), SpectrogramOptions()
 
 
@@ -177,9 +176,8 @@ def test_audio_equals_that_of_pyav(make_clip, tmp_path, suffix, codec, rate, cha
         tmp_path / f"clip.{suffix}", codec=None, audio_codec=codec, audio_rate=rate, channels=channels, seconds=2
     )
     (ours, one), (theirs, other) = samples(clip), samples(clip, ffmpeg)
-    assert (
-        abs(ours.size - theirs.size) <= 1024 * 16000 // rate
-    )  # FFmpeg 9 removes the encoder's padding, FFmpeg 8 keeps it
+    # FFmpeg 9 removes the encoder's padding, FFmpeg 8 keeps it.
+    assert abs(ours.size - theirs.size) <= 1024 * 16000 // rate
     assert difference(ours, theirs) < (1e-3 if ffmpeg == FFmpeg() else HALF_A_SAMPLE)
     assert (one.lost_packets, one.has_gaps) == (other.lost_packets, other.has_gaps) == (0, False)
 

@@ -1,4 +1,4 @@
-"""JPEG pictures: colours, sizes, aspect, turning."""
+"""JPEG frames: colours, sizes, pixel aspect ratio and rotation."""
 
 import io
 from fractions import Fraction
@@ -14,7 +14,7 @@ from bmlpipe.pipeline.extraction.request import ExtractionRequest
 from bmlpipe.pipeline.front_ends.frames import FrameOptions, Scaler, encode
 from bmlpipe.pipeline.media.ffmpeg_program import FFmpeg
 
-COLOURS = np.array(  # four by two patches
+COLOURS = np.array(  # two rows of four patches
     [
         [(200, 30, 30), (30, 180, 40), (40, 50, 190), (128, 128, 128)],
         [(230, 220, 40), (30, 200, 200), (190, 40, 180), (16, 16, 16)],
@@ -26,7 +26,7 @@ NUMBERS = {"bt601": 6, "bt709": 1, "bt2020": 9, "unspecified": 2}
 
 
 def ycbcr(rgb, matrix):
-    """Full-range Y, Cb, Cr (0–255, chroma about 128) by the definitions of the standards."""
+    """Convert RGB to full-range Y, Cb, Cr (0–255, chroma around 128) by the definition of the standard."""
     kr, kb = WEIGHTS[matrix]
     red, green, blue = np.moveaxis(rgb, -1, 0)
     y = kr * red + (1 - kr - kb) * green + kb * blue
@@ -34,7 +34,7 @@ def ycbcr(rgb, matrix):
 
 
 def coloured(width, height, matrix="bt601", full=False, pixel_format="yuv420p"):
-    """A frame of patches, as a decoder would hand it over."""
+    """A frame of the colour patches, as a decoder returns it."""
     rows = np.arange(height) * 2 // height
     columns = np.arange(width) * 4 // width
     picture = ycbcr(COLOURS[rows][:, columns], "bt601" if matrix == "unspecified" else matrix)
@@ -58,7 +58,7 @@ def coloured(width, height, matrix="bt601", full=False, pixel_format="yuv420p"):
 
 
 def seen(jpeg):
-    """The colours in the middle of each patch, as Pillow shows the JPEG."""
+    """Return the colour in the middle of each patch, decoded by Pillow."""
     picture = np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"), np.float64)
     height, width = picture.shape[:2]
     return picture[[height // 4, 3 * height // 4]][:, [width * (2 * k + 1) // 8 for k in range(4)]]
@@ -67,13 +67,13 @@ def seen(jpeg):
 @pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv422p", "yuv444p", "yuv420p10le", "yuv422p10le"])
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("matrix", ["bt601", "bt709", "bt2020"])
-def test_colours_survive_every_matrix_range_and_format(matrix, full, pixel_format):
+def test_colours_are_kept_for_every_matrix_range_and_pixel_format(matrix, full, pixel_format):
     frame = coloured(160, 120, matrix, full, pixel_format)
     jpeg = encode(Scaler(120).planes(frame), 95)
     assert np.abs(seen(jpeg) - COLOURS).max() <= 6
 
 
-def test_a_wrong_matrix_would_be_noticed():
+def test_colours_differ_for_a_wrong_matrix():
     frame = coloured(160, 120, "bt709")
     frame.colorspace = NUMBERS["bt601"]
     assert np.abs(seen(encode(Scaler(120).planes(frame), 95)) - COLOURS).max() > 15
@@ -82,7 +82,7 @@ def test_a_wrong_matrix_would_be_noticed():
 @pytest.mark.parametrize(
     ("size", "matrix"), [((640, 480), "bt601"), ((576, 720), "bt601"), ((1280, 720), "bt709"), ((720, 1280), "bt709")]
 )
-def test_an_unnamed_matrix_goes_by_the_size(size, matrix):
+def test_an_unspecified_matrix_is_chosen_by_the_frame_size(size, matrix):
     frame = coloured(*size, matrix)
     named = Scaler(128).planes(frame)
     frame.colorspace = NUMBERS["unspecified"]
@@ -103,7 +103,7 @@ def test_an_unnamed_matrix_goes_by_the_size(size, matrix):
         ((1000, 20), None, 16, (16, 800)),
     ],
 )
-def test_the_short_side_is_exact_and_shapes_are_kept(size, aspect, short_side, expected):
+def test_the_short_side_is_exact_and_the_aspect_ratio_is_kept(size, aspect, short_side, expected):
     planes = Scaler(short_side, aspect).planes(coloured(*size))
     height, width = planes.luma.shape
     assert (height, width) == expected
@@ -113,7 +113,7 @@ def test_the_short_side_is_exact_and_shapes_are_kept(size, aspect, short_side, e
 
 
 @pytest.mark.parametrize("pixel_format", ["rgb24", "gbrp", "gray", "pal8"])
-def test_formats_that_are_not_yuv(pixel_format):
+def test_colours_are_kept_for_formats_other_than_yuv(pixel_format):
     source = np.repeat(np.repeat(COLOURS.astype(np.uint8), 60, axis=0), 40, axis=1)
     frame = av.VideoFrame.from_ndarray(source, format="rgb24")
     if pixel_format == "pal8":
@@ -125,17 +125,17 @@ def test_formats_that_are_not_yuv(pixel_format):
     assert np.abs(shown - expected).max() <= (40 if pixel_format == "pal8" else 6)
 
 
-def test_luma_alone_is_the_luma_of_the_picture():
+def test_luma_alone_equals_the_luma_of_the_frame():
     frame = coloured(320, 240)
     assert np.array_equal(Scaler(256).luma(frame), Scaler(256).planes(frame).luma)
 
 
-def test_later_frames_of_another_size_are_brought_to_the_first():
+def test_later_frames_are_scaled_to_the_size_of_the_first():
     scaler = Scaler(64)
     assert scaler.planes(coloured(160, 120)).luma.shape == scaler.planes(coloured(200, 200)).luma.shape == (64, 86)
 
 
-ENCODED = {  # encoder, container, size, matrix, full range, pixel format, width of a pixel ÷ its height
+ENCODED = {  # encoder, container, size, matrix, full range, pixel format, pixel aspect ratio
     "h264-601": ("libx264", "mp4", (160, 120), "bt601", False, "yuv420p", 1),
     "h264-709": ("libx264", "mp4", (160, 120), "bt709", False, "yuv420p", 1),
     "h264-709-full": ("libx264", "mkv", (160, 120), "bt709", True, "yuv420p", 1),
@@ -158,8 +158,8 @@ ENCODED = {  # encoder, container, size, matrix, full range, pixel format, width
 
 @pytest.mark.parametrize("decoder", [None, FFmpeg()], ids=["pyav", "ffmpeg"])
 @pytest.mark.parametrize("name", ENCODED)
-def test_colours_of_encoded_clips(tmp_path, name, decoder):
-    """From known colours through an encoder, its notes in stream and container, and either decoder, to the JPEG."""
+def test_colours_of_encoded_clips_are_kept(tmp_path, name, decoder):
+    """Known colours pass through an encoder, a container, either decoder and the JPEG."""
     encoder, suffix, (width, height), matrix, full, form, aspect = ENCODED[name]
     if form == "bgr0":
         rows, columns = np.arange(height) * 2 // height, np.arange(width) * 4 // width
@@ -193,7 +193,7 @@ def test_colours_of_encoded_clips(tmp_path, name, decoder):
 
 
 @pytest.mark.parametrize("rotation", [0, 90, -90, 180])
-def test_turning_by_the_display_matrix(make_clip, frame_number, tmp_path, rotation):
+def test_frames_are_rotated_by_the_display_matrix(make_clip, frame_number, tmp_path, rotation):
     clip = make_clip(tmp_path / "clip.mp4", seconds=2, rotation=rotation, audio_codec=None)
     features = extract_clip(clip, ExtractionRequest((FrameOptions(short_side=80),), 2))
     upright = (features["frames"].height, features["frames"].width)
@@ -204,8 +204,8 @@ def test_turning_by_the_display_matrix(make_clip, frame_number, tmp_path, rotati
         assert frame_number(np.rot90(shown, -rotation // 90)) == number
 
 
-def test_mirrored_pictures(make_clip, tmp_path):
-    """An MP4 whose matrix is turned by hand into a mirroring one, against ffmpeg's own reading of it."""
+def test_frames_are_mirrored_by_the_display_matrix(make_clip, tmp_path):
+    """The matrix of an MP4 file is replaced by mirroring ones, which ffmpeg applies too."""
     import ffmpeg
     import imageio_ffmpeg
 
@@ -231,12 +231,12 @@ def test_mirrored_pictures(make_clip, tmp_path):
         assert np.abs(ours - theirs).mean() < 3
 
 
-def test_the_same_frame_gives_the_same_bytes():
+def test_equal_frames_give_equal_bytes():
     first, second = (encode(Scaler(100).planes(coloured(320, 240, "bt709")), 95) for _ in range(2))
     assert first == second
 
 
-def test_options_are_checked():
+def test_invalid_options_are_refused():
     for wrong in ({"short_side": 8}, {"short_side": 5000}, {"quality": 0}, {"quality": 101}):
         with pytest.raises(ValueError, match="must be"):
             FrameOptions(**wrong)

@@ -1,4 +1,4 @@
-"""The ledger: complete at every moment, in the manifest's order, readable whatever clips are called."""
+"""The ledger: complete at every moment, in the order of the manifest, for any names of clips."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ids_of(folder: Path) -> list[str]:
         return [row["id"] for row in csv.DictReader(file)]
 
 
-def test_rows_stand_in_the_manifests_order_whatever_order_they_finish_in(tmp_path: Path) -> None:
+def test_rows_keep_the_order_of_the_manifest_in_any_order_of_completion(tmp_path: Path) -> None:
     with Ledger(tmp_path, untried("c", "a", "b")) as ledger:
         ledger.append(
             [LedgerRow("b", "train", "ok"), LedgerRow("c", "train", "failed", "empty_file", "x.mp4 holds no bytes")]
@@ -40,7 +40,7 @@ def test_rows_stand_in_the_manifests_order_whatever_order_they_finish_in(tmp_pat
     assert lines[1].startswith("c,train,failed,empty_file,x.mp4 holds no bytes,")
 
 
-def test_the_table_is_complete_from_the_start_and_says_that_it_is_not_final(tmp_path: Path) -> None:
+def test_the_table_is_complete_from_the_start_but_marked_as_unfinished(tmp_path: Path) -> None:
     before = [LedgerRow("a", "train", "ok"), LedgerRow("b", "val", "absent", "not_found"), *untried("c", "d")]
     with Ledger(tmp_path, before) as ledger:
         assert ids_of(tmp_path) == ["a", "b", "c", "d"]
@@ -51,7 +51,7 @@ def test_the_table_is_complete_from_the_start_and_says_that_it_is_not_final(tmp_
         assert known_rows(tmp_path)["c"].reason == NOT_TRIED
 
 
-def test_an_interruption_leaves_a_complete_table_that_does_not_count_as_finished(tmp_path: Path) -> None:
+def test_an_interrupted_run_leaves_a_complete_table_marked_as_unfinished(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), Ledger(tmp_path, untried("a", "b", "c")) as ledger:
         ledger.append([LedgerRow("b", "train", "ok")])
         raise KeyboardInterrupt
@@ -72,11 +72,11 @@ def test_a_new_run_starts_from_its_own_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", range(2, 42, 8))
-def test_a_kill_in_the_middle_of_a_line_costs_that_line_alone(tmp_path: Path, cut: int) -> None:
+def test_a_kill_in_the_middle_of_a_line_loses_only_that_line(tmp_path: Path, cut: int) -> None:
     with pytest.raises(RuntimeError), Ledger(tmp_path, untried("a", "b", "c")) as ledger:
         ledger.append([LedgerRow("a", "train", "ok"), LedgerRow("b", "train", "ok")])
         raise RuntimeError("killed")
-    FeatureFolder(tmp_path).ledger.unlink()  # its state after a kill: that of the start
+    FeatureFolder(tmp_path).ledger.unlink()  # after a kill only the log is current
     log = FeatureFolder(tmp_path).ledger_log
     log.write_bytes(log.read_bytes()[:-cut])
     known = known_rows(tmp_path)
@@ -104,13 +104,13 @@ with Ledger(Path(sys.argv[1]), [LedgerRow(str(n), "train", "failed", "not_tried"
     assert list(known) == [str(number) for number in range(1000)]
 
 
-#: Anything that can be in a file's name: bytes that are not UTF-8 arrive as lone surrogates.
+#: Any file name: bytes that are not UTF-8 are decoded to lone surrogates.
 _NAMES = st.binary(min_size=1, max_size=30).map(lambda raw: os.fsdecode(raw.replace(b"\0", b"")) or "x")
 
 
 @given(st.lists(st.tuples(_NAMES, st.text(max_size=60), _NAMES), min_size=1, unique_by=lambda item: item[0]))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_any_name_and_message_comes_back(tmp_path: Path, items: list[tuple[str, str, str]]) -> None:
+def test_any_name_and_message_is_read_as_written(tmp_path: Path, items: list[tuple[str, str, str]]) -> None:
     rows = [
         LedgerRow(id_, "test", "failed", "internal_error", message, source=source) for id_, message, source in items
     ]
@@ -120,7 +120,7 @@ def test_any_name_and_message_comes_back(tmp_path: Path, items: list[tuple[str, 
     assert read_ledger(tmp_path) == rows  # through the table
 
 
-def test_newlines_quotes_and_commas_are_csv_and_messages_are_one_line(tmp_path: Path) -> None:
+def test_special_characters_are_quoted_and_messages_are_one_line(tmp_path: Path) -> None:
     row = LedgerRow(
         'a "quoted", name\r\nwith\rends', "train", "failed", "not_media", "first\nsecond\r\nthird\tand \0 last"
     )
@@ -133,27 +133,27 @@ def test_newlines_quotes_and_commas_are_csv_and_messages_are_one_line(tmp_path: 
     assert len(LedgerRow("a", "train", "failed", "x", "long " * 1000).message) <= 500
 
 
-def test_a_table_of_other_columns_is_looked_at_again(tmp_path: Path) -> None:
+def test_a_table_with_other_columns_is_ignored(tmp_path: Path) -> None:
     FeatureFolder(tmp_path).ledger.write_text("id,split,status\na,train,ok\n")
     assert known_rows(tmp_path) == {}
 
 
-def test_without_an_extraction_there_is_nothing_to_read(tmp_path: Path) -> None:
+def test_a_folder_without_a_ledger_names_the_command_that_makes_one(tmp_path: Path) -> None:
     assert known_rows(tmp_path / "nothing") == {}
     with pytest.raises(ExtractionError, match="run bmlpipe extract first"):
         read_ledger(tmp_path)
 
 
-def test_a_folder_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_is_a_write_error(tmp_path: Path) -> None:
     FeatureFolder(tmp_path).ledger_log.mkdir()
     with pytest.raises(StoreWriteError, match="cannot be written"), Ledger(tmp_path, untried("a")):
         pass
 
 
-def test_a_full_disk_at_the_end_is_not_hidden(tmp_path: Path) -> None:
+def test_a_full_disk_at_the_end_is_a_write_error(tmp_path: Path) -> None:
     with pytest.raises(StoreWriteError, match="cannot be written"), Ledger(tmp_path, untried("a")) as ledger:
         ledger.append([LedgerRow("a", "train", "ok")])
-        (tmp_path / "ledger.csv.writing").mkdir()  # stands in for it: the table's temporary file cannot be made
+        (tmp_path / "ledger.csv.writing").mkdir()  # stands in for a full disk: the temporary file cannot be created
     assert known_rows(tmp_path)["a"].status == "ok"
     with pytest.raises(ExtractionError, match="interrupted"):
         read_ledger(tmp_path)

@@ -1,4 +1,4 @@
-"""RGB differences: against their definition in RGB, against an independent decode, and through the whole chain."""
+"""RGB differences: their definition, an independent decode by ffmpeg, and the preset ucf101-three."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMALL = RgbDiffOptions(short_side=80)
 
 
 def rgb(planes: Planes) -> np.ndarray:
-    """(R, G, B) by ITU-T T.871, section 7, neither rounded nor cut; planes of equal size."""
+    """Convert planes of equal size to (R, G, B) by ITU-T T.871, section 7, neither rounded nor clipped."""
     y, cb, cr = (plane.astype(np.float64) for plane in planes)
     cb, cr = cb - 128, cr - 128
     return np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb])
@@ -35,16 +35,16 @@ def random_picture(seed: int) -> Planes:
     return Planes(*np.random.default_rng(seed).integers(0, 256, (3, 64, 64)).astype(np.uint8))
 
 
-def test_it_is_the_difference_of_rgb_within_the_stated_rounding() -> None:
+def test_the_difference_equals_that_of_rgb_within_the_stated_rounding() -> None:
     first, second = random_picture(0), random_picture(1)
     error = 2 * (rgb(difference(first, second)) - 128) - (rgb(second) - rgb(first))
-    bounds = error.reshape(3, -1)
-    assert (np.abs(bounds).max(axis=1) <= (2.41, 2.06, 2.78)).all()
-    assert (np.abs(bounds).max(axis=1) >= (2.0, 1.7, 2.3)).all()  # the bounds are not idle
-    assert (np.abs(bounds.mean(axis=1)) < 0.1).all()  # rounding is unbiased
+    errors = error.reshape(3, -1)
+    assert (np.abs(errors).max(axis=1) <= (2.41, 2.06, 2.78)).all()
+    assert (np.abs(errors).max(axis=1) >= (2.0, 1.7, 2.3)).all()  # the bounds are tight
+    assert (np.abs(errors.mean(axis=1)) < 0.1).all()  # rounding is unbiased
 
 
-def test_levels_reach_from_end_to_end() -> None:
+def test_levels_cover_the_range_from_black_to_white() -> None:
     black, white = (Planes(*np.full((3, 2, 2), value, np.uint8)) for value in (0, 255))
     assert (difference(black, white).luma == 255).all()
     assert (difference(white, black).luma == 0).all()
@@ -52,8 +52,8 @@ def test_levels_reach_from_end_to_end() -> None:
     assert dequantise(np.array([0, 127, 128, 255], np.uint8)).tolist() == [-256, -2, 0, 254]
 
 
-def test_stored_differences_are_those_of_the_decoded_pictures(make_clip: Callable[..., Path], tmp_path: Path) -> None:
-    """Next minus this, of a coloured clip, against ffmpeg's own decode to RGB."""
+def test_stored_differences_equal_those_of_decoded_frames(make_clip: Callable[..., Path], tmp_path: Path) -> None:
+    """A difference is the next frame minus this one, here of a coloured clip decoded to RGB by ffmpeg."""
     import av
     import ffmpeg
     import imageio_ffmpeg
@@ -87,7 +87,7 @@ def test_stored_differences_are_those_of_the_decoded_pictures(make_clip: Callabl
             assert np.abs(error.mean(axis=(0, 1))).max() < 0.5
 
 
-def test_a_still_clip_gives_128(make_clip: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_still_clip_gives_level_128_and_a_single_frame_fails(make_clip: Callable[..., Path], tmp_path: Path) -> None:
     path = make_clip(tmp_path / "clip.mp4", seconds=1, fps=1, audio_codec=None)
     with pytest.raises(ClipError) as caught:
         extract_clip(path, ExtractionRequest((SMALL,), 1))
@@ -105,9 +105,9 @@ def test_a_still_clip_gives_128(make_clip: Callable[..., Path], tmp_path: Path) 
     assert np.abs(simplejpeg.decode_jpeg(found.jpegs[0], "RGB").astype(int) - 128).max() <= 1
 
 
-def test_each_kind_has_its_own_window(make_clip: Callable[..., Path], tmp_path: Path) -> None:
-    """Together with another stack of flow, the same bytes, times and flags as alone, also at the clip's end."""
-    path = make_clip(tmp_path / "clip.mp4", seconds=2.08, audio_codec=None)  # 52 pictures
+def test_each_kind_uses_its_own_window(make_clip: Callable[..., Path], tmp_path: Path) -> None:
+    """Beside flow of another stack, the bytes, times and flags are the same as alone, also at the end of the clip."""
+    path = make_clip(tmp_path / "clip.mp4", seconds=2.08, audio_codec=None)  # 52 frames
     frames, flow, change = FrameOptions(short_side=80), FlowOptions(short_side=80), RgbDiffOptions(5, short_side=80)
     together = extract_clip(path, ExtractionRequest((frames, flow, change), 3))
     assert "flow" in together.features
@@ -122,7 +122,7 @@ def test_each_kind_has_its_own_window(make_clip: Callable[..., Path], tmp_path: 
     assert [len(together["rgb_diff"].at(instant)) for instant in range(3)] == [5, 5, 5]
 
 
-def test_a_smaller_window_within_a_pick() -> None:
+def test_a_selection_is_narrowed_to_a_smaller_window() -> None:
     shots = tuple(TimedFrame(tick, None) for tick in range(10, 16))
     for at, after, expected, moved in ((0, 2, [10, 11, 12], False), (4, 1, [14, 15], False), (4, 3, [12, 15], True)):
         found, was_moved = SelectedFrames(0, shots[at], shots, frame_index=99, late=False, moved=at > 0).narrowed(after)
@@ -131,7 +131,7 @@ def test_a_smaller_window_within_a_pick() -> None:
         assert was_moved == moved
 
 
-def test_options_are_checked() -> None:
+def test_invalid_options_are_refused() -> None:
     for wrong in ({"stack": 0}, {"stack": 11}, {"quality": 0}, {"short_side": 1}):
         with pytest.raises(ValueError, match="must be"):
             RgbDiffOptions(**wrong)
@@ -139,7 +139,7 @@ def test_options_are_checked() -> None:
 
 
 @pytest.mark.real
-def test_ucf101_three_adds_differences_to_ucf101s_features(real_data: Path, tmp_path: Path) -> None:
+def test_ucf101_three_adds_differences_to_the_features_of_ucf101(real_data: Path, tmp_path: Path) -> None:
     features, shards = tmp_path / "features", tmp_path / "shards"
 
     def bmlpipe(*words: object) -> None:

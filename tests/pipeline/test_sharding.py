@@ -1,4 +1,4 @@
-"""Features → shards: what stands in them, that their bytes depend on nothing else, and that a kill changes nothing."""
+"""Shards of extracted features: their content, reproducible bytes, refused folders, and kills of the extraction."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ LABELS = ("cat", "dog", "owl")
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory, make_clip: Callable[..., Path]) -> Path:
-    """A folder of 14 clips of 1.2 s in three classes with an annotation; two cannot be used and one is not there."""
+    """A folder of 14 annotated clips of 1.2 s in three classes; two clips are damaged and one is missing."""
     folder = tmp_path_factory.mktemp("clips")
     rows = []
     for number in range(14):
@@ -97,7 +97,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_the_shards_hold_the_clips_that_are_ok(features: Path, shards: Path) -> None:
+def test_the_shards_contain_exactly_the_clips_that_are_ok(features: Path, shards: Path) -> None:
     index, reader = read_index(shards), ShardReader(shards)
     ok = {row.id: row.split for row in read_ledger(features) if row.status == "ok"}
     assert len(ok) == 11
@@ -118,7 +118,7 @@ def test_the_shards_hold_the_clips_that_are_ok(features: Path, shards: Path) -> 
     reader.close()
 
 
-def test_members_are_named_and_made_as_the_format_says(features: Path, shards: Path) -> None:
+def test_members_have_the_names_and_content_of_the_format(features: Path, shards: Path) -> None:
     sample = ShardReader(shards)[0]
     kept = FeatureStore(features).read(sample.meta["id"]).features
     assert list(sample.members) == [
@@ -156,9 +156,7 @@ def test_members_are_named_and_made_as_the_format_says(features: Path, shards: P
 
 
 @pytest.mark.parametrize(("seconds", "windows"), [(10, 1004), (3, 299)])
-def test_a_spectrogram_of_ten_or_three_seconds_has_the_papers_size(
-    clips: Path, tmp_path: Path, seconds: int, windows: int
-) -> None:
+def test_a_spectrogram_has_the_size_of_the_paper(clips: Path, tmp_path: Path, seconds: int, windows: int) -> None:
     request = ExtractionRequest((SpectrogramOptions(),), seconds)
     extract(clips, tmp_path / "features", request)
     write_shards("folder", tmp_path / "features", tmp_path / "shards")
@@ -169,7 +167,7 @@ def test_a_spectrogram_of_ten_or_three_seconds_has_the_papers_size(
     assert np.isfinite(values).all()
 
 
-def test_the_index_says_how_the_features_were_made(shards: Path) -> None:
+def test_the_index_has_the_parameters_and_statistics_of_the_features(shards: Path) -> None:
     content = json.loads((shards / "index.json").read_text())
     assert content["features"] == REQUEST.parameters
     assert content["features_sha256"] == REQUEST.sha256
@@ -181,7 +179,7 @@ def test_the_index_says_how_the_features_were_made(shards: Path) -> None:
     assert all(0 < std < 128 for std in numbers["std"])
 
 
-def test_some_kinds_can_be_taken(features: Path, tmp_path: Path) -> None:
+def test_kinds_can_be_selected(features: Path, tmp_path: Path) -> None:
     write_shards("folder", features, tmp_path / "s", kinds=("spectrogram",))
     assert read_index(tmp_path / "s").features == {"spectrogram": REQUEST.parameters["spectrogram"]}
     sample = ShardReader(tmp_path / "s")[0]
@@ -189,13 +187,13 @@ def test_some_kinds_can_be_taken(features: Path, tmp_path: Path) -> None:
     assert "frames" not in sample.meta
 
 
-def test_the_stock_webdataset_reader_reads_them(features: Path, shards: Path) -> None:
+def test_webdataset_reads_the_shards(features: Path, shards: Path) -> None:
     urls = sorted(str(path) for path in shards.glob("*.tar"))
-    stock = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))
+    items = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))
     reader = ShardReader(shards)
     own = {reader[number].key: reader[number] for number in range(len(reader))}
-    assert [item["__key__"] for item in stock if item["__url__"].endswith("train-000000.tar")] == list(own)[:4]
-    for item in stock:
+    assert [item["__key__"] for item in items if item["__url__"].endswith("train-000000.tar")] == list(own)[:4]
+    for item in items:
         sample = own.pop(item["__key__"])
         assert item["cls"] == sample.label
         assert item["json"]["id"] == sample.meta["id"]
@@ -204,7 +202,7 @@ def test_the_stock_webdataset_reader_reads_them(features: Path, shards: Path) ->
     assert not own
 
 
-def test_another_seed_is_another_order_of_the_same_samples(features: Path, tmp_path: Path) -> None:
+def test_the_seed_changes_only_the_order_of_the_samples(features: Path, tmp_path: Path) -> None:
     keys = []
     for seed in (0, 1, 0):
         out = tmp_path / f"{len(keys)}"
@@ -229,7 +227,7 @@ def test_the_bytes_do_not_depend_on_workers_batches_or_history(clips: Path, feat
     assert contents(tmp_path / "one") == contents(tmp_path / "three")
 
 
-def test_what_cannot_become_shards_is_refused(clips: Path, features: Path, tmp_path: Path) -> None:
+def test_folders_that_cannot_become_shards_are_refused(clips: Path, features: Path, tmp_path: Path) -> None:
     out = tmp_path / "shards"
 
     def refused(
@@ -239,26 +237,26 @@ def test_what_cannot_become_shards_is_refused(clips: Path, features: Path, tmp_p
             write_shards(dataset, folder, out, **kinds)  # type: ignore[arg-type]
         assert not out.exists()
 
-    refused(ExtractionError, "holds no ledger.csv, so no extraction: run bmlpipe extract", tmp_path)
-    refused(ExtractionError, "holds features of folder, not of vggsound: correct --dataset", dataset="vggsound")
+    refused(ExtractionError, "holds no ledger.csv", tmp_path)
+    refused(ExtractionError, "features of folder, not of vggsound", dataset="vggsound")
     frames = extract(clips, tmp_path / "frames", REQUEST.only({"frames"}))
-    refused(ExtractionError, "has no flow, only frames: run bmlpipe extract", frames, kinds=("frames", "flow"))
+    refused(ExtractionError, "has no flow, only frames", frames, kinds=("frames", "flow"))
     FeatureFolder(frames).ledger_log.write_text("")
     refused(ExtractionError, "is running or was interrupted", frames)
     FeatureFolder(frames).ledger_log.unlink()
-    # One clip whose features were made otherwise, as after a run that was stopped in the middle.
+    # The features of one clip have other parameters, as after a run that was stopped in the middle.
     store = FeatureStore(frames)
     other = store.read("cat/00")
     store.write(replace(other, parameters={"frames": {**other.parameters["frames"], "short_side": 99}}))
-    refused(StoreError, "frames was made with other parameters than in the other clips", frames)
+    refused(StoreError, "frames was made with other parameters", frames)
     store.path("cat/00").unlink()
-    refused(StoreError, "is missing: run bmlpipe extract again", frames)
+    refused(StoreError, "is missing: run bmlpipe extract", frames)
 
 
 def test_clips_that_lack_a_kind_are_named_with_the_remedy(
     clips: Path, tmp_path: Path, make_clip: Callable[..., Path]
 ) -> None:
-    """A clip without pictures is fine as long as only sound is wanted: it can never give both."""
+    """A clip without video can be used for sound alone, never for both kinds."""
     folder, out = tmp_path / "videos", tmp_path / "features"
     for name, codec in (("a.mp4", "libx264"), ("b.mp4", None)):
         (folder / "x").mkdir(parents=True, exist_ok=True)
@@ -267,12 +265,12 @@ def test_clips_that_lack_a_kind_are_named_with_the_remedy(
     for request in (REQUEST.only({"frames"}), REQUEST.only({"spectrogram"})):
         with exclusive_folder(out, "extraction"):
             run_extraction(make_plan(manifest, folder, out, request), workers=0)
-    with pytest.raises(StoreError, match="holds spectrogram but not frames: extract these kinds in one command"):
+    with pytest.raises(StoreError, match="holds spectrogram but not frames: extract"):
         write_shards("folder", out, tmp_path / "shards")
     assert sum(write_shards("folder", out, tmp_path / "shards", kinds=("spectrogram",)).values()) == 2
 
 
-def test_nothing_ok_is_an_error(tmp_path: Path) -> None:
+def test_an_extraction_without_usable_clips_is_refused(tmp_path: Path) -> None:
     (tmp_path / "videos" / "x").mkdir(parents=True)
     (tmp_path / "videos" / "x" / "a.mp4").write_bytes(b"")
     manifest = read_manifest("folder", None, videos=tmp_path / "videos")
@@ -283,7 +281,7 @@ def test_nothing_ok_is_an_error(tmp_path: Path) -> None:
         write_shards("folder", tmp_path / "f", tmp_path / "s")
 
 
-def test_a_folder_of_other_things_is_not_overwritten(features: Path, tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_not_overwritten(features: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("important")
     with pytest.raises(ShardError, match="not a set of shards"):
         write_shards("folder", features, tmp_path)
@@ -292,8 +290,8 @@ def test_a_folder_of_other_things_is_not_overwritten(features: Path, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_killed_again_and_again_it_ends_with_the_same_shards(clips: Path, tmp_path: Path, workers: int) -> None:
-    """SIGKILL to the whole process group, at its start and when so many clips are done."""
+def test_repeated_kills_of_an_extraction_do_not_change_the_shards(clips: Path, tmp_path: Path, workers: int) -> None:
+    """SIGKILL goes to the whole process group, at the start and after 1, 10, 40 and 80 clips."""
     videos, undisturbed, out = tmp_path / "videos", tmp_path / "undisturbed", tmp_path / "out"
     for number, path in enumerate(sorted(clips.glob("*/*.mp4")) * 10):
         (videos / path.parent.name).mkdir(parents=True, exist_ok=True)
@@ -324,6 +322,6 @@ def test_killed_again_and_again_it_ends_with_the_same_shards(clips: Path, tmp_pa
         write_shards("folder", folder, folder / "shards", samples_per_shard=50)
     assert contents(out / "shards") == contents(undisturbed / "shards")
     assert read_ledger(out) == read_ledger(undisturbed)
-    told = {"status.json", "status.prom"}  # by the command alone
-    assert {path.name for path in out.iterdir()} == {path.name for path in undisturbed.iterdir()} | told
+    status = {"status.json", "status.prom"}  # written by the command only
+    assert {path.name for path in out.iterdir()} == {path.name for path in undisturbed.iterdir()} | status
     assert not list(out.rglob("*.writing"))

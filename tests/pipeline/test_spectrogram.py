@@ -1,4 +1,4 @@
-"""Spectrograms against the libraries that define them."""
+"""Spectrogram presets: the libraries or equations that define them, their shapes and their rounding."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from bmlpipe.pipeline.front_ends.spectrogram import SpectrogramOptions, fit, log
 
 
 def natural(seconds, seed=0):
-    """Sound with a falling spectrum, loud and quiet parts, and a tone."""
+    """Sound at 16 kHz with a falling spectrum, loud and quiet parts, and a tone."""
     random = np.random.default_rng(seed)
     time = np.arange(16000 * seconds) / 16000
     noise = np.cumsum(random.normal(size=time.size)) * 0.002
@@ -26,8 +26,8 @@ def tone(frequency, rate=16000, seconds=10):
     return (0.5 * np.sin(2 * np.pi * frequency * np.arange(rate * seconds) / rate)).astype(np.float32)
 
 
-def scipys(samples):
-    """VGGSound's front end as the paper states it, by SciPy in float64."""
+def scipy_spectrogram(samples):
+    """Front end of VGGSound by its paper, computed by SciPy in float64."""
     from scipy.signal import spectrogram
 
     _, _, power = spectrogram(samples.astype(np.float64), 16000, nperseg=512, noverlap=353)
@@ -38,10 +38,10 @@ def scipys(samples):
 @pytest.mark.parametrize(
     "samples", [natural(10), natural(3, 1), tone(1000), 1e-4 * natural(10), np.clip(natural(10) * 20, -1, 1)]
 )
-def test_vggsound_is_scipys_spectrogram(samples):
+def test_vggsound_equals_the_spectrogram_of_scipy(samples):
     ours = log_spectrogram(samples)
     assert ours.dtype == np.float32
-    assert np.abs(ours - scipys(samples)).max() < 1e-4
+    assert np.abs(ours - scipy_spectrogram(samples)).max() < 1e-4
 
 
 def test_rounding_to_float16_is_as_stated():
@@ -68,7 +68,7 @@ def test_rounding_to_float16_is_as_stated():
         ("cvpr-vggsound", {"n_fft": 256, "hop_length": 128, "pad_mode": "constant"}),
     ],
 )
-def test_magnitudes_are_librosas(preset, arguments):
+def test_magnitudes_equal_those_of_librosa(preset, arguments):
     from librosa import stft
 
     samples = natural_at(preset)
@@ -76,13 +76,13 @@ def test_magnitudes_are_librosas(preset, arguments):
     theirs = np.abs(stft(samples.astype(np.float64), **arguments))
     assert ours.shape == theirs.shape
     assert np.abs(np.exp(ours) - theirs).max() < 1e-5 * theirs.max()
-    loud = theirs > 1e-2  # below, the rounding of float32 shows in the logarithm
+    loud = theirs > 1e-2  # below, the logarithm magnifies the rounding of float32
     assert np.abs(ours - np.log(theirs + 1e-7))[loud].max() < 1e-3
 
 
 @pytest.mark.slow
-def test_librosas_reflection_differs_at_the_ends_alone():
-    """What versions of librosa before 0.9 do: the docstring says how far the presets are from it."""
+def test_reflection_padding_of_older_librosa_differs_only_at_the_ends():
+    """librosa before 0.9 pads by reflection; the docstring of the presets states the difference."""
     from librosa import stft
 
     for preset, hop in (("cvpr-cremad", 353), ("cvpr-vggsound", 128)):
@@ -90,13 +90,13 @@ def test_librosas_reflection_differs_at_the_ends_alone():
         window = PRESETS[preset].window
         old = np.log(np.abs(stft(samples.astype(np.float64), n_fft=window, hop_length=hop, pad_mode="reflect")) + 1e-7)
         loud = old > np.log(1e-2)
-        apart = ((np.abs(log_spectrogram(samples, preset) - old) > 1e-2) & loud).any(axis=0)
-        assert set(np.flatnonzero(apart)) <= {0, old.shape[1] - 1}
-        assert apart.any()
+        differs = ((np.abs(log_spectrogram(samples, preset) - old) > 1e-2) & loud).any(axis=0)
+        assert set(np.flatnonzero(differs)) <= {0, old.shape[1] - 1}
+        assert differs.any()
 
 
 def mel_bank(samples):
-    """Kaldi's log mel filter bank straight from its definition, window by window and bin by bin, in float64."""
+    """Log mel filter bank of Kaldi by its definition, window by window and bin by bin, in float64."""
     count = (samples.size - 400) // 160 + 1
     taper = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 399)
     step = (mel_scale(8000) - mel_scale(20)) / 129
@@ -121,7 +121,7 @@ def mel_scale(hertz):
     return 1127 * np.log(1 + hertz / 700)
 
 
-def test_kaldi_fbank_is_its_definition():
+def test_kaldi_fbank_equals_its_definition():
     samples = natural(1)[:2000]
     ours = log_spectrogram(samples, "kaldi-fbank")
     assert ours.shape == (128, 11)
@@ -130,8 +130,8 @@ def test_kaldi_fbank_is_its_definition():
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-2])
-def test_kaldi_fbank_is_that_of_kaldi_native_fbank(scale):
-    """An independent port of Kaldi's C++ code, which torchaudio's function is tested against too."""
+def test_kaldi_fbank_equals_that_of_kaldi_native_fbank(scale):
+    """kaldi-native-fbank is an independent port of Kaldi's C++ code; torchaudio is tested against it too."""
     knf = pytest.importorskip("kaldi_native_fbank")
     options = knf.FbankOptions()
     options.frame_opts.dither = 0
@@ -155,7 +155,7 @@ def slaney_hertz(mel):
 
 
 def decibels(samples):
-    """128 log-mel bins straight from their definition, window by window and bin by bin, in float64."""
+    """128 log-mel bins by their definition, window by window and bin by bin, in float64."""
     highest = 15 + 27 * np.log(8) / np.log(6.4)
     corners = [slaney_hertz(mel) for mel in np.linspace(0, highest, 130)]
     taper = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(1024) / 1024)
@@ -181,7 +181,7 @@ def decibels(samples):
 
 
 @pytest.mark.parametrize("samples", [natural(2), 1e-3 * natural(1, 1), tone(1000, seconds=1), np.zeros(16000)])
-def test_log_mel_is_its_definition(samples):
+def test_log_mel_equals_its_definition(samples):
     samples = samples.astype(np.float32)
     assert np.abs(log_spectrogram(samples, "log-mel") - decibels(samples)).max() < 1e-3
 
@@ -196,7 +196,7 @@ def test_mfccs_are_the_cosine_transform_of_log_mel():
 
 @pytest.mark.parametrize("preset", ["log-mel", "mfcc"])
 def test_stored_mel_values_do_not_depend_on_threads(preset):
-    """A matrix product of float32 would: its sums are grouped by thread."""
+    """A matrix product in float32 would depend on them, because its sums are grouped by thread."""
     threadpoolctl = pytest.importorskip("threadpoolctl")
     stored = []
     for threads in (1, 2):
@@ -217,7 +217,7 @@ def test_stored_mel_values_do_not_depend_on_threads(preset):
         ("mfcc", 40, {10: 1001, 3: 301}),
     ],
 )
-def test_shapes(preset, bins, columns):
+def test_shapes_and_types_of_all_presets(preset, bins, columns):
     for seconds, count in columns.items():
         values = log_spectrogram(natural_at(preset, seconds), preset)
         assert values.shape == (bins, count) == (bins, windows(PRESETS[preset].rate * seconds, preset))
@@ -236,14 +236,14 @@ def test_shapes(preset, bins, columns):
         ("log-mel", (42, 99, 30)),
     ],
 )
-def test_a_tone_falls_into_its_bin_and_only_at_the_right_rate(preset, bins):
+def test_a_tone_is_in_its_bin_only_at_the_right_sample_rate(preset, bins):
     def peak(samples):
         return int(log_spectrogram(samples, preset).mean(axis=1).argmax())
 
     rate = PRESETS[preset].rate
     assert peak(tone(1000, rate)) == bins[0]
     assert peak(tone(4000, rate)) == bins[1]
-    assert peak(tone(1000, rate=22050)) == bins[2]  # sound at 22,050 Hz taken for 16,000 Hz would show
+    assert peak(tone(1000, rate=22050)) == bins[2]  # a wrong sample rate moves the peak
 
 
 def test_silence_is_finite():
@@ -264,14 +264,14 @@ def test_fit_tiles_cuts_and_clips():
     assert np.array_equal(fit(ramp, 16_000), np.clip(ramp, -1, 1)[:16_000])
 
 
-def test_wrong_values_are_refused():
+def test_invalid_values_are_refused():
     with pytest.raises(ValueError, match="preset"):
         SpectrogramOptions("mel")
     with pytest.raises(ValueError, match="window"):
         log_spectrogram(np.zeros(511, np.float32))
 
 
-def test_parameters_name_what_changes_the_values():
+def test_parameters_include_all_that_changes_the_values():
     assert SpectrogramOptions().parameters(10) != SpectrogramOptions().parameters(3)
     assert len({str(SpectrogramOptions(preset).parameters(10)) for preset in PRESETS}) == len(PRESETS)
     assert SpectrogramOptions().parameters(10) == {
@@ -283,4 +283,4 @@ def test_parameters_name_what_changes_the_values():
         "seconds": 10,
         "floor": 1e-7,
         "dtype": "float16",
-    }  # as in version 0.1.0: features made then stay valid
+    }  # as in version 0.1.0, so that its features stay valid

@@ -1,4 +1,4 @@
-"""The feature store: what is written comes back, whatever is damaged is noticed, a kill leaves no half file."""
+"""The feature store: features are read as written, damage is noticed, and a failed write leaves the old file."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def stored(clip_id: str = "clip", *, flow: bool = True) -> StoredClip:
 
 
 def same(one: StoredClip, other: StoredClip) -> bool:
-    """Equality that looks into the array too."""
+    """Compare two stored clips, including the values of the spectrogram."""
     left, right = (dict(item.features.features) for item in (one, other))
     arrays = [features.pop("spectrogram", None) for features in (left, right)]
     if all(isinstance(array, ArrayFeature) for array in arrays):
@@ -66,7 +66,7 @@ def same(one: StoredClip, other: StoredClip) -> bool:
 
 
 @pytest.mark.parametrize("flow", [True, False])
-def test_what_is_written_comes_back_exactly(tmp_path: Path, flow: bool) -> None:
+def test_features_are_read_exactly_as_written(tmp_path: Path, flow: bool) -> None:
     store, written = FeatureStore(tmp_path), stored(flow=flow)
     store.write(written)
     back = store.read("clip")
@@ -76,7 +76,7 @@ def test_what_is_written_comes_back_exactly(tmp_path: Path, flow: bool) -> None:
     assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".h5"]
 
 
-def test_kinds_are_read_apart_and_provenance_alone(tmp_path: Path) -> None:
+def test_single_kinds_and_provenance_alone_can_be_read(tmp_path: Path) -> None:
     store, written = FeatureStore(tmp_path), stored()
     store.write(written)
     provenance = store.read("clip", ())
@@ -107,7 +107,7 @@ def test_any_clip_id_can_be_stored(tmp_path: Path, clip_id: str) -> None:
     assert store.read(clip_id).clip == (0.0, 3.5)
 
 
-def test_the_file_says_in_plain_json_how_it_was_made(tmp_path: Path) -> None:
+def test_the_file_records_sources_parameters_and_software_as_json(tmp_path: Path) -> None:
     store, written = FeatureStore(tmp_path), stored()
     store.write(written)
     with h5py.File(store.path("clip")) as file:
@@ -124,22 +124,22 @@ def test_equal_features_give_equal_files(tmp_path: Path) -> None:
     assert one.path("clip").read_bytes() == other.path("clip").read_bytes()
 
 
-def test_no_damage_gives_wrong_features_or_a_foreign_error(tmp_path: Path) -> None:
+def test_damage_gives_a_store_error_and_never_other_features(tmp_path: Path) -> None:
     store, written = FeatureStore(tmp_path), stored()
     store.write(written)
     path, random = store.path("clip"), np.random.default_rng(0)
     whole = path.read_bytes()
     noticed = 0
     for position in random.integers(0, len(whole), 200):
-        spoilt = bytearray(whole)
-        spoilt[position] ^= 1 << int(random.integers(8))
-        path.write_bytes(spoilt)
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << int(random.integers(8))
+        path.write_bytes(damaged)
         try:
             back = store.read("clip")
         except StoreError:
             noticed += 1
         else:
-            assert same(back, written), f"byte {position} is damaged, and nobody noticed"
+            assert same(back, written), f"damage of byte {position} changed the features without an error"
     assert noticed > 150
     for length in (0, 1, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
@@ -147,12 +147,12 @@ def test_no_damage_gives_wrong_features_or_a_foreign_error(tmp_path: Path) -> No
             store.read("clip")
 
 
-def test_errors_say_what_to_do(tmp_path: Path) -> None:
+def test_errors_name_the_remedy(tmp_path: Path) -> None:
     store = FeatureStore(tmp_path)
-    with pytest.raises(StoreError, match="is missing: run bmlpipe extract again"):
+    with pytest.raises(StoreError, match="is missing: run bmlpipe extract"):
         store.read("clip")
     store.write(stored(flow=False))
-    with pytest.raises(StoreError, match="holds frames, spectrogram but not flow: extract these kinds in one command"):
+    with pytest.raises(StoreError, match="holds frames, spectrogram but not flow"):
         store.read("clip", ["frames", "flow"])
     with h5py.File(store.path("clip"), "r+") as file:
         file.attrs["version"] = 99
@@ -160,8 +160,8 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
         store.read("clip")
 
 
-def test_a_write_that_fails_keeps_the_old_file_and_leaves_nothing(tmp_path: Path) -> None:
-    """A file-size limit stands in for a full disk: writing stops with an error in the middle of a file."""
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_temporary_file(tmp_path: Path) -> None:
+    """A limit of the file size stands in for a full disk: writing fails in the middle of a file."""
     store, written = FeatureStore(tmp_path), stored()
     store.write(written)
     program = """
@@ -195,36 +195,36 @@ except StoreWriteError as error:
     assert same(store.read("clip"), written)
 
 
-def test_a_folder_that_cannot_be_made_is_a_write_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_a_write_error(tmp_path: Path) -> None:
     (tmp_path / "clips").write_text("a file where the folder should be")
     with pytest.raises(StoreWriteError, match="cannot be written"):
         FeatureStore(tmp_path).write(stored())
 
 
-def test_temporary_files_of_a_killed_run_are_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_only_temporary_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     store = FeatureStore(tmp_path)
     store.write(stored())
-    rest = store.path("clip").with_name("clip.h5.0123abcd.writing")
-    rest.write_bytes(b"half")
+    leftover = store.path("clip").with_name("clip.h5.0123abcd.writing")
+    leftover.write_bytes(b"half")
     store.remove_leftovers()
-    assert not rest.exists()
+    assert not leftover.exists()
     assert store.read("clip").id == "clip"
 
 
-def test_a_source_is_the_same_by_its_content(tmp_path: Path) -> None:
+def test_sources_are_compared_by_content(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(b"one")
     known = SourceFile.of(path)
     assert known.sha256 == "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"  # sha256sum's
     assert known.same_content(path)
-    os.utime(path, ns=(0, 0))  # touched: the hash decides
+    os.utime(path, ns=(0, 0))  # another time, so the hash decides
     assert known.same_content(path)
     path.write_bytes(b"two")
     os.utime(path, ns=(0, 0))
     assert not known.same_content(path)
     path.write_bytes(b"three")
     assert not known.same_content(path)
-    # another file of equal size and time, as archives without times give them
+    # Another file of equal size and time, as archives without times contain them.
     other = tmp_path / "b.mp4"
     other.write_bytes(b"two")
     os.utime(other, ns=(known.mtime_ns, known.mtime_ns))

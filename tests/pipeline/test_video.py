@@ -1,4 +1,4 @@
-"""The frames shown at whole seconds are selected exactly; a number drawn into each test frame identifies it."""
+"""Selection of the frames shown at whole seconds; the number drawn into each test frame identifies it."""
 
 import hashlib
 from fractions import Fraction
@@ -33,7 +33,7 @@ def numbers(chosen, frame_number):
 
 
 @pytest.mark.parametrize("fps", [FILM, 25, NTSC, 30, 50, 60])
-def test_ten_seconds_give_ten_instants_at_every_rate(make_clip, frame_number, tmp_path, fps):
+def test_ten_seconds_give_ten_instants_at_every_frame_rate(make_clip, frame_number, tmp_path, fps):
     clip = make_clip(tmp_path / "clip.mp4", seconds=10, fps=fps, audio_codec=None, gop=250)
     chosen, _ = select(clip)
     assert numbers(chosen, frame_number) == [int(t * Fraction(fps)) for t in range(10)]
@@ -83,7 +83,7 @@ def test_instants_are_counted_from_the_start_of_the_stream(make_clip, frame_numb
     assert not any(one.late for one in chosen)
 
 
-def test_a_clip_that_ends_early_repeats_nothing(make_clip, frame_number, tmp_path):
+def test_a_clip_that_ends_early_repeats_no_frame(make_clip, frame_number, tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", seconds=3.04)
     assert numbers(select(clip)[0], frame_number) == [0, 25, 50, 75]
     assert numbers(select(make_clip(tmp_path / "whole.mp4", seconds=3.0))[0], frame_number) == [0, 25, 50]
@@ -96,7 +96,7 @@ def test_decoding_stops_after_the_last_frame_needed(make_clip, tmp_path, suffix,
     clip = make_clip(tmp_path / f"clip.{suffix}", seconds=8, gop=gop, **CONTAINERS[suffix])
     chosen, decoder = select(clip, seconds=2)
     assert len(chosen) == 2
-    assert 26 <= decoder.decoded_count <= 26 + 17  # at most 16 frames are reordered
+    assert 26 <= decoder.decoded_count <= 26 + 17  # codecs reorder at most 16 frames
 
 
 def test_lookahead_frames_are_consecutive(make_clip, frame_number, tmp_path):
@@ -115,7 +115,7 @@ def test_lookahead_frames_may_overlap(make_clip, frame_number, tmp_path):
     assert shown == [[0, 1, 2, 3, 4, 5], [2, 3, 4, 5, 6, 7], *[[4, 5, 6, 7, 8, 9]] * 3]
 
 
-def test_too_few_frames_for_the_lookahead(make_clip, tmp_path):
+def test_a_clip_shorter_than_the_lookahead_fails(make_clip, tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", seconds=0.12)
     with pytest.raises(ClipError) as caught:
         select(clip, lookahead=3)
@@ -132,7 +132,7 @@ def test_too_few_frames_for_the_lookahead(make_clip, tmp_path):
         ("subtitle.mp4", b"1\n00:00:01,000 --> 00:00:02,000\nhello\n", "not_media"),
     ],
 )
-def test_files_that_are_not_media(tmp_path, name, content, reason):
+def test_a_file_that_is_not_media_fails_with_its_reason(tmp_path, name, content, reason):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ClipError) as caught:
@@ -156,14 +156,14 @@ def test_a_playlist_opens_no_other_file(make_clip, tmp_path, name):
     assert caught.value.reason == "not_media"
 
 
-def test_files_that_cannot_be_read(tmp_path):
+def test_a_file_that_cannot_be_read_fails(tmp_path):
     for path in (tmp_path, tmp_path / "absent.mp4", Path("nul\0byte.mp4")):
         with pytest.raises(ClipError) as caught:
             select(path)
         assert caught.value.reason == "unreadable_file"
 
 
-def test_unusual_file_names(make_clip, tmp_path):
+def test_files_with_unusual_names_are_read(make_clip, tmp_path):
     plain = make_clip(tmp_path / "plain.mp4", seconds=1)
     for name in (
         "-dash.mp4",
@@ -192,7 +192,7 @@ def test_frames_of_real_clips_equal_those_of_an_ffmpeg_decode(real_data, ffmpeg_
 
 
 @pytest.mark.real
-def test_a_span_of_a_real_clip(real_data, ffmpeg_frames):
+def test_frames_of_a_span_equal_those_of_an_ffmpeg_decode(real_data, ffmpeg_frames):
     compare_with_ffmpeg(real_data / "clips/vggsound/0nib7bMm8BA_15000_25000.mp4", ffmpeg_frames, start=3.37)
 
 
