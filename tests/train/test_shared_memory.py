@@ -272,7 +272,7 @@ import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import torch
 torch.multiprocessing.set_sharing_strategy("file_system")
-from test_buffers import loader, whole
+from test_shared_memory import loader, whole
 places = set()
 for batch in loader(40):
     assert whole(batch)
