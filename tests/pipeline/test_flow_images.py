@@ -118,13 +118,12 @@ def test_windows_are_the_same_as_for_computed_flow(clip: Path, tmp_path: Path) -
 def test_missing_images_are_an_error_that_names_what_is_missing(clip: Path, tmp_path: Path) -> None:
     folder = tmp_path / "flow"
     folder.mkdir()
-    assert failure(clip, folder) == (
-        "missing_flow_images",
-        f"{folder} holds neither v_Archery_g01_c01 nor u/v_Archery_g01_c01 with v/",
-    )
+    reason, text = failure(clip, folder)
+    assert reason == "missing_flow_images"
+    assert "neither v_Archery_g01_c01 nor u/v_Archery_g01_c01" in text
     cases = {
         "empty": (0, "there are none"),
-        "short": (40, "field 51 of the video is needed, but there are only 40 images"),
+        "short": (40, "only 40 images"),
     }
     for name, (count, message) in cases.items():
         (folder / name / clip.stem).mkdir(parents=True)

@@ -62,7 +62,7 @@ def extracted(path: Path, seconds: int = 3) -> ClipFeatures:
         pytest.param(BLACK[:12] + MOVING[:12], tone(0.5), {"black_video"}, id="black at 0 and 1 of 3 s"),
         pytest.param(BLACK[:6] + MOVING[:18], tone(0.5), set(), id="black at 0 s only"),
         pytest.param(MOVING[:10], tone(0.5, 1.25), {"short_audio", "short_video"}, id="short"),
-        pytest.param(STILL[:6], tone(0, 0.75), {"short_audio", "short_video", "silent_audio"}, id="one picture"),
+        pytest.param(STILL[:6], tone(0, 0.75), {"short_audio", "short_video", "silent_audio"}, id="one instant"),
     ],
 )
 def test_a_clip_gets_its_flags(
