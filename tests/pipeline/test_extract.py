@@ -12,12 +12,10 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from bmlpipe.manifests.common.errors import OptionError
 from bmlpipe.manifests.common.locks import exclusive_folder
 from bmlpipe.manifests.schema import Clip, Manifest, read_clips
 from bmlpipe.pipeline.extraction import worker as work
@@ -27,7 +25,6 @@ from bmlpipe.pipeline.extraction.run import run_extraction
 from bmlpipe.pipeline.front_ends.features import ArrayFeature, ClipFeatures, Feature, FlacSound, JpegSeries
 from bmlpipe.pipeline.front_ends.flow import FlowOptions
 from bmlpipe.pipeline.front_ends.frames import FrameOptions
-from bmlpipe.pipeline.front_ends.registry import FRONT_ENDS
 from bmlpipe.pipeline.front_ends.rgb_diff import RgbDiffOptions
 from bmlpipe.pipeline.front_ends.spectrogram import SpectrogramOptions
 from bmlpipe.pipeline.front_ends.waveform import WaveformOptions
@@ -35,7 +32,6 @@ from bmlpipe.pipeline.media.errors import ClipError
 from bmlpipe.pipeline.store.errors import ExtractionError, StoreWriteError
 from bmlpipe.pipeline.store.feature_file import FeatureStore
 from bmlpipe.pipeline.store.ledger import NOT_TRIED, known_rows, read_ledger
-from bmlpipe.shards.kinds import KINDS
 
 FRAMES = ExtractionRequest((FrameOptions(),), 3)
 BOTH = ExtractionRequest((FrameOptions(), SpectrogramOptions()), 3)
@@ -404,25 +400,3 @@ def test_a_file_that_cannot_be_read_fails_only_its_clip(videos: Path, tmp_path: 
     row = known_rows(tmp_path / "out")["a/one"]
     assert (row.status, row.reason) == ("failed", "unreadable_file")
     assert "Permission denied" in row.message
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (((FrameOptions(),), 0), "seconds is 0"),
-        (((SpectrogramOptions(),), None), "give --seconds"),
-        (((WaveformOptions(),), None), "give --seconds"),
-        (((), 10), "no feature kind"),
-        (((FrameOptions(), FrameOptions()), 10), "frames is named twice"),
-    ],
-)
-def test_an_invalid_request_is_refused_when_it_is_created(arguments: tuple[Any, ...], message: str) -> None:
-    with pytest.raises(OptionError, match=message):
-        ExtractionRequest(*arguments)
-
-
-def test_a_request_lists_its_kinds_in_the_order_of_the_table() -> None:
-    request = ExtractionRequest((WaveformOptions(), FlowOptions(), FrameOptions()), 3)
-    assert request.kinds == tuple(request.parameters) == ("frames", "flow", "waveform")
-    assert request.only({"flow"}).kinds == ("flow",)
-    assert set(FRONT_ENDS) == set(KINDS)

@@ -100,7 +100,12 @@ def test_few_remote_shards_are_downloaded(tmp_path: Path, monkeypatch: pytest.Mo
     fetched: list[int] = []
     assert reader.remote is not None
     original = reader.remote.open
-    monkeypatch.setattr(reader.remote, "open", lambda shard: (fetched.append(shard), original(shard))[1])
+
+    def record(shard: int) -> Any:
+        fetched.append(shard)
+        return original(shard)
+
+    monkeypatch.setattr(reader.remote, "open", record)
     keys = [sample.key for sample in samples_from_shards(reader, SampleSelection(count=6))]
     assert len(set(keys)) == 6
     assert len(set(fetched)) == 1
