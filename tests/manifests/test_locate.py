@@ -79,7 +79,7 @@ def test_file_names_are_preferred_in_a_fixed_order(tmp_path: Path) -> None:
         "a/aaaaaaaaaaa_0_10000.mp4",
     ]
     touch(tmp_path, *names, "zz/aaaaaaaaaaa_000000.mp4")
-    for name in names:  # each wins over those after it
+    for name in names:  # each is preferred to the following ones
         assert found("vggsound", tmp_path, "aaaaaaaaaaa_000000") == name
         (tmp_path / name).unlink()
         (tmp_path / "zz/aaaaaaaaaaa_000000.mp4").unlink(missing_ok=True)

@@ -265,7 +265,7 @@ def test_ucf101_three_reads_the_lists_of_ucf101(tmp_path: Path) -> None:
 def test_ucf101_validation_takes_whole_groups(tmp_path: Path) -> None:
     clips = read_manifest("ucf101", ucf101(tmp_path), fold=2).clips
     val = {clip.group for clip in clips if clip.split == "val"}
-    assert len(val) == 2  # 10 of 90 clips, for an aim of 9
+    assert len(val) == 2  # 10 of 90 clips, close to the share of 9
     assert not val & {clip.group for clip in clips if clip.split == "train"}
 
 

@@ -45,7 +45,7 @@ def write(out: Path, splits: dict[str, list[Sample]], per_shard: int = 3) -> Pat
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """Three shards: samples k00 … k02, k03 … k05, and k06, k07 of val."""
+    """Two shards of train with samples k00 to k02 and k03 to k05, and one of val with k06 and k07."""
     return write(tmp_path / "shards", {"train": [sample(n) for n in range(6)], "val": [sample(n) for n in range(6, 8)]})
 
 

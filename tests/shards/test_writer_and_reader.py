@@ -324,7 +324,7 @@ def edit(folder: Path, **changes: object) -> None:
 
 def test_a_later_version_of_the_index_is_refused_before_its_contents_are_read(shards: Path) -> None:
     edit(shards, version=2, samples={"rows": 20}, shards="elsewhere", compression="zstd")
-    with pytest.raises(ShardError, match=r"format version 2, this program reads version 1: use the bmlpipe that wrote"):
+    with pytest.raises(ShardError, match=r"format version 2.* reads version 1"):
         read_index(shards)
 
 

@@ -160,7 +160,7 @@ def test_a_run_ends_with_a_summary_and_a_status_for_the_share_of_failures(videos
     assert "folder: 10 clips (train 6, val 4, test 0); 10 to do, 0 done before" in result.stderr
     assert "10 of 10 clips" in result.stderr
     assert "not_media 2" in result.stderr
-    assert "Error: 2 of 10 clips failed, more than --max-failed 0.05: see the reasons in" in result.stderr
+    assert "Error: 2 of 10 clips failed, more than --max-failed 0.05" in result.stderr
     assert extract(videos, "--max-failed", 0.2).exit_code == 0
     assert extract(videos, "--max-failed", 0.19).exit_code == 1
 
@@ -277,7 +277,7 @@ def test_ctrl_c_on_a_terminal_ends_without_a_traceback_and_with_a_full_ledger(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # the children of a background job ignore it
     )
     wait_until(lambda: len(list(out.glob("clips/*/*.h5"))) >= 5, process)
     os.killpg(process.pid, signal.SIGINT)
@@ -399,7 +399,8 @@ def test_an_ambiguous_or_missing_default_is_an_error_with_the_candidates(project
     bmlpipe("extract", "--dataset", "folder", "--kinds", "frames", "--workers", 0, "--out", "features/again")
     result = bmlpipe("shard")
     assert result.exit_code == 1
-    assert "features/again, features/folder. Name one with --features." in result.stderr
+    assert "features/again, features/folder" in result.stderr
+    assert "--features" in result.stderr
     assert bmlpipe("shard", "--dataset", "folder").exit_code == 0
 
 

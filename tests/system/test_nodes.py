@@ -195,7 +195,7 @@ def test_training_on_two_nodes_equals_one_host_and_resumes_after_the_loss_of_a_n
     wait_until(lambda: "has lost another rank" in nodes[1].output, nodes[1], seconds=LIMIT, log=lambda: nodes[1].output)
     nodes[1].end()  # torchrun itself keeps waiting for the rendezvous on a node without a network
     for rank, node in enumerate(nodes):
-        assert f"rank {rank} of 2, on node{rank}, has lost another rank: it has ended, or it did not" in node.output
+        assert f"rank {rank} of 2, on node{rank}, has lost another rank" in node.output
         assert "within 4 s" in node.output
     assert alone.result() == 0, alone.output
     assert 5 < len(rows(out)) < 48 == len(rows(whole))
@@ -260,5 +260,5 @@ def test_extraction_continues_without_a_lost_host_and_rejects_a_host_without_the
     assert blind.result() == 0  # Dask has retired it
     (refused,) = [line for line in extract.output.splitlines() if "retired worker" in line]
     assert "on node2: " in refused
-    assert "it does not see it: mount the same folder of videos at the same place" in refused
+    assert "mount the same folder of videos" in refused
     assert not list(out.glob(".run-*"))

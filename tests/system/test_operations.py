@@ -219,7 +219,7 @@ def test_stopped_sharding_keeps_the_old_set_and_leaves_no_other_files(
         process.send_signal(signal.SIGTERM)
         stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (143, "")
-    assert "nothing was changed; run the same command again" in stderr
+    assert "nothing was changed" in stderr
     assert {path.name: path.read_bytes() for path in shards.iterdir()} == before
     assert sorted(path.name for path in videos.parent.iterdir()) == ["out", "shards", "videos"]
     done = subprocess.run(fake(0, *words, "--seed", 2), capture_output=True, text=True, check=False, timeout=60)
