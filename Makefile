@@ -23,13 +23,13 @@ demo: $(READY)  ## Make a small data set of real video files, extract, shard, tr
 	$(BIN)/bmlpipe demo --out demo
 
 # One process per core; tests marked xdist_group("both_cores") start several processes and run one after the other.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
+PYTEST := $(BIN)/python -m pytest --numprocesses auto
 
 test: $(READY) .typing  ## Run all tests
-	$(PYTEST)
+	$(PYTEST) --dist loadgroup
 
 test-fast: $(READY) .typing  ## Run the tests that take less than a few seconds each (under 2 minutes in all)
-	$(PYTEST) -m "not slow"
+	$(PYTEST) --dist worksteal -m "not slow"
 
 check: $(READY) .typing  ## Lint, format and types
 	$(BIN)/ruff check .

@@ -16,6 +16,8 @@ from bmlpipe.pipeline.media.errors import ClipError
 from bmlpipe.pipeline.media.ffmpeg_program import FFmpeg
 from bmlpipe.pipeline.media.video import ClipSpan, VideoDecoder, select_frames_at_instants
 
+pytestmark = pytest.mark.slow
+
 FRAMES = FrameOptions(short_side=80)
 SOUND = SpectrogramOptions()
 

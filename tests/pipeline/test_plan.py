@@ -106,6 +106,7 @@ def memory(work: Callable[[], object]) -> tuple[int, int]:
     return peak, after
 
 
+@pytest.mark.slow
 def test_memory_per_row_is_small(tmp_path: Path) -> None:
     """Memory for reading the annotations, and for planning and running, by tracemalloc; all clips are absent."""
     (tmp_path / "videos").mkdir()

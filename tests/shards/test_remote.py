@@ -108,6 +108,7 @@ class SlowFileSystem(AsyncFileSystem):
         return data
 
 
+@pytest.mark.slow
 def test_ranges_shrink_when_large_ones_time_out(local: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     fsspec.register_implementation("interrupted", SlowFileSystem, clobber=True)
     SlowFileSystem.folder, SlowFileSystem.most = local, 5000
@@ -123,6 +124,7 @@ def test_ranges_shrink_when_large_ones_time_out(local: Path, cache: Cache, monke
         reader[0]
 
 
+@pytest.mark.slow
 def test_s3_addresses_are_read(local: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     moto = pytest.importorskip("moto.server", reason="moto and flask are not installed")
     pytest.importorskip("s3fs")

@@ -135,6 +135,7 @@ def test_the_limit_holds_at_every_moment(local: Path, cache: Cache) -> None:
     assert len(names(cache)) == 4  # index.json, samples.npy and two shards
 
 
+@pytest.mark.slow
 def test_two_processes_download_each_file_once(server: Server, local: Path, cache: Cache) -> None:
     server.faults[FIRST] = ["slow"]  # both request it during the download
     code = f"""

@@ -51,6 +51,7 @@ def test_a_download_restarts_if_the_server_has_no_ranges(server: Server, local: 
     assert server.count()[FIRST] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "attempts", "words"),
     [

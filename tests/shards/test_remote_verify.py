@@ -16,7 +16,7 @@ from bmlpipe.shards.errors import ShardError
 from bmlpipe.shards.remote import cache as cache_module
 from bmlpipe.shards.verify.compare import verify
 
-pytestmark = pytest.mark.usefixtures("isolated_environment")
+pytestmark = [pytest.mark.usefixtures("isolated_environment"), pytest.mark.slow]
 
 
 def damage(folder: Path, at: int) -> None:

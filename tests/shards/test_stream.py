@@ -162,6 +162,7 @@ def test_ranks_and_workers_share_the_shards(shards: Path, monkeypatch: pytest.Mo
         assert sorted(found[0] + found[1]) == sorted(expected(ShardReader(shards), "train"))
 
 
+@pytest.mark.slow
 def test_too_few_shards_are_refused(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = webdataset_pipeline(shards, "val")
     assert len(loaded(pipeline, 2)) == SIZES["val"]

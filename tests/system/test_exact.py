@@ -19,6 +19,8 @@ from bmlpipe.pipeline.media.ffmpeg_program import FFmpeg
 from bmlpipe.pipeline.media.h264_skip import decode_needed_frames
 from bmlpipe.pipeline.media.video import ClipSpan, VideoDecoder, select_frames_at_instants
 
+pytestmark = pytest.mark.slow
+
 QUIET = {"x265-params": "log-level=none"}
 FAST = {"deadline": "realtime", "cpu-used": "8"}
 CODECS = {  # encoder, its options, containers

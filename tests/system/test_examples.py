@@ -67,6 +67,7 @@ def test_modulation_balances_a_plain_loop(plain_runs: dict[str, dict[str, float]
     assert_balanced(plain_runs)
 
 
+@pytest.mark.slow
 def test_a_plain_loop_resumes_bit_for_bit() -> None:
     plain_loop = example("plain_loop")
     undisturbed, first, second = (plain_loop.Training(OPM(), OGM()) for _ in range(3))

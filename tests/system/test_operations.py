@@ -30,7 +30,7 @@ from bmlpipe.pipeline.store.ledger import read_ledger
 from bmlpipe.train.runs.folder import RunFolder
 from bmlpipe.train.runs.status import progress
 
-pytestmark = pytest.mark.xdist_group("both_cores")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("both_cores")]
 
 CLIPS = 40
 

@@ -180,6 +180,7 @@ def test_rows_of_missing_modalities_are_kept_while_the_model_is_the_same(run: Pa
     assert content(run)["missing"] == []
 
 
+@pytest.mark.slow
 def test_probes_equal_an_independent_computation_on_exported_features(run: Path) -> None:
     parts = {}
     for split in ("train", "val", "test"):

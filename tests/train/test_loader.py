@@ -266,6 +266,7 @@ with reading(make_loader(data, [[BatchItem(0, number)] for number in range(40)],
 """
 
 
+@pytest.mark.slow
 def test_an_error_in_the_loop_ends_the_workers_and_the_program(toy_shards: Path) -> None:
     command = [sys.executable, "-c", ENDS_WITH_AN_ERROR, str(toy_shards)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

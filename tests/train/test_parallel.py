@@ -195,6 +195,7 @@ print(during, threads())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="a process's threads are counted in /proc")
 @pytest.mark.parametrize(("how", "end"), [("gone", True), ("held", False), ("error", False)])
 def test_the_threads_of_a_group_end_with_it(how: str, end: bool) -> None:

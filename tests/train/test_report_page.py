@@ -26,6 +26,8 @@ from bmlpipe.train.config.parsing import parse
 from bmlpipe.train.report.page import write_page
 from bmlpipe.train.runs.run_reader import read_run
 
+pytestmark = pytest.mark.slow
+
 EVIL = [
     "<script>alert(1)</script>",
     '"quoted" & <b>bold</b>',

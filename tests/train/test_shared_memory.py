@@ -244,6 +244,7 @@ def test_a_loader_can_stop_early_and_start_again() -> None:
     del again, held, batch
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_loop_and_leaves_nothing_behind() -> None:
     """In a process of its own: torch raises its error in whatever that process does when the signal arrives."""
     code = f"""
@@ -263,6 +264,7 @@ held += list(coming)
     wait_until(lambda: left_files() <= files, "shared memory was left behind")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_left")
 def test_an_error_in_a_worker_is_raised_here() -> None:
     options = {"batch_sampler": None, "num_workers": 1, "timeout": 60}
