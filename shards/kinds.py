@@ -39,8 +39,7 @@ class FeatureKind:
         member: Name of its tar members. Picture kinds have the fields `{instant}` (whole seconds from the clip's
             start), `{step}` (position in the stack of consecutive pictures) and `{component}`.
         channels: Number of input channels per picture of the stack; 1 for arrays and sound.
-        time_axis: Axis of a sample's array that is time.
-        fixed_length: Every sample has the same length along `time_axis`, so that extraction needs `--seconds`.
+        fixed_length: Every sample has the same length in time, so that extraction needs `--seconds`.
         default: The modality reads this kind unless another one is named.
         first_member: Name of the member at step 0, if it differs from `member`.
         components: Names of the separate pictures that make up one step; one nameless component for colour pictures.
@@ -58,7 +57,6 @@ class FeatureKind:
     storage: Storage
     member: str
     channels: int
-    time_axis: int
     fixed_length: bool
     default: bool = True
     first_member: str | None = None
@@ -133,7 +131,6 @@ _ROWS = (
         storage=Storage.JPEG,
         member="frame_{instant:03d}.jpg",
         channels=3,
-        time_axis=0,
         fixed_length=False,
         meta=("times", "height", "width"),
         imagenet=True,
@@ -146,7 +143,6 @@ _ROWS = (
         storage=Storage.NPY,
         member="spectrogram.npy",
         channels=1,
-        time_axis=1,
         fixed_length=True,
     ),
     FeatureKind(
@@ -157,7 +153,6 @@ _ROWS = (
         storage=Storage.JPEG,
         member="flow_{instant:03d}_{step:02d}_{component}.jpg",
         channels=2,
-        time_axis=0,
         fixed_length=False,
         components=("x", "y"),
         mirrored=frozenset("x"),
@@ -172,7 +167,6 @@ _ROWS = (
         member="rgb_diff_{instant:03d}_{step:02d}.jpg",
         first_member="rgb_diff_{instant:03d}.jpg",
         channels=3,
-        time_axis=0,
         fixed_length=False,
         meta=("times", "height", "width"),
     ),
@@ -184,7 +178,6 @@ _ROWS = (
         storage=Storage.FLAC,
         member="waveform.flac",
         channels=1,
-        time_axis=0,
         fixed_length=True,
         default=False,
         normalisation="clip",

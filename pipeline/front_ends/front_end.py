@@ -97,7 +97,7 @@ class PictureOptions(FrontEndOptions):
 
 
 class PictureFrontEnd(ABC):
-    """A feature kind of one clip in the making, picture by picture.
+    """Computes one feature kind of one clip, frame by frame.
 
     Args:
         decoder: The video.

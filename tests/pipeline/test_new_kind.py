@@ -34,7 +34,6 @@ LOUDNESS = FeatureKind(
     storage=Storage.NPY,
     member="loudness.npy",
     channels=1,
-    time_axis=1,
     fixed_length=True,
     default=False,
 )
@@ -46,7 +45,6 @@ THUMBNAIL = FeatureKind(
     storage=Storage.JPEG,
     member="thumbnail_{instant:03d}.jpg",
     channels=1,
-    time_axis=0,
     fixed_length=False,
     default=False,
     meta=("times", "height", "width"),

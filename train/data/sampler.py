@@ -3,7 +3,7 @@
 A global batch is a slice of the order of samples (`bmlpipe.shards.mixture_order`), a micro-batch is a slice of the
 global batch, and the part of a rank is a slice of the micro-batch. So the samples of a step do not depend on the number
 of ranks, micro-batches or workers, and the position of a run is its step. An epoch has a whole number of steps: its
-last, incomplete batch is dropped or padded. As every epoch has another order, dropping leaves no sample out for good.
+last, incomplete batch is dropped or padded. The order differs between epochs, so the dropped samples differ too.
 """
 
 from __future__ import annotations

@@ -82,8 +82,8 @@ def process_group(device: str = "auto", *, timeout: timedelta = TIMEOUT) -> Iter
     if not given:
         yield process
         return
-    # DistributedDataParallel imports this too. Imported after the group exists, it would hold the group and its threads
-    # for good.
+    # DistributedDataParallel imports this too. Imported after the group exists, it would keep the group and its threads
+    # alive until the process ends.
     from torch import _dynamo  # noqa: F401
 
     on_cuda, completed = process.device.type == "cuda", False
